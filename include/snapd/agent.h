@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * libsnapd-agent: what a VMM links to have its guest's memory harvested,
+ * snapshotted, rolled back and restored by snapd.
+ *
+ * A VMM adopts it by replacing four things:
+ *
+ *   ioctl(KVM_CREATE_VM) is followed by            snapd_vm_attach()
+ *   ioctl(KVM_SET_USER_MEMORY_REGION) becomes      snapd_vm_memslot()
+ *   ioctl(KVM_CREATE_VCPU) is followed by          snapd_vcpu_attach()
+ *   ioctl(KVM_RUN) becomes                         snapd_vcpu_run()
+ *
+ * and, when it emulates devices, by handing in callbacks that stop them, save
+ * them and load them.  Everything else (dirty ring set-up, harvesting, RESET,
+ * ring-full, pausing, vCPU and VM state, the connection to the service and its
+ * loss and return) happens inside.
+ *
+ * Without a running service the guest runs all the same: dirty frames gather
+ * in the sets, and the agent connects as soon as the service is there.
+ *
+ * Life of a VM, and what may be called when:
+ *
+ *   attach ──► memslot*, vcpu_attach* ──► vcpu_run (each vCPU on its own
+ *   thread) ──► detach (after every vCPU thread has left vcpu_run for good)
+ *
+ * snapd_vm_memslot(), _mark_dirty() and the consumer calls may be made at any
+ * time between attach and detach, from any thread but a callback.
+ *
+ * Errors: 0, or a negative errno; snapd_vm_error() has the reason in words.
+ * The library never exits, never prints (see the log callback), blocks every
+ * signal in its own threads, and uses exactly one signal, for kicking vCPUs.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct kvm_run;
+struct snapd_vm;           /* opaque; made by snapd_vm_attach() */
+struct snapd_vcpu;         /* opaque; freed with its VM */
+struct snapd_consumer;     /* opaque; a named set of dirty frames of its own */
+struct snapd_state_writer; /* opaque; valid within the save callback */
+struct snapd_state_reader; /* opaque; valid within the load callback */
+
+/*
+ * Where KVM calls go: NULL means the kernel.  A simulated or instrumented KVM
+ * gives its own.  Semantics are those of ioctl(2), mmap(2), munmap(2).
+ */
+struct snapd_kvm_ops {
+	int (*ioctl)(void *opaque, int fd, unsigned long request, void *arg);
+	void *(*mmap)(void *opaque, size_t len_bytes, int prot, int flags, int fd, int64_t offset);
+	int (*munmap)(void *opaque, void *addr, size_t len_bytes);
+	void *opaque;
+};
+
+/*
+ * One memslot.  `slot`, `as_id`, `gpa`, `hva`, READONLY are the VMM's, as it
+ * would give them to KVM; the agent keeps kernel slot ids of its own and never
+ * reuses one while a ring may still hold entries of it, so the VMM may delete,
+ * reuse and resize its ids as it likes.
+ */
+#define SNAPD_SLOT_READONLY (1u << 0)
+/* With size_bytes = 0: the memory behind the slot is gone for good (hot-unplug),
+ * not only out of sight; its pending dirty bits and its identity are dropped. */
+#define SNAPD_SLOT_GONE (1u << 1)
+
+struct snapd_memslot {
+	uint32_t slot;       /* the VMM's id, unique in its address space */
+	uint16_t as_id;      /* KVM address space, 0 unless SMM */
+	uint16_t flags;      /* SNAPD_SLOT_* */
+	uint64_t gpa;        /* bytes, page aligned */
+	uint64_t size_bytes; /* 0 deletes the slot */
+	void *hva;           /* the VMM's own MAP_SHARED mapping of fd at fd_offset */
+	int fd;              /* memfd, hugetlbfs or shm file; borrowed, duplicated inside; -1 for ROM */
+	uint32_t reserved;
+	uint64_t fd_offset; /* bytes, page aligned */
+};
+
+enum snapd_log_level {
+	SNAPD_LOG_ERR = 3,
+	SNAPD_LOG_WARN = 4,
+	SNAPD_LOG_NOTICE = 5,
+	SNAPD_LOG_INFO = 6,
+	SNAPD_LOG_DEBUG = 7,
+};
+
+/*
+ * All callbacks are optional and run on the agent's own thread, never on a
+ * vCPU's.  Between quiesce and unquiesce every vCPU is stopped.  They must not
+ * call back into the agent, except that quiesce, save and load may call
+ * snapd_vm_mark_dirty().
+ *
+ *   quiesce    stop every writer of guest memory other than vCPUs, and finish
+ *              its snapd_vm_mark_dirty() calls.  0, or -errno to refuse the
+ *              snapshot.
+ *   save       describe the devices with snapd_state_put().
+ *   load       bring the devices to that state with snapd_state_get(); guest
+ *              memory already is what it was.
+ *   layout     after a rollback or restore changed the memslots: the VMM's
+ *              view, as if it had made these snapd_vm_memslot() calls itself.
+ *   unquiesce  go on.
+ *   log        one line, no newline.
+ */
+struct snapd_vm_callbacks {
+	int (*quiesce)(void *opaque);
+	void (*unquiesce)(void *opaque);
+	int (*save)(void *opaque, struct snapd_state_writer *w);
+	int (*load)(void *opaque, const struct snapd_state_reader *r);
+	void (*layout)(void *opaque, const struct snapd_memslot *slots, size_t nr_slots);
+	void (*log)(void *opaque, enum snapd_log_level level, const char *line);
+};
+
+/* Fail the attach when the service cannot be reached, rather than go on
+ * without it and connect later. */
+#define SNAPD_ATTACH_REQUIRE_SERVICE (1u << 0)
+/* Leave SLOT_ZAP_ALL alone.  By default the agent disables that x86 quirk where
+ * KVM allows, so that deleting one slot does not make the whole working set
+ * fault and be reported dirty again. */
+#define SNAPD_ATTACH_KEEP_ZAP_QUIRK (1u << 1)
+
+struct snapd_vm_config {
+	uint32_t size_bytes; /* sizeof(struct snapd_vm_config): lets the struct grow */
+	uint32_t flags;      /* SNAPD_ATTACH_* */
+	int kvm_fd;          /* /dev/kvm; borrowed */
+	int vm_fd;           /* from KVM_CREATE_VM, no vCPU made yet; borrowed until detach */
+	const char *name;    /* NULL: $SNAPD_VM_NAME, else "vm-PID" */
+	const char *socket;  /* NULL: $SNAPD_AGENT_SOCKET, else /run/snapd/agent.sock */
+	const char *restore; /* snapshot to start from; NULL: $SNAPD_RESTORE, else none */
+	uint32_t ring_entries; /* per vCPU, a power of two; 0: as many as the kernel allows */
+	int kick_signal;       /* 0: SIGRTMIN + 4.  The agent installs its handler. */
+	uint32_t max_vcpus;    /* 0: 256 */
+	uint32_t harvest_min_us; /* pacing of the harvest thread; 0: 1000 */
+	uint32_t harvest_max_us; /* 0: 50000 */
+	const struct snapd_vm_callbacks *callbacks; /* NULL: none; borrowed until detach */
+	void *opaque;                               /* handed to every callback */
+	const struct snapd_kvm_ops *kvm;            /* NULL: the kernel; borrowed until detach */
+};
+
+/*
+ * Attach a VM: enable its dirty rings, make its sets, start the agent's thread
+ * and connect to the service.
+ *
+ * Must come before the first KVM_CREATE_VCPU: the kernel enables the ring only
+ * then (Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING).
+ *
+ * -EINVAL  bad configuration, or a vCPU exists already
+ * -ENOTSUP this KVM has no dirty ring
+ * -ENOTCONN SNAPD_ATTACH_REQUIRE_SERVICE and no service
+ * -EEXIST  the service already has a live VM of that name
+ * On failure *ret is NULL and snapd_vm_error(NULL) has the reason (per thread).
+ */
+int snapd_vm_attach(const struct snapd_vm_config *config, struct snapd_vm **ret);
+
+/* Stop the agent's thread and free everything.  No vCPU thread may be inside
+ * snapd_vcpu_run().  Accepts NULL. */
+void snapd_vm_detach(struct snapd_vm *vm);
+
+/*
+ * Add (size_bytes > 0) or delete (0) a memslot.  Stands for
+ * ioctl(KVM_SET_USER_MEMORY_REGION); KVM_MEM_LOG_DIRTY_PAGES is always set on
+ * writable slots.  Blocks while a snapshot has the VM paused, unless called on
+ * a vCPU's thread.  vCPUs may be running: stores that hit the hole leave
+ * snapd_vcpu_run() as KVM_EXIT_MMIO, and the VMM has to apply and mark them.
+ *
+ * -EINVAL  misaligned, or: private memory (fd = -1, not a shared file, or hva
+ *          is not a MAP_SHARED mapping of it), which the service cannot see
+ * -EEXIST  overlaps another slot, or the id is taken
+ * -ENOENT  no such slot
+ * other    as KVM returned it
+ */
+int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot);
+
+/*
+ * Tell that the VMM itself wrote guest memory [gpa, gpa + len) in address
+ * space 0: KVM never sees such writes.  Call it *after* the write, and before
+ * the quiesce callback returns.  Cheap (an atomic OR per page and consumer).
+ * Ranges without memory are ignored: a hole's backing is marked under the
+ * address at which it was last seen.
+ */
+int snapd_vm_mark_dirty(struct snapd_vm *vm, uint64_t gpa, uint64_t len_bytes);
+
+/* Attach a vCPU.  `vcpu_fd` is borrowed until detach. */
+int snapd_vcpu_attach(struct snapd_vm *vm, int vcpu_fd, uint32_t vcpu_id, struct snapd_vcpu **ret);
+
+/* The shared kvm_run page of the vCPU; valid until detach. */
+struct kvm_run *snapd_vcpu_kvm_run(struct snapd_vcpu *vcpu);
+
+/*
+ * Run the vCPU on the calling thread, which becomes the vCPU's thread.  Stands
+ * for ioctl(KVM_RUN) and returns as it does, except that dirty-ring-full exits,
+ * pauses, and saving and loading of state are handled inside and never seen.
+ *
+ * 0        look at kvm_run->exit_reason
+ * -EINTR   a signal that is not the agent's arrived
+ * -ECANCELED snapd_vm_stop() was called: leave the loop
+ * -EIO     the dirty ring is dead (KVM overran it); the guest cannot go on
+ * other    as KVM returned it
+ */
+int snapd_vcpu_run(struct snapd_vcpu *vcpu);
+
+/* Make every snapd_vcpu_run(), now and later, return -ECANCELED. */
+void snapd_vm_stop(struct snapd_vm *vm);
+
+/* Stop all vCPUs at an instruction boundary and wait for it; nests with the
+ * service's own pauses.  Not from a vCPU's thread.  -ETIMEDOUT after
+ * timeout_ms (0: 10 s), and the VM runs on. */
+int snapd_vm_pause(struct snapd_vm *vm, uint32_t timeout_ms);
+void snapd_vm_resume(struct snapd_vm *vm);
+
+/* State of devices, in named, versioned pieces.  Names are at most 31 bytes.
+ * put: copies `data`.  get: *data is borrowed until the callback returns;
+ * -ENOENT when the snapshot has no such piece. */
+int snapd_state_put(struct snapd_state_writer *w, const char *name, uint32_t instance,
+		    uint16_t version, const void *data, size_t len_bytes);
+int snapd_state_get(const struct snapd_state_reader *r, const char *name, uint32_t instance,
+		    uint16_t *version, const void **data, size_t *len_bytes);
+
+/*
+ * Consumers inside the VMM (a framebuffer, a working-set recorder): each has a
+ * set of its own, which only it empties, so that no consumer can take another's
+ * dirty bit.  A new consumer starts with every frame dirty.
+ */
+int snapd_consumer_create(struct snapd_vm *vm, const char *name, struct snapd_consumer **ret);
+void snapd_consumer_destroy(struct snapd_consumer *consumer);
+/* Harvest, then move up to `max` dirty frames (GPA / page size, ascending) into
+ * gfns[]; returns how many, 0 when none are left.  `again` is 0 for the first
+ * call of a pass and 1 to continue it without another harvest. */
+long snapd_consumer_take(struct snapd_consumer *consumer, uint64_t *gfns, size_t max, int again);
+
+/* Figures since attach; all counts monotonic. */
+struct snapd_vm_stats {
+	uint64_t harvested;    /* ring entries collected */
+	uint64_t reset;        /* ring entries given back */
+	uint64_t published;    /* frames set in the capture set, repeats included */
+	uint64_t ring_full;    /* KVM_EXIT_DIRTY_RING_FULL seen */
+	uint64_t unresolved;   /* entries that named no slot; each made all memory dirty */
+	uint64_t host_marks;   /* frames marked by snapd_vm_mark_dirty() */
+	uint64_t kicks;        /* signals sent to vCPUs */
+	uint64_t pauses;       /* whole-VM pauses */
+	uint64_t reconnects;   /* times the service came (back) */
+	uint64_t slot_changes; /* memslots added or deleted */
+};
+void snapd_vm_get_stats(struct snapd_vm *vm, struct snapd_vm_stats *ret);
+
+/* The reason of the last failed call on this thread; "" when none.  `vm` is
+ * unused and may be NULL.  Valid until the next call on this thread. */
+const char *snapd_vm_error(const struct snapd_vm *vm);
+
+#ifdef __cplusplus
+}
+#endif

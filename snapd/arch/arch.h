@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * arch: saving and loading what KVM knows of a VM and its vCPUs.
+ *
+ * To add an architecture:
+ *   1. write snapd/arch/NAME.c with one `const struct arch_ops arch_NAME`;
+ *   2. add it to arch_host() below and to snapd/meson.build;
+ *   3. choose record names "NAME.what" (state.h) and describe each payload and
+ *      its version in docs/format.md;
+ *   4. give tests/unit/test_arch.c a script of the ioctls in the order that the
+ *      kernel wants, and tests/kvm the round trip on real hardware.
+ *
+ * Every op: 0 or -errno with the reason in *e.  vcpu_save and vcpu_load run on
+ * the vCPU's own thread with the vCPU out of KVM_RUN; the others run on the
+ * agent's thread with every vCPU stopped.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "include/snapd/agent.h"
+#include "snapd/state.h"
+#include "snapd/util/err.h"
+
+struct kvm_run;
+
+struct arch_vm {
+	const struct snapd_kvm_ops *kvm; /* never NULL here */
+	int kvm_fd;
+	int vm_fd;
+};
+
+struct arch_ops {
+	const char *name;         /* "x86_64" */
+	uint32_t address_spaces;  /* that KVM may number here: 2 on x86 (SMM) */
+	uint32_t ring_page_offset; /* of the dirty ring in the vCPU fd, in pages */
+
+	/* Describe the host: "host.*" records. */
+	int (*host_save)(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
+	/* Can this host run that state?  -ENOTSUP and the reason if not. */
+	int (*host_check)(const struct arch_vm *vm, const struct snapd_state_reader *r,
+			  struct err *e);
+	int (*vm_save)(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
+	int (*vm_load)(const struct arch_vm *vm, const struct snapd_state_reader *r,
+		       struct err *e);
+	/* Completes a pending MMIO/PIO read first (KVM_RUN with immediate_exit). */
+	int (*vcpu_save)(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
+			 struct snapd_state_writer *w, struct err *e);
+	int (*vcpu_load)(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
+			 const struct snapd_state_reader *r, struct err *e);
+};
+
+extern const struct arch_ops arch_x86_64;
+extern const struct arch_ops arch_aarch64;
+
+/* The one of the machine this was compiled for. */
+const struct arch_ops *arch_host(void);
+
+/* KVM calls of a VM, through its ops; 0.. as ioctl(2), or -errno. */
+int arch_ioctl(const struct arch_vm *vm, int fd, unsigned long request, void *arg);

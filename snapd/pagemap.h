@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pagemap: home GFN → loc in memory: what a VM's RAM is, or a snapshot was, in
+ * the store.  8 bytes a page in chunks of 512 frames, chunks found by hash, so
+ * holes in the address space cost nothing.  With fingerprints (running VMs) each
+ * chunk also has 64 bits of each page's id, to see that a page did not change
+ * without reading it back.  Not thread-safe; owned by one thread at a time.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "include/snapd/format.h"
+
+struct pagemap;
+
+int pagemap_create(bool with_fp, struct pagemap **ret);
+void pagemap_destroy(struct pagemap *m);
+int pagemap_clone(const struct pagemap *m, struct pagemap **ret);
+/* 0 (LOC_NONE) where nothing is known. */
+loc_t pagemap_get(const struct pagemap *m, uint64_t gfn);
+/* fp 0: not known. */
+uint64_t pagemap_fp(const struct pagemap *m, uint64_t gfn);
+int pagemap_set(struct pagemap *m, uint64_t gfn, loc_t loc, uint64_t fp);
+/* All of a run; loc as in a manifest (pages count up, ZERO and NONE do not). */
+int pagemap_set_run(struct pagemap *m, uint64_t gfn, uint64_t n, loc_t loc);
+uint64_t pagemap_nr(const struct pagemap *m);        /* entries other than NONE */
+uint64_t pagemap_nr_pages(const struct pagemap *m);  /* entries of kind PAGE */
+
+/* Entries other than NONE, ascending. */
+struct pagemap_iter {
+	const struct pagemap *m;
+	uint64_t *chunks; /* sorted chunk numbers, owned */
+	size_t nr_chunks, at;
+	uint32_t slot;
+};
+int pagemap_iter_init(struct pagemap_iter *it, const struct pagemap *m);
+void pagemap_iter_deinit(struct pagemap_iter *it);
+bool pagemap_iter_next(struct pagemap_iter *it, uint64_t *gfn, loc_t *loc);
+
+/* GFNs whose loc differs between a and b, ascending, in a malloc()ed array that
+ * the caller frees.  Whole equal chunks cost a memcmp. */
+int pagemap_diff(const struct pagemap *a, const struct pagemap *b, uint64_t **gfns, size_t *nr);

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * store: the directory of segments and the LMDB index as one thing: VMs,
+ * timelines, epochs, snapshots, pages.  Thread-safe, except that one epoch or
+ * one reader handle belongs to one thread at a time.
+ *
+ * A *timeline* is a line of epochs of one VM; it starts empty or forks from a
+ * point (timeline, epoch) of another.  An *epoch* is a durable set of page
+ * changes plus state; epoch numbers of a timeline count up from 1.  A *snapshot*
+ * names an epoch.  Point {t, 0} of a fork is its parent point.
+ *
+ * Commit order (I7), the only way anything becomes visible:
+ *   S1 page batches, state, manifest, epoch record are written to segments whose
+ *      directory entries are durable;
+ *   S2 fdatasync of each segment written;
+ *   S3 one LMDB transaction (synchronous): the epoch, the snapshot, the
+ *      segments' new tails.
+ * Before S3 ends nothing of the epoch is visible to anyone, and another epoch
+ * never refers to its pages.  After a crash the bytes behind the tails are free.
+ *
+ * Everything read from disk is checked: corrupt data gives -EUCLEAN and a reason
+ * that names segment, offset, and where known snapshot and GPA (I8).
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "include/snapd/format.h"
+#include "snapd/pageid.h"
+#include "snapd/pagemap.h"
+#include "snapd/util/err.h"
+
+struct store;
+struct epoch;
+
+struct store_config {
+	const char *dir;
+	bool create;            /* make it when it does not exist */
+	bool read_only;         /* beside a running daemon; no lock taken */
+	uint32_t segment_bytes; /* of new segments; 0: default */
+	uint64_t max_bytes;     /* hard limit of segments on disk; 0: none */
+	bool no_prove;          /* bench only: trust hashes */
+	/* Tests: as struct writer_config */
+	int (*fault)(void *opaque, int fd, uint64_t offset, size_t len);
+	void *fault_opaque;
+};
+
+/* -ENOENT no store there; -EBUSY another process has it; -EUCLEAN damaged (the
+ * reason says what to run); -EPROTO made by a newer version. */
+int store_open(const struct store_config *config, struct store **ret, struct err *e);
+void store_close(struct store *s);
+const uint8_t *store_uuid(const struct store *s);            /* 16 bytes */
+const struct page_secret *store_secret(const struct store *s);
+
+/* ---- VMs ---- */
+struct store_vm {
+	uint8_t id[16]; /* given by the store, stable for a name and owner */
+	char name[SNAPD_NAME_MAX];
+	uint32_t uid; /* owner */
+	char arch[16];
+	uint32_t page_size;
+	uint64_t created_ns; /* CLOCK_REALTIME */
+	char *cmdline;       /* of the last attach, NUL-separated; owned by the struct */
+	size_t cmdline_len;
+};
+void store_vm_deinit(struct store_vm *vm);
+/* Find by (name, uid) or add; updates arch, page size, cmdline. */
+int store_vm_register(struct store *s, struct store_vm *vm, struct err *e);
+int store_vm_get(struct store *s, const uint8_t id[16], struct store_vm *ret, struct err *e);
+
+/* ---- timelines ---- */
+struct store_timeline {
+	uint64_t id;
+	uint8_t vm[16];
+	struct snapd_point parent; /* {0,0}: starts empty */
+	uint64_t head;             /* last epoch, 0 none yet */
+	uint64_t created_ns;
+};
+int store_timeline_create(struct store *s, const uint8_t vm[16], struct snapd_point parent,
+			  uint64_t *ret, struct err *e);
+int store_timeline_get(struct store *s, uint64_t id, struct store_timeline *ret, struct err *e);
+
+/* ---- writing an epoch ---- */
+struct epoch_page {
+	uint64_t gfn;
+	const void *bytes; /* page_size; borrowed during the call; must not change */
+	struct pageid id;  /* of these bytes */
+};
+struct epoch_stats {
+	uint64_t pages_in;   /* given to epoch_put */
+	uint64_t zero, unchanged, duplicate, stored;
+	uint64_t collisions; /* equal hash, other bytes: stored apart */
+	uint64_t read_back;  /* pages read from disk for a proof */
+	uint64_t bytes_written; /* to segments, headers and blobs included */
+};
+
+/*
+ * Begin the epoch after `parent` on `timeline`.  `live` is the map at `parent`
+ * (borrowed until commit or abort, not changed before commit).
+ */
+int epoch_begin(struct store *s, const uint8_t vm[16], uint64_t timeline, uint32_t page_size,
+		struct pagemap *live, struct epoch **ret, struct err *e);
+/* Pages best come in ascending gfn.  A gfn given twice: the later bytes count. */
+int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e);
+/* Memory unplugged: these frames are no longer part of the VM. */
+int epoch_gone(struct epoch *ep, uint64_t gfn, uint64_t n, struct err *e);
+/* What a snapshot is; strings borrowed during the call. */
+struct snapshot_meta {
+	const char *name; /* NULL or unique for the VM */
+	const char *note; /* may be NULL */
+	const char *tags; /* comma-separated, may be NULL */
+	uint64_t pause_ns;
+	uint64_t taken_ns; /* CLOCK_REALTIME of the paused instant; 0: now */
+};
+/* Durable and visible, *live brought up to date, *ep freed; or the error, *live
+ * as before, and *ep still there for epoch_abort().  -EEXIST: the name is taken.
+ * -ENOSPC: disk or limit full. */
+int epoch_commit(struct epoch *ep, const void *state, size_t state_len,
+		 const struct snapshot_meta *meta, struct snapd_point *ret_point,
+		 uint64_t *ret_snapshot, struct epoch_stats *ret_stats, struct err *e);
+void epoch_abort(struct epoch *ep); /* accepts NULL */
+
+/* ---- snapshots ---- */
+struct store_snapshot {
+	uint64_t id; /* never reused; shown as decimal */
+	uint8_t vm[16];
+	char vm_name[SNAPD_NAME_MAX];
+	uint32_t uid;
+	uint32_t page_size;
+	struct snapd_point point;
+	struct snapd_point parent; /* point of the epoch before, across forks; {0,0} none */
+	uint64_t parent_snapshot;  /* nearest ancestor snapshot that still exists; 0 none */
+	uint64_t taken_ns, pause_ns;
+	uint64_t state_bytes;
+	uint64_t nr_changed; /* pages in its manifest */
+	struct epoch_stats stats;
+	char name[SNAPD_NAME_MAX]; /* "" when none */
+	char note[256];
+	char tags[256];
+};
+int store_snapshot_get(struct store *s, uint64_t id, struct store_snapshot *ret, struct err *e);
+/* "ID", "VM@ID", "VM@NAME", or "VM" (its newest); uid != 0 sees only its own.  -ENOENT. */
+int store_snapshot_find(struct store *s, const char *selector, uint32_t uid,
+			struct store_snapshot *ret, struct err *e);
+/* All (of one VM when vm is not NULL), ascending by id, in a malloc()ed array. */
+int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapshot **ret, size_t *nr,
+			struct err *e);
+/* Forget a snapshot; its pages stay as long as anything needs them.  -ENOENT. */
+int store_snapshot_delete(struct store *s, uint64_t id, struct err *e);
+
+/* ---- reading ---- */
+/* The whole map at a point; the caller destroys it. */
+int store_map_load(struct store *s, struct snapd_point at, bool with_fp, struct pagemap **ret,
+		   struct err *e);
+int store_state_load(struct store *s, struct snapd_point at, void **ret, size_t *len,
+		     struct err *e); /* malloc()ed */
+
+struct page_read {
+	uint64_t gfn; /* for error texts */
+	loc_t loc;
+	void *dst; /* page_size bytes */
+	int err;   /* 0 or -errno */
+};
+struct store_reader; /* an io_uring and buffers; one thread */
+int store_reader_create(struct store *s, uint32_t page_size, struct store_reader **ret,
+			struct err *e);
+void store_reader_destroy(struct store_reader *r);
+/* Read, check, and place pages; few large reads where locs are neighbours.  The
+ * array is reordered by loc.  Returns the first error, every req has its own. */
+int store_read_pages(struct store_reader *r, struct page_read *reqs, size_t nr, struct err *e);
+
+/* ---- figures ---- */
+struct store_stats {
+	uint64_t vms, timelines, epochs, snapshots;
+	uint64_t segments, segments_free;
+	uint64_t bytes_on_disk;  /* segments, allocated, and index */
+	uint64_t bytes_used;     /* segments up to their tails */
+	uint64_t bytes_index;
+	uint64_t bytes_logical;  /* sum over snapshots of their RAM, zero pages not counted */
+	uint64_t pages_stored;   /* page records in segments up to their tails */
+	uint64_t dedup_entries;
+};
+int store_get_stats(struct store *s, struct store_stats *ret, struct err *e);
+/* Drop segments in which no snapshot, timeline head or fork point needs
+ * anything; *freed bytes given back.  `live_timelines`: heads of running VMs. */
+int store_gc(struct store *s, const uint64_t *live_timelines, size_t nr, uint64_t *freed,
+	     struct err *e);
