@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * job: one piece of long work that a client asked for: a snapshot, a rollback, a
+ * verify…  Made by the control thread, run by the VM's thread (vm_submit()) or by
+ * a job thread (job_run_detached()), watched by any number of clients.
+ *
+ *   QUEUED ──► RUNNING ──► DONE | FAILED | CANCELLED
+ *
+ * Reference-counted: the registry holds one until the job is old (an hour after
+ * its end, or 1024 later jobs), its runner one, each watcher one.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <pthread.h>
+
+#include <jansson.h>
+
+#include "snapd/util/err.h"
+
+struct daemon;
+
+enum job_state { JOB_QUEUED, JOB_RUNNING, JOB_DONE, JOB_FAILED, JOB_CANCELLED, JOB_NR_STATES };
+enum job_kind {
+	JOB_SNAPSHOT,
+	JOB_ROLLBACK,
+	JOB_VERIFY,
+	JOB_DIFF,
+	JOB_DELETE,
+	JOB_IMPORT,
+	JOB_EXPORT,
+	JOB_GC,
+	JOB_NR_KINDS
+};
+extern const char *const job_state_names[JOB_NR_STATES];
+extern const char *const job_kind_names[JOB_NR_KINDS];
+
+struct job {
+	uint64_t id;
+	enum job_kind kind;
+	uint32_t uid;        /* who asked; only they and root see it */
+	json_t *args;        /* owned; read-only once the job is queued */
+	/* progress: written by the runner, read by anyone */
+	_Atomic uint64_t done, total; /* bytes, or pages: see unit */
+	const char *unit;             /* "pages", "bytes" */
+	_Atomic(const char *) phase;  /* static strings: "early capture", "paused", … */
+	_Atomic bool cancel;          /* runner looks at it between steps */
+	/* under lock */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	enum job_state state;
+	struct err err;      /* FAILED, CANCELLED */
+	json_t *result;      /* DONE; owned */
+	uint64_t created_ns, started_ns, ended_ns; /* CLOCK_REALTIME */
+	_Atomic int refs;
+	/* runner's */
+	struct daemon *daemon;
+	int (*fn)(struct job *job, struct err *e); /* sets job->result; on the runner's thread */
+	struct job *next; /* queue of the VM */
+};
+
+struct job *job_new(struct daemon *d, enum job_kind kind, uint32_t uid, json_t *args_stolen,
+		    int (*fn)(struct job *, struct err *));
+struct job *job_ref(struct job *job);
+void job_unref(struct job *job);
+/* Run job->fn on this thread, with all state changes and the eventfd that wakes
+ * the control thread's watchers. */
+void job_run(struct job *job);
+/* On a thread of its own; at most 16 at once, others queue. */
+int job_run_detached(struct job *job);
+/* Finish without running (VM is gone, daemon stops). */
+void job_fail(struct job *job, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+struct job *job_find(struct daemon *d, uint64_t id); /* a new reference, or NULL */
+json_t *job_to_json(struct job *job);                /* a new object */
