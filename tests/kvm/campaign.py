@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The oracle: thousands of epochs of a guest that counts, each compared by whole-memory SHA-256.
+
+Two vCPUs stamp pages while memslots are punched, resized, merged, moved and removed, a device writes
+guest memory, rings are small, and the service is killed (-9), restarted and stopped in the middle.
+At each snapshot the VMM itself takes, while paused, a SHA-256 of all its RAM; `verify` recomputes it
+from the store alone.  Rollbacks go to random points of the tree, each followed by a check of digest
+and vCPU state while still paused.  And the guest checks its own memory all the time: a page lost by a
+rollback ends the VM with an error.
+
+  campaign.py BUILD [options]      exit 0: nothing missed; 1: something was; 77: cannot run here
+With --expect-miss the exit code is turned round: a broken build (ablation) has to be caught.
+"""
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
+from snaptest import Bench, Failed, need_accel, seed_from  # noqa: E402
+
+
+class Missed(Exception):
+    """The oracle's verdict: memory and store differ."""
+
+
+class Campaign:
+    def __init__(self, bench, args, rng):
+        self.b, self.args, self.rng = bench, args, rng
+        self.taken = []          # (id, digest) of acknowledged snapshots
+        self.counts = dict(epochs=0, verified=0, rollbacks=0, kills=0, freezes=0, restores=0)
+        self.names = 0
+
+    def vm_args(self):
+        a = self.args
+        got = ["--accel", a.accel, "--mem", a.mem, "--vcpus", a.vcpus, "--workload", a.workload,
+               "--seed", self.rng.getrandbits(30), "--digest"]
+        if a.punch:
+            got += ["--punch", a.punch, "--punch-pattern", a.punch_pattern, "--punch-mode", a.punch_mode]
+        if a.device:
+            got += ["--device", a.device]
+        if a.ring:
+            got += ["--ring", a.ring]
+        if a.harvest_us:
+            got += ["--harvest-us", a.harvest_us]
+        return got
+
+    def boot(self):
+        self.vm = self.b.vm("guest", *self.vm_args(), program=self.args.program)
+        self.b.vm_ready("guest")
+
+    def verify(self, snap):
+        try:
+            r = self.b.verify(snap)
+        except Failed as e:
+            if e.code == "corrupt":
+                raise Missed(f"snapshot {snap}: {e.text}") from e
+            raise
+        if not r.get("recorded_digest"):
+            raise RuntimeError(f"snapshot {snap} carries no digest of the VMM")
+        if not r["digest_matches"]:
+            raise Missed(f"snapshot {snap}: the store has {r['digest']}, memory was {r['recorded_digest']}")
+        self.counts["verified"] += 1
+        return r["digest"]
+
+    def step_snapshot(self):
+        snap = self.b.snapshot("guest")
+        self.counts["epochs"] += 1
+        self.taken.append((snap["id"], self.verify(snap["id"])))
+
+    def step_old(self):
+        """Old snapshots stay what they were."""
+        snap, digest = self.rng.choice(self.taken)
+        if self.verify(snap) != digest:
+            raise Missed(f"snapshot {snap} changed after it was taken")
+
+    def step_rollback(self):
+        snap, _ = self.rng.choice(self.taken)
+        r = self.b.rollback("guest", snap, check=True)
+        if not r.get("checked"):
+            raise RuntimeError("rollback did not check memory and state")
+        self.counts["rollbacks"] += 1
+
+    def step_kill(self):
+        """kill -9 in the middle of whatever a snapshot is doing."""
+        try:
+            job = self.b.call("POST", "/v1/vms/guest/snapshots", {})
+            time.sleep(self.rng.random() * 0.02)
+        except (OSError, Failed):
+            job = None
+        self.b.service.kill()
+        self.b.service.wait()
+        time.sleep(self.rng.random() * 0.1)
+        self.b.start()
+        self.b.vm_ready("guest")
+        self.counts["kills"] += 1
+        known = {i for i, _ in self.taken}
+        have = {s["id"] for s in self.b.snapshots("guest")}
+        if not known <= have:
+            raise Missed(f"acknowledged snapshots are gone after a kill: {sorted(known - have)}")
+        for extra in sorted(have - known):   # committed, but the answer never came
+            self.taken.append((extra, self.verify(extra)))
+        return job
+
+    def step_freeze(self):
+        """The service hangs for a while: the guest must not."""
+        self.b.service.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(0.05 + self.rng.random() * 0.15)
+        finally:
+            self.b.service.send_signal(signal.SIGCONT)
+        self.counts["freezes"] += 1
+
+    def run(self):
+        a = self.args
+        self.b.start()
+        self.boot()
+        self.step_snapshot()
+        end = time.monotonic() + a.limit
+        steps = [(self.step_snapshot, 100), (self.step_old, a.old), (self.step_rollback, a.rollback),
+                 (self.step_kill, a.kill), (self.step_freeze, a.freeze)]
+        fns, weights = zip(*steps)
+        while self.counts["epochs"] < a.epochs and time.monotonic() < end:
+            self.vm.check()
+            self.rng.choices(fns, weights)[0]()
+            if self.rng.random() < 0.3:
+                time.sleep(self.rng.random() * 0.01)
+        if self.counts["epochs"] < a.epochs and not a.expect_miss:
+            raise RuntimeError(f"only {self.counts['epochs']} of {a.epochs} epochs in {a.limit} s")
+        self.stats = self.b.vm_info("guest")
+        try:
+            self.vm.stop()
+        except RuntimeError as e:
+            raise Missed(f"the guest found its own memory wrong: {e}") from e
+        self.b.stop()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("build")
+    p.add_argument("--accel", default="kvm", choices=["kvm", "sim"])
+    p.add_argument("--epochs", type=int, default=200)
+    p.add_argument("--limit", type=float, default=300, help="seconds")
+    p.add_argument("--seed", type=int)
+    p.add_argument("--mem", default="16M")
+    p.add_argument("--vcpus", default="2")
+    p.add_argument("--workload", default="random")
+    p.add_argument("--ring", default="")
+    p.add_argument("--harvest-us", default="", help="slowest harvest interval, to force full rings")
+    p.add_argument("--punch", default="50")
+    p.add_argument("--punch-pattern", default="mix")
+    p.add_argument("--punch-mode", default="running")
+    p.add_argument("--device", default="200")
+    p.add_argument("--old", type=float, default=3, help="weights against 100 of a snapshot")
+    p.add_argument("--rollback", type=float, default=5)
+    p.add_argument("--kill", type=float, default=1)
+    p.add_argument("--freeze", type=float, default=1)
+    p.add_argument("--program", default="snapvm")
+    p.add_argument("--expect-miss", action="store_true")
+    p.add_argument("--dir", help="where the store goes")
+    args = p.parse_args()
+    need_accel(args.accel)
+    rng = random.Random(seed_from(args.seed))
+    campaign = None
+    verdict = None
+    try:
+        with Bench(args.build, parent=args.dir) as b:
+            campaign = Campaign(b, args, rng)
+            try:
+                campaign.run()
+            except (RuntimeError, Missed) as e:
+                dead = campaign.__dict__.get("vm") and not campaign.vm.alive()
+                if not (args.expect_miss and (isinstance(e, Missed) or dead)):
+                    raise
+                verdict = e
+    finally:
+        if campaign:
+            print(" ".join(f"{k} {v}" for k, v in campaign.counts.items()), flush=True)
+    if args.expect_miss:
+        if verdict is None:
+            print("the broken build was NOT caught: the oracle is too weak")
+            return 1
+        print(f"caught, as it has to be: {verdict}")
+        return 0
+    s = campaign.stats
+    print("figures: " + " ".join(f"{k} {s[k]}" for k in sorted(s) if isinstance(s[k], int)))
+    print("missed pages: 0")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
