@@ -39,10 +39,7 @@ struct daemon {
 	pthread_mutex_t vms_lock; /* vms list, names */
 	struct vm *vms;
 
-	pthread_mutex_t jobs_lock;
-	struct job *jobs;       /* registry, by api/job.c only */
-	uint64_t next_job;
-	uint32_t nr_running;    /* detached */
+	struct jobs *jobs; /* registry: jobs_start(), jobs_stop() in job.h */
 };
 
 /* loop.c: epoll dispatch.  `fn` runs on the control thread. */

@@ -21,6 +21,7 @@
 #include "snapd/util/err.h"
 
 struct daemon;
+struct vm;
 
 enum job_state { JOB_QUEUED, JOB_RUNNING, JOB_DONE, JOB_FAILED, JOB_CANCELLED, JOB_NR_STATES };
 enum job_kind {
@@ -58,20 +59,45 @@ struct job {
 	/* runner's */
 	struct daemon *daemon;
 	int (*fn)(struct job *job, struct err *e); /* sets job->result; on the runner's thread */
-	struct job *next; /* queue of the VM */
+	struct job *next; /* queue of the VM, or of the job threads */
+	struct vm *vm;    /* vm_submit() sets it; borrowed: the VM outlives its queue */
+	void *ctx;        /* of the asker's, for fn; freed by ctx_free with the job */
+	void (*ctx_free)(void *ctx);
+	/* job.c's, under the registry's lock */
+	struct job *older, *newer;
+	bool on_thread;
 };
 
+/* The registry; before any job, and after every VM thread has ended.  jobs_stop()
+ * cancels and waits for the job threads. */
+int jobs_start(struct daemon *d);
+void jobs_stop(struct daemon *d);
+
+/* The reference returned is the caller's; the registry has another.  job_run_detached()
+ * and vm_submit() take one of their own for as long as the job is queued or runs.
+ * NULL: out of memory (args are freed in any case). */
 struct job *job_new(struct daemon *d, enum job_kind kind, uint32_t uid, json_t *args_stolen,
 		    int (*fn)(struct job *, struct err *));
 struct job *job_ref(struct job *job);
 void job_unref(struct job *job);
 /* Run job->fn on this thread, with all state changes and the eventfd that wakes
- * the control thread's watchers. */
+ * the control thread's watchers.  Does nothing when it was cancelled in the queue. */
 void job_run(struct job *job);
-/* On a thread of its own; at most 16 at once, others queue. */
+/* On a thread of its own; at most 16 at once and 8 of one user, others queue.
+ * -EBUSY: too many of this user's are queued already. */
 int job_run_detached(struct job *job);
-/* Finish without running (VM is gone, daemon stops). */
+/* Any thread.  A queued job ends at once; a running one when it next looks. */
+void job_cancel(struct job *job);
+/* Finish without running (VM is gone, daemon stops).  No effect when it has ended. */
 void job_fail(struct job *job, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 struct job *job_find(struct daemon *d, uint64_t id); /* a new reference, or NULL */
 json_t *job_to_json(struct job *job);                /* a new object */
+json_t *job_list_json(struct daemon *d, uint32_t uid); /* uid 0: all; newest first */
+enum job_state job_state_of(struct job *job);
+static inline bool job_state_ended(enum job_state s)
+{
+	return s >= JOB_DONE;
+}
+/* How many jobs of that kind came to that state since the daemon started. */
+uint64_t job_count(struct daemon *d, enum job_kind kind, enum job_state state);
