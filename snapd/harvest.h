@@ -44,7 +44,8 @@ struct slot_gen {
 	uint64_t nr_pages;
 	uint32_t nr_runs;        /* 1 for nearly every slot; 0: not tracked (ROM) */
 	bool dead;               /* deleted; entries may still be in rings */
-	uint64_t passed;         /* pass at which it died; see slot_table_pass() */
+	uint32_t next_dead;      /* links the dead ones: id + 1; 0: last */
+	uint64_t died_at;        /* value of `pass` when it died */
 	struct slot_run *runs;   /* owned; ascending, covering 0..nr_pages */
 	struct slot_run inline_run; /* where nr_runs is 1, runs points here */
 };
@@ -55,6 +56,7 @@ struct slot_table {
 	struct slot_gen *gens[SLOT_TABLE_SPACES]; /* indexed by kernel id; owned */
 	uint32_t nr_ids;                          /* per address space */
 	uint32_t next_id[SLOT_TABLE_SPACES];      /* where to look for a free id */
+	uint32_t first_dead[SLOT_TABLE_SPACES];   /* id + 1; 0: none */
 	uint64_t next_generation;
 	uint64_t pass;                            /* completed passes */
 };
@@ -69,6 +71,11 @@ int slot_table_add(struct slot_table *t, uint32_t as_id, uint64_t nr_pages,
 void slot_table_kill(struct slot_table *t, uint32_t as_id, uint32_t id);
 /* Give an id back at once: KVM refused to add the slot. */
 void slot_table_cancel(struct slot_table *t, uint32_t as_id, uint32_t id);
+#ifdef SNAPD_ABLATION_PUBLISH_BEFORE_DRAIN
+/* What I3 forbids: `id` means the new slot at once, though rings hold old entries. */
+int slot_table_overwrite(struct slot_table *t, uint32_t as_id, uint32_t id, uint64_t nr_pages,
+			 const struct slot_run *runs, uint32_t nr_runs);
+#endif
 /* Every ring was harvested until empty and reset completely, by a harvest that
  * began after the kills so far: ids that were dead before it are free again. */
 void slot_table_pass(struct slot_table *t);
