@@ -73,7 +73,7 @@ struct snapd_state_writer {
 	uint8_t *buf; /* owned */
 	size_t len, cap;
 	uint32_t nr_records;
-	int error; /* first failure, sticky: -ENOMEM, -E2BIG */
+	int error; /* first failure, sticky: -ENOMEM, -E2BIG, -EINVAL (name) */
 };
 
 int state_writer_init(struct snapd_state_writer *w);
@@ -89,11 +89,12 @@ struct snapd_state_reader {
 	uint32_t nr_records;
 };
 
-/* -EUCLEAN with the reason in *e unless the blob is valid. */
+/* -EUCLEAN with the reason in *e unless the blob is valid; -EINVAL unless `buf`
+ * is 8-byte aligned (malloc, mmap are).  The reader borrows `buf`. */
 int state_reader_init(struct snapd_state_reader *r, const void *buf, size_t len, struct err *e);
-/* -ENOENT when there is none.  *data is borrowed from the blob, 8-aligned if the blob is. */
+/* -ENOENT when there is none; of several the first.  *data is borrowed from the blob, 8-aligned if the blob is. */
 int state_get(const struct snapd_state_reader *r, const char *name, uint32_t instance,
 	      uint16_t *version, const void **data, size_t *len_bytes);
-/* Walk: *cursor starts at NULL; returns 0 at the end. */
+/* Walk: start with prev = NULL; NULL at the end.  The payload follows the record. */
 const struct state_record *state_next(const struct snapd_state_reader *r,
 				      const struct state_record *prev);

@@ -57,5 +57,8 @@ extern const struct arch_ops arch_aarch64;
 /* The one of the machine this was compiled for. */
 const struct arch_ops *arch_host(void);
 
+/* The real kernel's calls: what arch_vm.kvm points to where the VMM gave none. */
+extern const struct snapd_kvm_ops arch_kvm_kernel;
+
 /* KVM calls of a VM, through its ops; 0.. as ioctl(2), or -errno. */
 int arch_ioctl(const struct arch_vm *vm, int fd, unsigned long request, void *arg);
