@@ -67,12 +67,13 @@ struct batch_ref {
 struct batch_header {
 	uint32_t magic;
 	uint16_t version; /* 1 */
-	uint16_t type;    /* enum batch_type */
+	uint8_t type;       /* enum batch_type */
+	uint8_t page_shift; /* PAGES: 12, 14, 16; else 0 */
 	uint32_t header_bytes; /* a multiple of FMT_BLOCK */
 	uint32_t nr_entries;   /* PAGES: pages; blobs: index of this part, from 0 */
 	uint64_t payload_bytes; /* used bytes; the batch takes them rounded up to blocks */
-	uint32_t segment;      /* where this batch believes to be */
-	uint32_t page_shift;   /* PAGES: 12, 14, 16; else 0 */
+	uint32_t segment;      /* where this batch believes to be: a misdirected write shows */
+	uint32_t block;
 	uint64_t generation;   /* of the segment; else it is left over from an earlier life */
 	uint64_t seq;          /* order of writing, across the store */
 	uint8_t store[16];
