@@ -14,7 +14,11 @@
  * submitted since the last good barrier must be taken for not written.
  *
  * io_uring forbidden (kernel.io_uring_disabled, seccomp): writer_create() fails
- * with a reason that says what to enable.
+ * with a reason that says what to enable.  RLIMIT_MEMLOCK too small to register
+ * the buffers: logged once, and they are written unregistered.
+ *
+ * A thread must not end while writes of its own are in flight: the kernel cancels
+ * them.  Barrier or reset first.
  */
 #pragma once
 
@@ -30,7 +34,8 @@ struct writer_config {
 	uint32_t nr_bufs;   /* 0: depth + 4 */
 	uint32_t buf_bytes; /* 0: 1 MiB; a multiple of 4096 */
 	/* Fault injection for tests: called before each write is queued; a negative
-	 * return is taken as the write's result, a positive one shortens it. */
+	 * return is taken as the write's result, a positive one shortens it.  Called
+	 * with len 0 before each fdatasync; a negative return is its result. */
 	int (*fault)(void *opaque, int fd, uint64_t offset, size_t len);
 	void *fault_opaque;
 };
@@ -57,7 +62,7 @@ void writer_buf_unpin(struct writer *w, struct wbuf *buf);
 int writer_submit(struct writer *w, struct wbuf *buf, int fd, uint64_t offset, size_t len);
 /* Everything so far durable, or the first error since the last good barrier. */
 int writer_barrier(struct writer *w, struct err *e);
-/* Wait for what is in flight, forget errors. */
+/* Wait for what is in flight, forget errors (but not that the ring itself broke). */
 void writer_reset(struct writer *w);
 
 struct writer_stats {

@@ -21,6 +21,8 @@
 #include "include/snapd/format.h"
 #include "snapd/util/err.h"
 
+/* One past the highest frame that a manifest can name: 2^64 bytes of 4 KiB pages. */
+#define MANIFEST_GFN_MAX ((uint64_t)1 << 52)
 #define MANIFEST_GONE ((loc_t)3 << 60) /* kind 3, only in manifests */
 
 struct manifest_writer {
@@ -36,10 +38,13 @@ struct manifest_writer {
 
 int manifest_writer_init(struct manifest_writer *w);
 void manifest_writer_deinit(struct manifest_writer *w);
-/* gfn must be above every gfn before it. */
+/* gfn must be above every gfn before it; loc a page, ZERO, or GONE.  Errors are
+ * kept for manifest_finish(). */
 void manifest_add(struct manifest_writer *w, uint64_t gfn, loc_t loc);
-void manifest_add_run(struct manifest_writer *w, uint64_t gfn, uint64_t n, loc_t loc_of_all);
-/* *ret borrows the writer's buffer. */
+/* As for each of n frames; locs of pages count up, ZERO and GONE do not. */
+void manifest_add_run(struct manifest_writer *w, uint64_t gfn, uint64_t n, loc_t loc);
+/* Nothing can be added afterwards.  *ret borrows the writer's buffer, not NULL even
+ * when *len is 0.  -ENOMEM; -EINVAL when something above was broken. */
 int manifest_finish(struct manifest_writer *w, const uint8_t **ret, size_t *len);
 
 struct manifest_reader {

@@ -13,6 +13,10 @@
 
 #include "include/snapd/format.h"
 
+/* Of one map, 8 TiB of 4 KiB pages: a bound on what a hostile manifest can make
+ * us allocate. */
+#define PAGEMAP_CHUNKS_MAX (1u << 22)
+
 struct pagemap;
 
 int pagemap_create(bool with_fp, struct pagemap **ret);
@@ -22,8 +26,11 @@ int pagemap_clone(const struct pagemap *m, struct pagemap **ret);
 loc_t pagemap_get(const struct pagemap *m, uint64_t gfn);
 /* fp 0: not known. */
 uint64_t pagemap_fp(const struct pagemap *m, uint64_t gfn);
+/* -ENOMEM; -E2BIG beyond PAGEMAP_CHUNKS_MAX.  loc NONE never fails. */
 int pagemap_set(struct pagemap *m, uint64_t gfn, loc_t loc, uint64_t fp);
-/* All of a run; loc as in a manifest (pages count up, ZERO and NONE do not). */
+/* All of a run; loc as in a manifest (pages count up, ZERO, GONE = NONE do not); fp
+ * becomes "not known".  Errors as pagemap_set(), after a part was done perhaps;
+ * -EINVAL when the run goes beyond the last GFN. */
 int pagemap_set_run(struct pagemap *m, uint64_t gfn, uint64_t n, loc_t loc);
 uint64_t pagemap_nr(const struct pagemap *m);        /* entries other than NONE */
 uint64_t pagemap_nr_pages(const struct pagemap *m);  /* entries of kind PAGE */
