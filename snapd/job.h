@@ -41,28 +41,31 @@ extern const char *const job_kind_names[JOB_NR_KINDS];
 struct job {
 	uint64_t id;
 	enum job_kind kind;
-	uint32_t uid;        /* who asked; only they and root see it */
-	json_t *args;        /* owned; read-only once the job is queued */
+	uint32_t uid; /* who asked; only they and root see it */
+	json_t *args; /* owned; read-only once the job is queued */
 	/* progress: written by the runner, read by anyone */
 	_Atomic uint64_t done, total; /* bytes, or pages: see unit */
-	const char *unit;             /* "pages", "bytes" */
+	const char *unit;	      /* "pages", "bytes" */
 	_Atomic(const char *) phase;  /* static strings: "early capture", "paused", … */
-	_Atomic bool cancel;          /* runner looks at it between steps */
+	_Atomic bool cancel;	      /* runner looks at it between steps */
 	/* under lock */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	enum job_state state;
-	struct err err;      /* FAILED, CANCELLED */
-	json_t *result;      /* DONE; owned */
+	struct err err;				   /* FAILED, CANCELLED */
+	json_t *result;				   /* DONE; owned */
 	uint64_t created_ns, started_ns, ended_ns; /* CLOCK_REALTIME */
 	_Atomic int refs;
 	/* runner's */
 	struct daemon *daemon;
 	int (*fn)(struct job *job, struct err *e); /* sets job->result; on the runner's thread */
-	struct job *next; /* queue of the VM, or of the job threads */
-	struct vm *vm;    /* vm_submit() sets it; borrowed: the VM outlives its queue */
-	void *ctx;        /* of the asker's, for fn; freed by ctx_free with the job */
+	struct job *next;			   /* queue of the VM, or of the job threads */
+	struct vm *vm; /* vm_submit() sets it; borrowed: the VM outlives its queue */
+	void *ctx;     /* of the asker's, for fn; freed by ctx_free with the job */
 	void (*ctx_free)(void *ctx);
+	/* Called once when it has ended, also when fn never ran; by any thread, without
+	 * a lock.  ctx may be kept for an hour after it, for those who look. */
+	void (*over)(struct job *job);
 	/* job.c's, under the registry's lock */
 	struct job *older, *newer;
 	bool on_thread;
@@ -91,8 +94,12 @@ void job_cancel(struct job *job);
 /* Finish without running (VM is gone, daemon stops).  No effect when it has ended. */
 void job_fail(struct job *job, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
-struct job *job_find(struct daemon *d, uint64_t id); /* a new reference, or NULL */
-json_t *job_to_json(struct job *job);                /* a new object */
+/* "not-found", "busy", "corrupt"…: what the API calls an error; code is ±errno. */
+const char *err_name(int code);
+/* For texts that go into JSON: bytes that are not ASCII become '?'. */
+void err_ascii(struct err *e);
+struct job *job_find(struct daemon *d, uint64_t id);   /* a new reference, or NULL */
+json_t *job_to_json(struct job *job);		       /* a new object */
 json_t *job_list_json(struct daemon *d, uint32_t uid); /* uid 0: all; newest first */
 enum job_state job_state_of(struct job *job);
 static inline bool job_state_ended(enum job_state s)

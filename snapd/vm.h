@@ -46,6 +46,9 @@ struct vm *vm_of_job(struct job *job);
  * pause, all counters of the shared page. */
 json_t *vm_describe(struct vm *vm);
 json_t *vm_list_json(struct daemon *d, uint32_t uid);
+/* Heads, and forks under way, of all attached VMs: what store_gc() must keep; *ret
+ * is malloc()ed.  Control thread and job threads. */
+int vm_live_timelines(struct daemon *d, uint64_t **ret, size_t *nr);
 /* Stop every VM thread: epochs under way are abandoned, VMs resumed. */
 void vm_stop_all(struct daemon *d);
 
