@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * x86_64_host: what this host is ("host.*" records) and whether it can run the
- * guest of a snapshot.  In: KVM_GET_SUPPORTED_CPUID and the saved vCPU's CPUID;
- * out: 0, or a refusal that names the first feature missing.  Agent's thread.
+ * guest of a snapshot.  In: KVM_GET_SUPPORTED_CPUID here and there and the saved
+ * vCPU's CPUID; out: 0, or a refusal that names the first feature missing.
+ * Agent's thread.
  *
  * A guest found its CPU's features at boot and has patched itself for them, so
  * each feature that a saved vCPU's CPUID shows must be one that KVM here can
- * give.  Bits that KVM sets itself, or that a VMM may show without KVM offering
- * them (topology, "there is a hypervisor"), are not compared.  Another TSC
- * frequency without scaling only warns: guests with kvmclock do not mind.
+ * give.  Where KVM cannot hide the CPU from its guests (without VMX or SVM, CPUID
+ * is not intercepted), a vCPU shows features that KVM there never offered; those
+ * the CPU itself must have here.  Bits that KVM sets itself, or that a VMM may show without KVM
+ * offering them (topology, "there is a hypervisor"), are not compared.  Another TSC frequency
+ * without scaling only warns: guests with kvmclock do not mind.
  */
 #include "snapd/arch/x86_64.h"
 
@@ -21,8 +24,9 @@
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
-#define RECORD_VERSION 1
-#define BIT32(n)       (1u << (n))
+#define RECORD_VERSION	  1
+#define RECORD_HOST_CPUID "host.x86.cpuid"
+#define BIT32(n)	  (1u << (n))
 
 enum reg { EAX, EBX, ECX, EDX };
 static const char *const reg_names[] = {"EAX", "EBX", "ECX", "EDX"};
@@ -276,7 +280,7 @@ int x86_host_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct
 	describe_cpu(vm, &cpu);
 	r = state_put(w, "host.x86.cpu", 0, RECORD_VERSION, &cpu, sizeof(cpu));
 	if (!r)
-		r = state_put(w, "host.x86.cpuid", 0, RECORD_VERSION, entries,
+		r = state_put(w, RECORD_HOST_CPUID, 0, RECORD_VERSION, entries,
 			      nr * sizeof(entries[0]));
 	return r ? err_errno(e, -r, "recording the host") : 0;
 }
@@ -297,49 +301,73 @@ static const char *feature_name(size_t word, int bit, char *buf, size_t size)
 	return buf;
 }
 
-static int check_word(const struct x86_cpuid_entry *guest, const struct x86_cpuid_entry *host,
-		      size_t word, uint32_t vcpu, struct err *e)
+/* A CPUID with how many entries of it are known. */
+struct cpuid {
+	const struct x86_cpuid_entry *entries;
+	size_t nr;
+};
+
+static uint32_t cpuid_word(const struct cpuid *c, size_t word)
 {
-	enum reg reg = feature_words[word].reg;
-	uint32_t lack = entry_reg(guest, reg) & ~feature_words[word].ignore;
+	const struct x86_cpuid_entry *p = entry_find(
+		c->entries, c->nr, feature_words[word].function, feature_words[word].index);
+
+	return p ? entry_reg(p, feature_words[word].reg) : 0;
+}
+
+static uint32_t hardware_word(size_t word)
+{
+	uint32_t regs[4] = {0};
+
+	__get_cpuid_count(feature_words[word].function, feature_words[word].index, &regs[EAX],
+			  &regs[EBX], &regs[ECX], &regs[EDX]);
+	return regs[feature_words[word].reg];
+}
+
+static int check_word(const struct cpuid *guest, const struct cpuid *here,
+		      const struct cpuid *there, size_t word, uint32_t vcpu, struct err *e)
+{
+	uint32_t lack, never_offered;
 	char buf[32];
 	int bit;
 
-	if (host)
-		lack &= ~entry_reg(host, reg);
+	lack = cpuid_word(guest, word) & ~feature_words[word].ignore & ~cpuid_word(here, word);
+	never_offered = there->nr ? lack & ~cpuid_word(there, word) : 0;
+	if (never_offered)
+		lack &= ~(never_offered & hardware_word(word));
 	if (!lack)
 		return 0;
 	bit = __builtin_ctz(lack);
 	return err_set(e, ENOTSUP,
 		       "vCPU %u uses %s (CPUID 0x%x.%u %s bit %d), which this host cannot give",
 		       vcpu, feature_name(word, bit, buf, sizeof(buf)),
-		       feature_words[word].function, feature_words[word].index, reg_names[reg],
-		       bit);
+		       feature_words[word].function, feature_words[word].index,
+		       reg_names[feature_words[word].reg], bit);
 }
 
-static int check_cpuid(const struct state_record *rec, const struct x86_cpuid_entry *host,
-		       size_t nr_host, struct err *e)
+/* The CPUID in a record's payload. */
+static int cpuid_of(const char *name, uint16_t version, const void *data, size_t len_bytes,
+		    struct cpuid *ret, struct err *e)
 {
-	const struct x86_cpuid_entry *guest = (const void *)(rec + 1);
-	size_t nr = rec->len_bytes / sizeof(*guest);
-
-	if (rec->version != RECORD_VERSION)
-		return err_set(e, ENOTSUP, "record %s has version %u, this program knows %u",
-			       rec->name, rec->version, RECORD_VERSION);
-	if (rec->len_bytes % sizeof(*guest) || nr > X86_CPUID_MAX)
-		return err_set(e, E_CORRUPT, "record %s has a wrong length", rec->name);
-	for (size_t i = 0; nr_host && i < ARRAY_SIZE(feature_words); i++) {
-		uint32_t function = feature_words[i].function, index = feature_words[i].index;
-		const struct x86_cpuid_entry *g = entry_find(guest, nr, function, index);
-		int r;
-
-		if (!g)
-			continue;
-		r = check_word(g, entry_find(host, nr_host, function, index), i, rec->instance, e);
-		if (r)
-			return r;
-	}
+	*ret = (struct cpuid){.entries = data, .nr = len_bytes / sizeof(*ret->entries)};
+	if (version != RECORD_VERSION)
+		return err_set(e, ENOTSUP, "record %s has version %u, this program knows %u", name,
+			       version, RECORD_VERSION);
+	if (len_bytes % sizeof(*ret->entries) || ret->nr > X86_CPUID_MAX)
+		return err_set(e, E_CORRUPT, "record %s has a wrong length of %zu bytes", name,
+			       len_bytes);
 	return 0;
+}
+
+static int check_cpuid(const struct state_record *rec, const struct cpuid *here,
+		       const struct cpuid *there, struct err *e)
+{
+	struct cpuid guest;
+	int r = cpuid_of(rec->name, rec->version, rec + 1, rec->len_bytes, &guest, e);
+
+	for (size_t i = 0; !r && i < ARRAY_SIZE(feature_words); i++)
+		r = check_word(&guest, here, there, i, rec->instance, e);
+	return r;
 }
 
 static int check_xsave(const struct arch_vm *vm, const struct state_record *rec, struct err *e)
@@ -365,18 +393,33 @@ static void warn_tsc(const struct arch_vm *vm, const struct state_record *rec)
 			 here);
 }
 
+/* What KVM offered where the snapshot was taken; empty if it does not say. */
+static int origin_cpuid(const struct snapd_state_reader *reader, struct cpuid *ret, struct err *e)
+{
+	const void *data;
+	uint16_t version;
+	size_t len;
+
+	*ret = (struct cpuid){0};
+	if (state_get(reader, RECORD_HOST_CPUID, 0, &version, &data, &len))
+		return 0;
+	return cpuid_of(RECORD_HOST_CPUID, version, data, len, ret, e);
+}
+
 int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *reader, struct err *e)
 {
-	struct x86_cpuid_entry host[X86_CPUID_MAX];
+	struct x86_cpuid_entry entries[X86_CPUID_MAX];
+	struct cpuid here = {.entries = entries}, there;
 	const struct state_record *rec = NULL;
-	size_t nr_host = 0;
 	int r = host_machine_check(reader, e);
 
 	if (!r)
-		r = supported_cpuid(vm, host, &nr_host, e);
+		r = supported_cpuid(vm, entries, &here.nr, e);
+	if (!r)
+		r = origin_cpuid(reader, &there, e);
 	while (!r && (rec = state_next(reader, rec))) {
-		if (strcmp(rec->name, X86_RECORD_CPUID) == 0)
-			r = check_cpuid(rec, host, nr_host, e);
+		if (here.nr && strcmp(rec->name, X86_RECORD_CPUID) == 0)
+			r = check_cpuid(rec, &here, &there, e);
 		else if (strcmp(rec->name, X86_RECORD_XSAVE) == 0)
 			r = check_xsave(vm, rec, e);
 		else if (strcmp(rec->name, X86_RECORD_TSC_KHZ) == 0)
