@@ -33,6 +33,7 @@ const size_t api_nr_routes = ARRAY_SIZE(api_routes);
 int api_get_version(struct api_request *req)
 {
 	return api_reply_json(req, 200,
-			      json_pack("{ss ss si}", "name", "snapd", "version", SNAPD_VERSION,
-					"api", 1));
+			      json_pack("{ss ss si ss}", "name", "snapd", "version", SNAPD_VERSION,
+					"api", 1, "agent_socket",
+					req->daemon->config.agent_socket));
 }
