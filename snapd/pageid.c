@@ -37,7 +37,13 @@ struct pageid pageid_of(const struct page_secret *s, const void *page, size_t le
 
 struct pageid pageid_copy(const struct page_secret *s, void *dst, const void *src, size_t len)
 {
-	return variants[0]->copy(s, dst, src, len);
+	return variants[0]->copy(s, dst, src, NULL, len);
+}
+
+struct pageid pageid_copy_ahead(const struct page_secret *s, void *dst, const void *src,
+				const void *next, size_t len)
+{
+	return variants[0]->copy(s, dst, src, next, len);
 }
 
 bool pageid_bytes_zero(const void *page, size_t len)

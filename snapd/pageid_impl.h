@@ -5,8 +5,14 @@
  * AVX-512, by compiler flags).  PAGEID_OPS names the ops table that this copy
  * defines; XXH_INLINE_ALL makes xxhash.h pick the same instruction set.
  *
- * The vectors are 64 bytes in GCC's generic form: one AVX-512 register, two of
- * AVX2, four of SSE2 or NEON.
+ * Vectors are GCC's generic ones, as wide as one register: GCC takes wider ones
+ * apart into scalars.
+ *
+ * The next page is fetched while this one is hashed: hardware prefetch stops at
+ * page borders, so each scattered page would begin with a full memory latency.  To
+ * L2 only, since L1 has too few buffers for a page's worth of misses; after the
+ * copy, whose own misses would wait behind these otherwise; all of it, as parts
+ * helped less (bench capture: 0.80 of memcpy without, 1.1 with).
  */
 #pragma once
 
@@ -17,25 +23,42 @@
 
 #include "snapd/pageid_ops.h"
 
-typedef uint64_t vec __attribute__((vector_size(64)));
-typedef uint64_t vec_unaligned __attribute__((vector_size(64), aligned(1)));
+#if defined(__AVX512F__)
+#define VEC_BYTES 64
+#elif defined(__AVX2__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+typedef uint64_t vec __attribute__((vector_size(VEC_BYTES)));
+typedef uint64_t vec_unaligned __attribute__((vector_size(VEC_BYTES), aligned(1)));
+
+#define LINE_BYTES 64
 
 static inline bool vec_is_zero(const vec *v)
 {
-	const vec w = *v;
+	uint64_t any = 0;
 
-	return !(w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]);
+	for (int i = 0; i < VEC_BYTES / 8; i++)
+		any |= (*v)[i];
+	return !any;
 }
 
 static bool bytes_zero(const void *page, size_t len)
 {
 	const vec_unaligned *p = page;
-	vec any = p[0];
+	size_t nr = len / sizeof(vec), per_line = LINE_BYTES / sizeof(vec);
 
-	/* Pages that are not zero mostly show it in their first line. */
-	for (size_t i = 1; vec_is_zero(&any) && i < len / sizeof(vec); i++)
-		any |= p[i];
-	return vec_is_zero(&any);
+	/* Line by line: a page that is not zero mostly shows it in its first. */
+	for (size_t i = 0; i < nr; i += per_line) {
+		vec any = p[i];
+
+		for (size_t k = 1; k < per_line; k++)
+			any |= p[i + k];
+		if (!vec_is_zero(&any))
+			return false;
+	}
+	return true;
 }
 
 static struct pageid hash_bytes(const struct page_secret *s, const void *page, size_t len)
@@ -48,10 +71,11 @@ static struct pageid hash_bytes(const struct page_secret *s, const void *page, s
 	return id;
 }
 
-/* Copy and say whether any bit was set, of what was stored, not of a second load. */
-static bool copy_any(void *dst, const void *src, size_t len)
+/* Copy, and say whether any bit was set.  Each byte is loaded once (volatile): the
+ * guest may write src meanwhile, and the answer must be about what was stored. */
+static inline bool copy_any(void *dst, const void *src, size_t len)
 {
-	const vec_unaligned *from = src;
+	const volatile vec_unaligned *from = src;
 	vec *to = dst;
 	vec any = {0};
 
@@ -64,14 +88,25 @@ static bool copy_any(void *dst, const void *src, size_t len)
 	return !vec_is_zero(&any);
 }
 
+static inline void prefetch_page(const void *page, size_t len)
+{
+	for (size_t i = 0; i < len; i += LINE_BYTES)
+		__builtin_prefetch((const char *)page + i, 0, 2);
+}
+
 static struct pageid impl_of(const struct page_secret *s, const void *page, size_t len)
 {
 	return bytes_zero(page, len) ? (struct pageid){0} : hash_bytes(s, page, len);
 }
 
-static struct pageid impl_copy(const struct page_secret *s, void *dst, const void *src, size_t len)
+static struct pageid impl_copy(const struct page_secret *s, void *dst, const void *src,
+			       const void *next, size_t len)
 {
-	return copy_any(dst, src, len) ? hash_bytes(s, dst, len) : (struct pageid){0};
+	bool any = copy_any(dst, src, len);
+
+	if (next)
+		prefetch_page(next, len);
+	return any ? hash_bytes(s, dst, len) : (struct pageid){0};
 }
 
 const struct pageid_ops PAGEID_OPS = {

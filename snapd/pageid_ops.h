@@ -10,7 +10,8 @@
 struct pageid_ops {
 	const char *name;
 	struct pageid (*of)(const struct page_secret *s, const void *page, size_t len);
-	struct pageid (*copy)(const struct page_secret *s, void *dst, const void *src, size_t len);
+	struct pageid (*copy)(const struct page_secret *s, void *dst, const void *src,
+			      const void *next, size_t len); /* next may be NULL */
 	bool (*zero)(const void *page, size_t len);
 };
 
