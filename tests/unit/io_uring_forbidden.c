@@ -92,7 +92,7 @@ static void write_and_read(struct writer *w, int fd)
 
 static int with_memlock(int arg)
 {
-	struct rlimit page = {4096, 4096};
+	struct rlimit small = {1 << 20, 1 << 20}; /* enough for the rings, not the buffers */
 	int fd = open("memlock-file", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	struct writer *w;
 
