@@ -124,7 +124,7 @@ static void on_listen(struct loop_source *src, uint32_t events)
 {
 	struct api *api = api_of(src, listen_src);
 	struct sockaddr_un un = {.sun_family = AF_UNIX};
-	uid_t uid;
+	uid_t uid = 0;
 
 	for (int i = 0; i < 32; i++) {
 		int fd = accept4(src->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);

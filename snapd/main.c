@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapd: start, run, stop.  Only wiring.
+ *
+ * Signals are taken through a signalfd by the control loop; they are blocked
+ * before the first thread starts, so that no other thread ever sees them.
+ *
+ * Stop order: no new VMMs; VM threads (each abandons its epoch, unless it is being
+ * committed, and lets its VM run); the API; job threads; the store.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifdef HAVE_SYSTEMD
+#include <systemd/sd-daemon.h>
+#endif
+
+#include "snapd/agents.h"
+#include "snapd/api.h"
+#include "snapd/config.h"
+#include "snapd/daemon.h"
+#include "snapd/job.h"
+#include "snapd/store.h"
+#include "snapd/util/busguard.h"
+#include "snapd/util/log.h"
+#include "snapd/vm.h"
+
+enum exit_code { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STORE = 3 };
+
+static struct signals {
+	struct loop_source src; /* first: the loop hands it back */
+	struct daemon *d;
+} signals;
+
+static void notify(const char *what)
+{
+#ifdef HAVE_SYSTEMD
+	sd_notify(0, what);
+#else
+	(void)what;
+#endif
+}
+
+static void on_signal(struct loop_source *src, uint32_t events)
+{
+	struct signals *s = (struct signals *)src;
+	struct signalfd_siginfo si;
+
+	if (read(src->fd, &si, sizeof(si)) != sizeof(si))
+		return;
+	log_notice("stopping: %s", strsignal((int)si.ssi_signo));
+	s->d->stopping = true;
+}
+
+static int watch_signals(struct daemon *d, struct err *e)
+{
+	sigset_t set;
+	int err;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	signals.d = d;
+	signals.src.fn = on_signal;
+	signals.src.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals.src.fd < 0)
+		return err_errno(e, errno, "signalfd");
+	err = loop_add(d, &signals.src, EPOLLIN);
+	return err ? err_errno(e, -err, "watch signals") : 0;
+}
+
+/* Before any thread. */
+static void set_up_process(void)
+{
+	struct rlimit files;
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	/* Each VM has several descriptors. */
+	if (!getrlimit(RLIMIT_NOFILE, &files) && files.rlim_cur < files.rlim_max) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	busguard_install();
+}
+
+static int open_store(struct daemon *d, struct err *e)
+{
+	struct store_config config = {.dir = d->config.store_dir,
+				      .create = true,
+				      .segment_bytes = d->config.segment_bytes,
+				      .max_bytes = d->config.store_max_bytes};
+
+	return store_open(&config, &d->store, e);
+}
+
+/* What is started is stopped by stop(), also after a failure half way. */
+static int start(struct daemon *d, struct err *e)
+{
+	int err = watch_signals(d, e);
+
+	if (!err)
+		err = jobs_start(d);
+	if (!err)
+		err = api_start(d, e);
+	return err ? err : agents_start(d, e);
+}
+
+static void stop(struct daemon *d)
+{
+	d->stopping = true;
+	notify("STOPPING=1");
+	agents_stop(d);
+	vm_stop_all(d);
+	api_stop(d);
+	if (d->jobs)
+		jobs_stop(d);
+	if (signals.src.fd > 0)
+		close(signals.src.fd);
+}
+
+static int serve(struct daemon *d)
+{
+	struct err e = {};
+	int err = start(d, &e);
+
+	if (!err) {
+		log_notice("snapd " SNAPD_VERSION " serves %s, store %s", d->config.api_socket,
+			   d->config.store_dir);
+		notify("READY=1");
+		err = loop_run(d);
+	}
+	if (err)
+		log_err("%s", e.text[0] ? e.text : strerror(-err));
+	stop(d);
+	return err ? EXIT_FAILED : EXIT_OK;
+}
+
+static int run(struct daemon *d)
+{
+	struct err e = {};
+	int code;
+
+	log_set_level((enum log_level)d->config.log_level);
+	if (open_store(d, &e)) {
+		log_err("%s", e.text);
+		return EXIT_STORE;
+	}
+	code = serve(d);
+	store_close(d->store);
+	return code;
+}
+
+int main(int argc, char **argv)
+{
+	struct daemon d;
+	struct err e = {};
+	int code, outcome;
+
+	set_up_process();
+	if (daemon_init(&d, &e)) {
+		log_err("%s", e.text);
+		return EXIT_FAILED;
+	}
+	outcome = config_from_args(&d.config, argc, argv, &e);
+	if (outcome < 0)
+		fprintf(stderr, "snapd: %s\nsnapd: --help shows the options\n", e.text);
+	code = outcome == CONFIG_RUN ? run(&d) : outcome < 0 ? EXIT_USAGE : EXIT_OK;
+	daemon_deinit(&d);
+	return code;
+}
