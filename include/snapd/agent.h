@@ -28,7 +28,8 @@
  *
  * Errors: 0, or a negative errno; snapd_vm_error() has the reason in words.
  * The library never exits, never prints (see the log callback), blocks every
- * signal in its own threads, and uses exactly one signal, for kicking vCPUs.
+ * signal in its own threads, and uses exactly one signal, for kicking vCPUs
+ * (unblocked on the threads that run vCPUs).
  */
 #pragma once
 
@@ -101,9 +102,13 @@ enum snapd_log_level {
  *   load       bring the devices to that state with snapd_state_get(); guest
  *              memory already is what it was.
  *   layout     after a rollback or restore changed the memslots: the VMM's
- *              view, as if it had made these snapd_vm_memslot() calls itself.
+ *              view, as if it had made these snapd_vm_memslot() calls itself;
+ *              `fd` is the agent's own, valid in the call.
  *   unquiesce  go on.
- *   log        one line, no newline.
+ *   log        one line, no newline; one at a time, from any of the agent's threads.
+ *
+ * Neither may wait for a thread that may be inside snapd_vm_memslot(): that waits
+ * for the end of the pause.
  */
 struct snapd_vm_callbacks {
 	int (*quiesce)(void *opaque);
@@ -194,10 +199,14 @@ struct kvm_run *snapd_vcpu_kvm_run(struct snapd_vcpu *vcpu);
  * for ioctl(KVM_RUN) and returns as it does, except that dirty-ring-full exits,
  * pauses, and saving and loading of state are handled inside and never seen.
  *
+ * The VMM may set kvm_run->immediate_exit as usual, to 0 or 1, for kicks of its
+ * own; the agent uses the top bit of that byte.
+ *
  * 0        look at kvm_run->exit_reason
  * -EINTR   a signal that is not the agent's arrived
  * -ECANCELED snapd_vm_stop() was called: leave the loop
  * -EIO     the dirty ring is dead (KVM overran it); the guest cannot go on
+ * -EREMOTEIO the snapshot to be restored was refused, or could not be loaded
  * other    as KVM returned it
  */
 int snapd_vcpu_run(struct snapd_vcpu *vcpu);

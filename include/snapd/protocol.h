@@ -100,13 +100,13 @@ struct snapd_msg_hello {
 /* A RAM block.  Sent before the pieces that name it. */
 struct snapd_msg_block {
 	struct snapd_msg h;
-	uint32_t block;      /* index, dense from 0, never reused */
+	uint32_t block;      /* index, dense from 0 on each connection */
 	uint32_t page_size;  /* of the file: 4096, or the huge page size */
 	uint64_t size_bytes; /* of the file */
 };
 
 struct snapd_piece {
-	uint32_t piece;       /* index, dense from 0, never reused */
+	uint32_t piece;       /* index, dense from 0 on each connection; frames and home GFN last */
 	uint32_t block;
 	uint64_t block_page;  /* first page within the block, in pages */
 	uint64_t nr_frames;
@@ -169,6 +169,10 @@ struct snapd_msg_synced {
  * With NO_STATE no state is saved and no descriptor comes (rollback: the state
  * is about to be replaced). */
 #define SNAPD_PAUSE_NO_STATE (1u << 0)
+/* A pause for a snapshot is a lease: after this time, or when the connection is
+ * lost, the agent resumes the VM by itself and drops the connection.  Pages copied
+ * in a pause belong to a snapshot only when RESUMED answered RESUME. */
+#define SNAPD_PAUSE_LEASE_MS 30000u
 struct snapd_msg_pause {
 	struct snapd_msg h;
 	uint32_t flags;

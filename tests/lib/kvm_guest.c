@@ -92,12 +92,12 @@ static void make_page_tables(uint8_t *sys)
 
 static int make_memory(struct kvm_guest *g, const struct kvm_guest_config *config)
 {
-	void *sys = mmap(NULL, KVM_GUEST_SYS_BYTES, PROT_READ | PROT_WRITE,
-			 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-
-	if (sys == MAP_FAILED)
+	g->sys_fd = memfd_create("guest-sys", MFD_CLOEXEC);
+	if (g->sys_fd < 0 || ftruncate(g->sys_fd, KVM_GUEST_SYS_BYTES) < 0)
 		return -errno;
-	g->sys = sys;
+	g->sys = shared_map(KVM_GUEST_SYS_BYTES, g->sys_fd, 0);
+	if (!g->sys)
+		return -errno;
 	make_page_tables(g->sys);
 	if (guest_start)
 		memcpy(g->sys + KVM_GUEST_CODE_GPA, guest_start, guest_stop - guest_start);
@@ -110,6 +110,8 @@ static int make_memory(struct kvm_guest *g, const struct kvm_guest_config *confi
 		if (!g->data)
 			return -errno;
 	}
+	if (config->no_slots)
+		return 0;
 	return kvm_guest_slot(g, KVM_GUEST_SYS_SLOT, 0, 0, KVM_GUEST_SYS_BYTES, g->sys);
 }
 
@@ -117,7 +119,7 @@ int kvm_guest_create(struct kvm_guest *g, const struct kvm_guest_config *config)
 {
 	int r;
 
-	*g = (struct kvm_guest){.kvm_fd = -1, .vm_fd = -1, .data_fd = -1};
+	*g = (struct kvm_guest){.kvm_fd = -1, .vm_fd = -1, .sys_fd = -1, .data_fd = -1};
 	r = make_vm(g, config);
 	if (!r)
 		r = make_memory(g, config);
@@ -142,9 +144,10 @@ void kvm_guest_destroy(struct kvm_guest *g)
 	if (g->data)
 		munmap(g->data, g->data_bytes);
 	cleanup_fd(&g->data_fd);
+	cleanup_fd(&g->sys_fd);
 	cleanup_fd(&g->vm_fd);
 	cleanup_fd(&g->kvm_fd);
-	*g = (struct kvm_guest){.kvm_fd = -1, .vm_fd = -1, .data_fd = -1};
+	*g = (struct kvm_guest){.kvm_fd = -1, .vm_fd = -1, .sys_fd = -1, .data_fd = -1};
 }
 
 int kvm_guest_slot(struct kvm_guest *g, uint32_t slot, uint32_t flags, uint64_t gpa,

@@ -52,6 +52,7 @@ struct kvm_guest_config {
 	uint32_t ring_entries; /* per vCPU; 0: no ring */
 	uint64_t data_bytes;   /* 0: no data memory */
 	bool irqchip;	       /* in-kernel interrupt controller and timer */
+	bool no_slots;	       /* the test makes SYS's slot, too */
 };
 
 struct kvm_guest_vcpu {
@@ -63,8 +64,9 @@ struct kvm_guest_vcpu {
 
 struct kvm_guest {
 	int kvm_fd, vm_fd;
+	int sys_fd;    /* memfd behind `sys` */
 	int data_fd;   /* memfd behind `data`; -1 without */
-	uint8_t *sys;  /* host mapping of SYS */
+	uint8_t *sys;  /* MAP_SHARED mapping of sys_fd */
 	uint8_t *data; /* MAP_SHARED mapping of data_fd */
 	uint64_t data_bytes;
 	uint32_t ring_entries;

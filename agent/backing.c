@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * backing: which file, piece and frames are behind a slot.  Enter: what the VMM
+ * says of a slot; leave: runs of frames.  Any thread, under slots_lock.
+ *
+ * Invariants
+ *   B1  a page of a file belongs to at most one live piece, for as long as the
+ *       VM lives or until it is unplugged: slots only look at pieces;
+ *   B2  frames are given out once and never again;
+ *   B3  live pieces have disjoint home GFNs.  A piece first shown in address
+ *       space 0 gets the GFN it is shown at, unless another live piece has any of
+ *       these; everything else gets GFNs from 2^40 up.
+ *
+ * Private memory is refused: the service maps the file, and would see none of
+ * what the guest writes to a private copy.
+ */
+#include "agent/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <linux/magic.h>
+
+struct mapping {
+	uint64_t start, end, offset, ino;
+	unsigned int major, minor;
+	char perms[5];
+};
+
+static bool parse_mapping(const char *line, struct mapping *m)
+{
+	return sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64, &m->start,
+		      &m->end, m->perms, &m->offset, &m->major, &m->minor, &m->ino) == 7;
+}
+
+/* Is [hva, hva + len) a MAP_SHARED mapping of this file from this offset?  The
+ * kernel's own account, since a VMM easily maps the wrong thing. */
+static int check_mapping(const struct snapd_memslot *s, const struct stat *st, struct err *e)
+{
+	uint64_t at = (uintptr_t)s->hva, end = at + s->size_bytes, base = at;
+	_cleanup_free_ char *line = NULL;
+	FILE *f = fopen("/proc/self/maps", "re");
+	const char *wrong = "is not mapped";
+	struct mapping m;
+	size_t cap = 0;
+
+	if (!f)
+		return err_errno(e, errno, "cannot read /proc/self/maps");
+	while (at < end && getline(&line, &cap, f) > 0) {
+		if (!parse_mapping(line, &m) || m.end <= at)
+			continue;
+		if (m.start > at)
+			break;
+		wrong = m.perms[3] != 's' ? "is private memory"
+			: m.ino != st->st_ino || makedev(m.major, m.minor) != st->st_dev
+				? "is a mapping of another file"
+			: m.offset + (at - m.start) != s->fd_offset + (at - base)
+				? "is mapped at another offset of the file"
+				: NULL;
+		if (wrong)
+			break;
+		at = m.end;
+		wrong = "is not mapped";
+	}
+	fclose(f);
+	if (at >= end)
+		return 0;
+	return err_set(e, EINVAL,
+		       "slot %u: host memory at 0x%" PRIx64 " %s; RAM must be a MAP_SHARED mapping "
+		       "of its memfd, shm or hugetlbfs file",
+		       s->slot, at, wrong);
+}
+
+int backing_check(const struct snapd_vm *vm, const struct snapd_memslot *s, struct err *e)
+{
+	struct statfs fs;
+	struct stat st;
+
+	if (s->fd < 0)
+		return err_set(
+			e, EINVAL,
+			"slot %u: private memory (fd -1) cannot be snapshotted; back it with "
+			"a memfd mapped MAP_SHARED",
+			s->slot);
+	if (fstat(s->fd, &st) < 0 || fstatfs(s->fd, &fs) < 0)
+		return err_errno(e, errno, "slot %u: descriptor %d", s->slot, s->fd);
+	if (fs.f_type != TMPFS_MAGIC && fs.f_type != HUGETLBFS_MAGIC)
+		return err_set(e, EINVAL, "slot %u: its file is not on tmpfs or hugetlbfs",
+			       s->slot);
+	if (s->fd_offset % vm->page_size || s->fd_offset > (uint64_t)st.st_size ||
+	    s->size_bytes > (uint64_t)st.st_size - s->fd_offset)
+		return err_set(e, EINVAL,
+			       "slot %u: 0x%" PRIx64 " bytes at 0x%" PRIx64
+			       " are not within its file of 0x%" PRIx64,
+			       s->slot, s->size_bytes, s->fd_offset, (uint64_t)st.st_size);
+	return check_mapping(s, &st, e);
+}
+
+static bool block_is(const struct block *b, const struct stat *st)
+{
+	return b->fd >= 0 && b->dev == st->st_dev && b->ino == st->st_ino;
+}
+
+static int block_new(struct snapd_vm *vm, int fd, const struct stat *st, struct err *e)
+{
+	struct statfs fs;
+	struct block *b;
+	int copy;
+
+	if (!GROW(vm->blocks, vm->nr_blocks, vm->cap_blocks))
+		return err_set(e, ENOMEM, "no memory for a RAM block");
+	if (fstatfs(fd, &fs) < 0 || (copy = fcntl(fd, F_DUPFD_CLOEXEC, 3)) < 0)
+		return err_errno(e, errno, "cannot duplicate a RAM descriptor");
+	b = &vm->blocks[vm->nr_blocks];
+	*b = (struct block){.dev = st->st_dev,
+			    .ino = st->st_ino,
+			    .fd = copy,
+			    .size_bytes = (uint64_t)st->st_size,
+			    .page_size = fs.f_type == HUGETLBFS_MAGIC ? (uint32_t)fs.f_bsize
+								      : vm->page_size,
+			    .told = -1};
+	return (int)vm->nr_blocks++;
+}
+
+/* A block of that inode that is large enough; its index. */
+static int block_get(struct snapd_vm *vm, const struct snapd_memslot *m, struct stat *st,
+		     struct err *e)
+{
+	if (fstat(m->fd, st) < 0)
+		return err_errno(e, errno, "slot %u: descriptor %d", m->slot, m->fd);
+	for (size_t i = 0; i < vm->nr_blocks; i++)
+		if (block_is(&vm->blocks[i], st) &&
+		    vm->blocks[i].size_bytes >= m->fd_offset + m->size_bytes)
+			return (int)i;
+	return block_new(vm, m->fd, st, e);
+}
+
+/* The live piece of this file that has page `page`; else NULL and *next is the
+ * first page after it that has one. */
+static struct piece *piece_at(struct snapd_vm *vm, const struct stat *st, uint64_t page,
+			      uint64_t *next)
+{
+	*next = UINT64_MAX;
+	for (size_t i = 0; i < vm->nr_pieces; i++) {
+		struct piece *p = &vm->pieces[i];
+
+		if (p->gone || !block_is(&vm->blocks[p->block], st))
+			continue;
+		if (page >= p->block_page && page - p->block_page < p->nr_frames)
+			return p;
+		if (p->block_page > page)
+			*next = MIN(*next, p->block_page);
+	}
+	return NULL;
+}
+
+static bool home_is_taken(const struct snapd_vm *vm, uint64_t gfn, uint64_t n)
+{
+	for (size_t i = 0; i < vm->nr_pieces; i++) {
+		const struct piece *p = &vm->pieces[i];
+
+		if (!p->gone && p->home_gfn < gfn + n && gfn < p->home_gfn + p->nr_frames)
+			return true;
+	}
+	return false;
+}
+
+static uint64_t home_choose(struct snapd_vm *vm, uint32_t as_id, uint64_t gfn, uint64_t n)
+{
+	uint64_t home = gfn;
+
+	if (as_id != 0 || gfn + n > 1ull << 40 || home_is_taken(vm, gfn, n)) {
+		home = vm->next_high_gfn;
+		vm->next_high_gfn += n;
+	}
+	return home;
+}
+
+/* A piece for pages never shown before, dirty in every set. */
+static struct piece *piece_new(struct snapd_vm *vm, const struct snapd_memslot *m, uint32_t block,
+			       uint64_t offset, uint64_t n, struct err *e)
+{
+	uint64_t first = frames_end(vm);
+	struct piece *p;
+
+	if (!GROW(vm->pieces, vm->nr_pieces, vm->cap_pieces)) {
+		err_set(e, ENOMEM, "no memory for a piece");
+		return NULL;
+	}
+	if (n > SNAPD_SHM_FRAMES - first) {
+		err_set(e, ENOSPC, "more than %llu pages of guest memory in one VM's life",
+			SNAPD_SHM_FRAMES);
+		return NULL;
+	}
+	p = &vm->pieces[vm->nr_pieces];
+	*p = (struct piece){
+		.block = block,
+		.block_page = (m->fd_offset >> vm->page_shift) + offset,
+		.nr_frames = n,
+		.home_gfn = home_choose(vm, m->as_id, (m->gpa >> vm->page_shift) + offset, n),
+		.first_frame = first,
+		.told = -1,
+	};
+	vm->nr_pieces++;
+	atomic_store(&vm->next_frame, first + n);
+	sets_add_range(vm, first, n);
+	return p;
+}
+
+static struct slot_run *runs_append(struct slot_run *runs, uint32_t *nr, struct slot_run add)
+{
+	struct slot_run *last = *nr ? &runs[*nr - 1] : NULL, *more;
+
+	if (last && last->first_frame + last->nr_frames == add.first_frame) {
+		last->nr_frames += add.nr_frames;
+		return runs;
+	}
+	more = reallocarray(runs, *nr + 1, sizeof(*runs));
+	if (!more) {
+		free(runs);
+		return NULL;
+	}
+	more[(*nr)++] = add;
+	return more;
+}
+
+int backing_resolve(struct snapd_vm *vm, const struct snapd_memslot *m, uint32_t *block,
+		    struct slot_run **ret, uint32_t *nr_runs, struct err *e)
+{
+	uint64_t page = m->fd_offset >> vm->page_shift, end = m->size_bytes >> vm->page_shift;
+	struct slot_run *runs = NULL;
+	struct stat st;
+	int b = block_get(vm, m, &st, e);
+
+	if (b < 0)
+		return b;
+	*nr_runs = 0;
+	for (uint64_t at = 0, n; at < end; at += n) {
+		uint64_t next, skip;
+		struct piece *p = piece_at(vm, &st, page + at, &next);
+
+		if (!p) {
+			n = MIN(end - at, next - (page + at));
+			p = piece_new(vm, m, (uint32_t)b, at, n, e);
+			if (!p) {
+				free(runs);
+				return e->code;
+			}
+		}
+		skip = page + at - p->block_page;
+		n = MIN(end - at, p->nr_frames - skip);
+		p->hva = (char *)m->hva + ((at - skip) << vm->page_shift);
+		runs = runs_append(runs, nr_runs, (struct slot_run){at, n, p->first_frame + skip});
+		if (!runs)
+			return err_set(e, ENOMEM, "no memory for the runs of slot %u", m->slot);
+		gpaset_clear_range(&vm->unplugged, p->first_frame + skip, n);
+	}
+	*block = (uint32_t)b;
+	*ret = runs;
+	return 0;
+}
+
+struct piece *piece_of_frame(struct snapd_vm *vm, uint64_t frame)
+{
+	size_t lo = 0, hi = vm->nr_pieces; /* ascending by first_frame: B2 */
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+		struct piece *p = &vm->pieces[mid];
+
+		if (frame < p->first_frame)
+			hi = mid;
+		else if (frame - p->first_frame >= p->nr_frames)
+			lo = mid + 1;
+		else
+			return p;
+	}
+	return NULL;
+}
+
+struct piece *piece_of_home(struct snapd_vm *vm, uint64_t gfn)
+{
+	for (size_t i = 0; i < vm->nr_pieces; i++) {
+		struct piece *p = &vm->pieces[i];
+
+		if (!p->gone && gfn >= p->home_gfn && gfn - p->home_gfn < p->nr_frames)
+			return p;
+	}
+	return NULL;
+}
+
+static bool is_shown(const struct snapd_vm *vm, const struct piece *p)
+{
+	for (size_t i = 0; i < vm->nr_views; i++) {
+		const struct view *v = &vm->views[i];
+
+		for (uint32_t r = 0; r < v->nr_runs; r++)
+			if (v->runs[r].first_frame < p->first_frame + p->nr_frames &&
+			    p->first_frame < v->runs[r].first_frame + v->runs[r].nr_frames)
+				return true;
+	}
+	return false;
+}
+
+static bool is_unplugged(const struct snapd_vm *vm, const struct piece *p)
+{
+	for (uint64_t f = 0; f < p->nr_frames; f++)
+		if (!gpaset_test(&vm->unplugged, p->first_frame + f))
+			return false;
+	return true;
+}
+
+static void block_put(struct snapd_vm *vm, uint32_t block)
+{
+	for (size_t i = 0; i < vm->nr_pieces; i++)
+		if (vm->pieces[i].block == block && !vm->pieces[i].gone)
+			return;
+	close(vm->blocks[block].fd);
+	vm->blocks[block].fd = -1;
+}
+
+static void piece_end(struct snapd_vm *vm, struct piece *p)
+{
+	p->gone = true;
+	vm->gone_count++;
+	sets_clear_range(vm, p->first_frame, p->nr_frames);
+	pthread_rwlock_wrlock(&vm->map_lock);
+	ranges_drop_frames(vm, &vm->holes, p->first_frame, p->nr_frames);
+	pthread_rwlock_unlock(&vm->map_lock);
+	block_put(vm, p->block);
+}
+
+void backing_unplug(struct snapd_vm *vm, const struct view *gone)
+{
+	for (uint32_t r = 0; r < gone->nr_runs; r++)
+		gpaset_add_range(&vm->unplugged, gone->runs[r].first_frame,
+				 gone->runs[r].nr_frames);
+	/* Entries of the deleted slot still in rings would set the bits again. */
+	reap(vm);
+	for (uint32_t r = 0; r < gone->nr_runs; r++) {
+		uint64_t at = gone->runs[r].first_frame, end = at + gone->runs[r].nr_frames;
+
+		while (at < end) {
+			struct piece *p = piece_of_frame(vm, at);
+
+			at = p->first_frame + p->nr_frames;
+			if (!p->gone && !is_shown(vm, p) && is_unplugged(vm, p))
+				piece_end(vm, p);
+		}
+	}
+}
+
+void backing_deinit(struct snapd_vm *vm)
+{
+	for (size_t i = 0; i < vm->nr_blocks; i++)
+		cleanup_fd(&vm->blocks[i].fd);
+	free(vm->blocks);
+	free(vm->pieces);
+}

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vm: the agent's own view of one attached VM; what its files share.
+ *
+ *   vm.c       attach, detach, figures, error texts
+ *   backing.c  RAM files and pieces: which frames a slot's pages are
+ *   slots.c    memslots, who sees which GPA, marks by the VMM
+ *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
+ *   reap.c     ring entries → sets; the harvest thread; consumers' sets
+ *   vcpu.c     running, parking and kicking vCPUs; work on their threads
+ *   conn.c     the connection thread: reach the service, tell, dispatch
+ *   request.c  SYNC, PAUSE, REWRITE, LOAD, RESUME
+ *
+ * Threads
+ *   connection  conn.c, request.c; runs every callback but log
+ *   harvest     reap.c; looks at the rings, so that a service that hangs, or a
+ *               VMM callback that takes long, never lets a ring run full
+ *   vCPUs       vcpu.c; also harvest when they meet ring-full
+ *   any other   snapd_vm_memslot(), marks, consumers
+ *
+ * Lock order: pause_lock → slots_lock → map_lock → harvest_lock; run_lock →
+ * bind_lock.  No callback and no socket call is made under any of them, except
+ * that slots_lock is held over KVM's memslot ioctls.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <linux/kvm.h>
+
+#include "include/snapd/agent.h"
+#include "include/snapd/protocol.h"
+#include "snapd/arch/arch.h"
+#include "snapd/gpaset.h"
+#include "snapd/harvest.h"
+#include "snapd/util/cleanup.h"
+#include "snapd/util/err.h"
+
+/* A RAM file.  Its descriptor is held while any piece lives, so that the inode
+ * number cannot come to mean another file. */
+struct block {
+	dev_t dev;
+	ino_t ino;
+	int fd; /* owned; -1: no piece left */
+	uint32_t page_size;
+	uint64_t size_bytes; /* when first seen; a file that grew is one more block */
+	int64_t told;	     /* index on the present connection; -1: not told */
+};
+
+struct piece {
+	uint32_t block;
+	bool gone;
+	bool gone_told;
+	uint64_t block_page;
+	uint64_t nr_frames;
+	uint64_t home_gfn;
+	uint64_t first_frame;
+	char *hva;    /* of its first page, where the VMM last showed it */
+	int64_t told; /* as block.told */
+};
+
+/* A live memslot. */
+struct view {
+	struct snapd_memslot m; /* as the VMM gave it; m.fd is the block's */
+	uint32_t block;		/* valid where nr_runs > 0 */
+	uint32_t kernel_id;
+	uint32_t nr_runs;      /* 0: not tracked (ROM) */
+	struct slot_run *runs; /* owned */
+};
+
+/* GFNs of address space 0 → frames. */
+struct gpa_range {
+	uint64_t gfn;
+	uint64_t nr;
+	uint64_t first_frame;
+};
+
+struct range_list {
+	struct gpa_range *r; /* owned */
+	size_t nr, cap;
+};
+
+/* A set in this process, not shared. */
+struct snapd_consumer {
+	struct snapd_vm *vm;
+	struct snapd_consumer *next; /* map_lock and harvest_lock to change, either to read */
+	struct gpaset set;
+	void *mem;
+	uint64_t next_gfn; /* where take goes on; the taker's */
+	char name[32];
+};
+
+enum vcpu_state {
+	VCPU_NO_THREAD, /* no thread has it: cannot run, its state may be touched by anyone */
+	VCPU_OUT,	/* its thread is in the VMM's code */
+	VCPU_IN,	/* in snapd_vcpu_run(), perhaps in the guest */
+	VCPU_PARKED,	/* waits in snapd_vcpu_run() for the end of a pause */
+};
+
+struct snapd_vcpu;
+typedef int (*vcpu_job_fn)(struct snapd_vcpu *vcpu, struct err *e);
+
+struct snapd_vcpu {
+	struct snapd_vm *vm;
+	int fd; /* borrowed */
+	uint32_t id, index;
+	struct kvm_run *run;
+	size_t run_bytes, ring_bytes;
+	void *ring_map;
+	/* harvest_lock */
+	struct harvest_ring ring;
+	uint32_t budget; /* entries still to look for in the harvest under way */
+	/* its thread */
+	bool io_pending; /* the last exit is completed by the next KVM_RUN only */
+	uint32_t full_in_vain;
+	uint32_t full_next;
+	/* written by its thread, or under bind_lock when that has ended */
+	_Atomic int state;
+	/* bind_lock */
+	struct vcpu_thread *thread;
+	/* run_lock */
+	uint64_t kicked_ns;
+	vcpu_job_fn job; /* to be done; NULL: none */
+	bool job_busy;	 /* being done */
+	int job_result;
+	struct err job_err;
+	/* a job's, while it runs; else the connection thread's */
+	struct snapd_state_writer save;
+	const struct snapd_state_reader *load;
+};
+
+struct conn {
+	int fd; /* -1: not connected */
+	bool welcome;
+	bool told_ready;
+	uint32_t told_vcpus;
+	uint32_t next_block, next_piece; /* wire indices on this connection */
+	size_t seen_pieces;		 /* of vm.pieces */
+	uint64_t seen_gone;		 /* of vm.gone_count */
+	uint8_t *buf;			 /* SNAPD_MSG_MAX bytes */
+	uint64_t backoff_ns;
+	bool refused;	  /* for good */
+	int logged_errno; /* of the last failed connect: said once */
+};
+
+struct snapd_vm {
+	/* constant after attach */
+	struct arch_vm kvm;
+	const struct arch_ops *arch;
+	struct snapd_vm_callbacks cb;
+	void *opaque;
+	char name[SNAPD_NAME_MAX];
+	char socket[108];
+	char restore[128];
+	uint8_t instance[16];
+	uint32_t ring_entries;
+	uint32_t max_vcpus;
+	uint32_t address_spaces;
+	uint32_t page_size, page_shift;
+	int kick_signal;
+	bool zap_all; /* deleting any slot drops every shadow page */
+	uint64_t harvest_min_ns, harvest_max_ns;
+
+	int shm_fd;
+	size_t shm_bytes;
+	struct snapd_shm *shm; /* shared with the service, which may write anything here */
+	struct gpaset dirty;
+
+	/* slots_lock */
+	pthread_mutex_t slots_lock;
+	pthread_cond_t slots_thawed;
+	bool slots_frozen; /* a snapshot has the VM paused */
+	struct view *views;
+	size_t nr_views, cap_views;
+	struct view *roms; /* untracked slots ever seen, for layouts that bring them back */
+	size_t nr_roms, cap_roms;
+	struct block *blocks;
+	size_t nr_blocks, cap_blocks;
+	struct piece *pieces;
+	size_t nr_pieces, cap_pieces;
+	uint64_t next_high_gfn;
+	uint64_t gone_count;	 /* pieces that ended */
+	struct gpaset unplugged; /* frames whose slot was deleted as GONE */
+	void *unplugged_mem;
+	_Atomic uint64_t next_frame; /* frames given out; readable by anyone */
+
+	/* map_lock */
+	pthread_rwlock_t map_lock;
+	struct range_list mapped; /* ascending, disjoint */
+	bool map_lossy;		  /* no memory for a range: a mark marks everything */
+	struct range_list holes;  /* frames not mapped now, at the GFN where they last were */
+
+	/* harvest_lock */
+	pthread_mutex_t harvest_lock;
+	struct slot_table table;
+	uint64_t *frames; /* REAP_FRAMES */
+	struct snapd_consumer *consumers;
+	struct gpaset suspects; /* frames that KVM may have left unprotected */
+	void *suspects_mem;
+	bool has_suspects;
+	uint64_t unreset, unreset_at; /* collected, RESET still to come: ablation only */
+	_Atomic bool ring_dead;	      /* KVM and we disagree about a ring */
+	_Atomic uint32_t nr_vcpus;    /* grows under harvest_lock */
+	struct snapd_vcpu **vcpus;    /* max_vcpus */
+
+	/* run_lock */
+	pthread_mutex_t run_lock;
+	pthread_cond_t run_changed; /* a vCPU parked, a job ended, a pause ended */
+	uint32_t pauses;	    /* reasons for vCPUs to be parked */
+	int refused;		    /* what every vcpu_run returns from now on; 0: none */
+	bool stopping;
+	_Atomic bool attention; /* any of the three: vCPUs look here */
+
+	/* connection thread */
+	struct conn conn;
+	bool service_paused; /* holds one of `pauses`, and the VM is quiesced */
+	bool quiesced;
+	bool rewriting, loaded;
+	struct snapd_point rewrite_to;
+	uint64_t paused_at_ns, lease_end_ns;
+
+	_Atomic bool restore_wait; /* holds one of `pauses`, until LOAD and RESUME */
+	_Atomic bool exiting;
+	_Atomic int connect_result;  /* 1: not known yet; 0, -errno */
+	int conn_wake, harvest_wake; /* eventfds */
+	pthread_t conn_thread, harvest_thread;
+	bool conn_started, harvest_started;
+	pthread_mutex_t log_lock;
+};
+
+/* vm.c */
+extern _Thread_local struct err agent_err; /* what snapd_vm_error() shows */
+void vm_log(struct snapd_vm *vm, enum snapd_log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+uint64_t now_ns(void); /* CLOCK_MONOTONIC */
+int vm_ioctl(struct snapd_vm *vm, unsigned long request, void *arg);
+void wake_fd(int fd);
+bool grow_array(void *array_ptr, size_t *cap, size_t want, size_t elem_bytes);
+#define GROW(array, nr, cap) grow_array(&(array), &(cap), (nr) + 1, sizeof(*(array)))
+static inline void count(_Atomic uint64_t *c, uint64_t n)
+{
+	atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
+static inline uint64_t frames_end(struct snapd_vm *vm)
+{
+	return atomic_load(&vm->next_frame);
+}
+
+/* backing.c, all under slots_lock */
+int backing_check(const struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e);
+/* The runs of frames behind a slot, in a malloc()ed array; new pieces are made
+ * where the file was never shown, and are dirty in every set. */
+int backing_resolve(struct snapd_vm *vm, const struct snapd_memslot *m, uint32_t *block,
+		    struct slot_run **runs, uint32_t *nr_runs, struct err *e);
+/* A slot was deleted as GONE: end the pieces that no slot shows any more and that
+ * went in whole. */
+void backing_unplug(struct snapd_vm *vm, const struct view *gone);
+struct piece *piece_of_frame(struct snapd_vm *vm, uint64_t frame);
+struct piece *piece_of_home(struct snapd_vm *vm, uint64_t home_gfn);
+void backing_deinit(struct snapd_vm *vm);
+
+/* slots.c; all but the public calls under slots_lock */
+int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e);
+int view_delete(struct snapd_vm *vm, struct view *v, struct err *e);
+struct view *view_find(struct snapd_vm *vm, uint32_t as_id, uint32_t slot);
+int slots_reprotect(struct snapd_vm *vm); /* every page of every slot; vCPUs stopped */
+int shadow_zap_all(struct snapd_vm *vm, struct err *e); /* needs vm.zap_all */
+void slots_freeze(struct snapd_vm *vm, bool frozen);	/* takes slots_lock */
+void slots_deinit(struct snapd_vm *vm);
+void ranges_add(struct snapd_vm *vm, struct range_list *l, struct gpa_range r);
+void ranges_drop_frames(struct snapd_vm *vm, struct range_list *l, uint64_t first, uint64_t n);
+
+/* layout.c, connection thread, vCPUs stopped; take slots_lock */
+int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e);
+int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_t *layout_ns,
+		uint64_t *cure_ns, struct err *e);
+
+/* reap.c */
+#define REAP_FRAMES 65536u
+int reap(struct snapd_vm *vm);	    /* takes harvest_lock: collect, RESET, publish */
+int reap_last(struct snapd_vm *vm); /* the same with every vCPU stopped */
+void *reap_thread(void *vm);
+/* Into every set, under map_lock or harvest_lock; sets_*: take map_lock. */
+void each_set_add(struct snapd_vm *vm, uint64_t first, uint64_t n);
+void sets_add_range(struct snapd_vm *vm, uint64_t first, uint64_t n);
+void sets_clear_range(struct snapd_vm *vm, uint64_t first, uint64_t n);
+void consumers_add_all(struct snapd_vm *vm);
+void *set_create(struct gpaset *set); /* anonymous memory of set_bytes() */
+size_t set_bytes(void);
+void consumer_free(struct snapd_consumer *c);
+
+/* vcpu.c */
+void vcpus_hold(struct snapd_vm *vm);	 /* one more reason to be parked */
+void vcpus_release(struct snapd_vm *vm); /* one less */
+int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e);
+/* Run `fn` for the first n vCPUs, on their own threads where they have one, all at
+ * once.  The VM is held and stopped. */
+int vcpus_do(struct snapd_vm *vm, vcpu_job_fn fn, uint32_t n, struct err *e);
+bool vcpus_all_parked(struct snapd_vm *vm);
+void vcpus_refuse(struct snapd_vm *vm, int code);
+bool on_vcpu_thread(const struct snapd_vm *vm);
+int vcpu_signal_init(int sig, struct err *e);
+void vcpu_free(struct snapd_vcpu *v);
+
+/* conn.c */
+void *conn_thread(void *vm);
+int conn_send(struct snapd_vm *vm, void *msg, size_t len_bytes, int fd);
+int conn_tell(struct snapd_vm *vm); /* what is new since the last time */
+void conn_drop(struct snapd_vm *vm, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* request.c */
+#define PAUSE_LEASE_NS (SNAPD_PAUSE_LEASE_MS * 1000000ull)
+/* A whole message of a type a service may send, of at least its length; takes *fd
+ * (-1: none came) when it uses it. */
+void request_handle(struct snapd_vm *vm, const struct snapd_msg *h, int *fd);
+/* The connection is gone: a VM paused for a snapshot runs on at once. */
+void request_abandon(struct snapd_vm *vm);
+/* When the service's hold on the VM ends, in ns; UINT64_MAX: not limited. */
+uint64_t request_lease_end(const struct snapd_vm *vm);

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The agent and a service that the test plays: two vCPUs count in every page.
+ *
+ *   snapshot   SYNC, early copy, PAUSE, copy, RESUME, many times: the copy put
+ *              together from the sets alone equals RAM at the paused instant
+ *   rollback   PAUSE(NO_STATE), REWRITE, write RAM back, LOAD, RESUME: the guest
+ *              goes on from the snapshot, counters and registers agree
+ *   leaving    the connection ends in each state: a VM paused for a snapshot runs
+ *              on; one half rewritten stays, and says so
+ *   nonsense   bad messages end the connection, not the VM
+ */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "snapd/util/cleanup.h"
+#include "tests/lib/agent_vm.h"
+#include "tests/lib/check.h"
+
+#define PAGES	   2048u
+#define DATA_BYTES (PAGES * KVM_GUEST_PAGE)
+
+/* Each vCPU owns every other page: i-th round writes i into all of them; the
+ * last page tells the round, written before the round begins. */
+GUEST_FN static void guest_count(uint64_t first, uint64_t round)
+{
+	for (;; round++) {
+		guest_write(KVM_GUEST_DATA_GPA + first * KVM_GUEST_PAGE + 8, round);
+		for (uint64_t p = first; p < PAGES; p += 2)
+			guest_write(KVM_GUEST_DATA_GPA + p * KVM_GUEST_PAGE, round);
+	}
+}
+
+struct copy {
+	uint8_t *ram[2]; /* by block of the service: sys, data */
+	uint64_t size[2];
+	uint8_t *map[2]; /* the service's own mapping */
+};
+
+static void copy_init(struct copy *c, const struct fake_service *s)
+{
+	struct stat st;
+
+	check(s->nr_blocks == 2, "%u blocks", s->nr_blocks);
+	for (int i = 0; i < 2; i++) {
+		check(!fstat(s->block_fds[i], &st), "fstat");
+		c->size[i] = (uint64_t)st.st_size;
+		c->ram[i] = calloc(1, c->size[i]);
+		c->map[i] = mmap(NULL, c->size[i], PROT_READ | PROT_WRITE, MAP_SHARED,
+				 s->block_fds[i], 0);
+		check(c->ram[i] && c->map[i] != MAP_FAILED, "memory");
+	}
+}
+
+static void copy_deinit(struct copy *c)
+{
+	for (int i = 0; i < 2; i++) {
+		munmap(c->map[i], c->size[i]);
+		free(c->ram[i]);
+	}
+}
+
+static uint64_t take(struct fake_service *s, struct copy *c)
+{
+	uint64_t total = 0, frames[256], cursor, at;
+	size_t n;
+
+	for (uint32_t i = 0; i < s->nr_pieces; i++) {
+		const struct snapd_piece *p = &s->pieces[i];
+
+		cursor = p->first_frame;
+		while ((n = gpaset_take(&s->dirty, NULL, p->first_frame + p->nr_frames, &cursor,
+					frames, 256))) {
+			for (size_t k = 0; k < n; k++) {
+				at = (p->block_page + frames[k] - p->first_frame) * KVM_GUEST_PAGE;
+				memcpy(c->ram[p->block] + at, c->map[p->block] + at,
+				       KVM_GUEST_PAGE);
+			}
+			total += n;
+		}
+	}
+	return total;
+}
+
+static void check_whole(const struct copy *c, const char *when)
+{
+	for (int i = 0; i < 2; i++)
+		for (uint64_t at = 0; at < c->size[i]; at += KVM_GUEST_PAGE)
+			check(!memcmp(c->ram[i] + at, c->map[i] + at, KVM_GUEST_PAGE),
+			      "%s: block %d, page %llu is lost", when, i,
+			      (unsigned long long)(at / KVM_GUEST_PAGE));
+}
+
+static uint64_t counter(struct agent_vm *a, uint64_t page)
+{
+	return *(volatile uint64_t *)(a->g.data + page * KVM_GUEST_PAGE);
+}
+
+/* The guest runs: its round goes up. */
+static void check_runs(struct agent_vm *a)
+{
+	uint64_t was = counter(a, 0);
+
+	wait_until(counter(a, 0) != was);
+}
+
+static void check_stands(struct agent_vm *a)
+{
+	uint64_t was = counter(a, 0), was2 = counter(a, PAGES - 1);
+
+	usleep(20000);
+	check(counter(a, 0) == was && counter(a, PAGES - 1) == was2, "the guest runs");
+}
+
+static void test_snapshots(struct agent_vm *a, struct fake_service *s)
+{
+	struct copy c;
+	int rounds = 0;
+
+	copy_init(&c, s);
+	for (; rounds < 60; rounds++) {
+		for (int i = 0; i < rounds % 4; i++) {
+			fake_sync(s);
+			take(s, &c);
+			usleep((useconds_t)(rounds * 37 % 1500));
+		}
+		close(fake_pause(s, 0));
+		take(s, &c);
+		check_whole(&c, "snapshot");
+		fake_resume(s);
+	}
+	copy_deinit(&c);
+	check_runs(a);
+	printf("snapshots: %d rounds whole\n", rounds);
+}
+
+/* Snapshot, run on, roll back; the guest's two counters of each vCPU agree with
+ * the registers that it goes on with only if both went back. */
+static void test_rollback(struct agent_vm *a, struct fake_service *s)
+{
+	struct snapd_point to = {1, 2};
+	struct copy c;
+
+	copy_init(&c, s);
+	for (int i = 0; i < 10; i++) {
+		int state = fake_pause(s, 0);
+		uint64_t len = s->in.paused.state_bytes, was;
+
+		for (int b = 0; b < 2; b++)
+			memcpy(c.ram[b], c.map[b], c.size[b]);
+		was = counter(a, 0);
+		fake_resume(s);
+		wait_until(counter(a, 0) > was + 2);
+		fake_pause(s, SNAPD_PAUSE_NO_STATE);
+		fake_rewrite(s, to);
+		for (int b = 0; b < 2; b++)
+			memcpy(c.map[b], c.ram[b], c.size[b]);
+		fake_load(s, state, len);
+		if (i == 0)
+			printf("rollback: layout %llu us, cure %llu us, load %llu us\n",
+			       (unsigned long long)s->in.loaded.layout_ns / 1000,
+			       (unsigned long long)s->in.loaded.cure_ns / 1000,
+			       (unsigned long long)s->in.loaded.load_ns / 1000);
+		check(counter(a, 0) == was, "RAM changed in LOAD");
+		check_stands(a);
+		gpaset_clear(&s->dirty, s->shm->nr_frames);
+		fake_resume(s);
+		/* the first page of the next round follows the snapshot's */
+		wait_until(counter(a, 0) != was);
+		check(counter(a, 0) > was, "counter fell");
+		close(state);
+		/* after a rollback the sets tell all that was written since */
+		close(fake_pause(s, 0));
+		take(s, &c);
+		check_whole(&c, "after rollback");
+		fake_resume(s);
+	}
+	copy_deinit(&c);
+	printf("rollback: 10 times\n");
+}
+
+static void reopen(struct agent_vm *a, struct fake_service *s, uint32_t flags)
+{
+	fake_close(s);
+	fake_open(a, s);
+	check((s->hello.flags & SNAPD_HELLO_REWRITING) == flags, "HELLO flags 0x%x",
+	      s->hello.flags);
+}
+
+static void test_leaving(struct agent_vm *a, struct fake_service *s)
+{
+	struct snapd_point to = {3, 4};
+	uint64_t len;
+	int state;
+
+	reopen(a, s, 0);
+	check_runs(a);
+	fake_sync(s);
+	reopen(a, s, 0);
+	state = fake_pause(s, 0);
+	len = s->in.paused.state_bytes;
+	check_stands(a);
+	reopen(a, s, 0);
+	check_runs(a);
+	close(state);
+	state = fake_pause(s, 0);
+	fake_rewrite(s, to);
+	reopen(a, s, SNAPD_HELLO_REWRITING);
+	check(s->hello.rewrite_to.timeline == 3 && s->hello.rewrite_to.epoch == 4, "rewrite_to");
+	check_stands(a);
+	fake_pause(s, SNAPD_PAUSE_NO_STATE);
+	fake_rewrite(s, to);
+	fake_load(s, state, len);
+	reopen(a, s, SNAPD_HELLO_REWRITING);
+	check_stands(a);
+	fake_pause(s, SNAPD_PAUSE_NO_STATE);
+	fake_rewrite(s, to);
+	fake_load(s, state, len);
+	fake_resume(s);
+	close(state);
+	check_runs(a);
+	printf("leaving: in each state\n");
+}
+
+static void raw(struct fake_service *s, const void *p, size_t len)
+{
+	check(send(s->fd, p, len, MSG_NOSIGNAL) == (ssize_t)len, "send");
+	check(fake_is_closed(s), "the agent took nonsense");
+}
+
+static void test_nonsense(struct agent_vm *a, struct fake_service *s)
+{
+	struct snapd_msg_pause m = {.h = {.len = sizeof(m), .type = SNAPD_MSG_PAUSE, .req = 1}};
+	struct snapd_msg_load load = {.state_bytes = 10};
+	int fd = memfd_create("junk", MFD_CLOEXEC);
+
+	raw(s, &m, sizeof(m) - 1);
+	reopen(a, s, 0);
+	m.h.len = sizeof(m.h);
+	raw(s, &m, sizeof(m.h));
+	reopen(a, s, 0);
+	m.h.type = 999;
+	raw(s, &m, sizeof(m.h));
+	reopen(a, s, 0);
+	raw(s, "x", 1);
+	reopen(a, s, 0);
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_PAUSE, fd);
+	check(fake_is_closed(s), "a descriptor where none belongs");
+	reopen(a, s, 0);
+	fake_rewrite(s, (struct snapd_point){1, 1});
+	check(fake_is_closed(s), "REWRITE while running");
+	reopen(a, s, 0);
+	fake_send(s, &load, sizeof(load), SNAPD_MSG_LOAD, fd);
+	check(fake_answer(s) == SNAPD_MSG_FAILED, "LOAD while running");
+	fake_send(s, &m, sizeof(struct snapd_msg_resume), SNAPD_MSG_RESUME, -1);
+	check(fake_answer(s) == SNAPD_MSG_FAILED, "RESUME while running");
+	check_runs(a);
+	close(fd);
+	printf("nonsense: refused\n");
+}
+
+int main(void)
+{
+	static struct agent_vm a;
+	static struct fake_service s;
+	struct agent_vm_config config = {.data_bytes = DATA_BYTES};
+
+	agent_vm_create(&a, &config);
+	agent_vm_add(&a, GUEST_CODE(guest_count), 0, 1, 0, 0);
+	agent_vm_add(&a, GUEST_CODE(guest_count), 1, 1, 0, 0);
+	fake_open(&a, &s);
+	check(s.ready_vcpus == 2, "%u vCPUs", s.ready_vcpus);
+	agent_vm_start(&a, 0);
+	agent_vm_start(&a, 1);
+	check_runs(&a);
+	test_snapshots(&a, &s);
+	test_rollback(&a, &s);
+	test_leaving(&a, &s);
+	test_nonsense(&a, &s);
+	fake_close(&s);
+	agent_vm_destroy(&a);
+	printf("ok\n");
+	return 0;
+}

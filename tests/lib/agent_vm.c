@@ -1,0 +1,369 @@
+/* SPDX-License-Identifier: MIT */
+/* A small real guest under the agent, and the service's side; agent_vm.h tells. */
+#include "tests/lib/agent_vm.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "tests/lib/check.h"
+
+static void listen_on(struct agent_vm *a)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+	snprintf(a->dir, sizeof(a->dir), "/tmp/snapd-test-XXXXXX");
+	check(mkdtemp(a->dir), "%s", strerror(errno));
+	snprintf(a->socket, sizeof(a->socket), "%s/agent.sock", a->dir);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", a->socket);
+	a->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	check(!bind(a->listen_fd, (struct sockaddr *)&addr, sizeof(addr)), "%s", strerror(errno));
+	check(!listen(a->listen_fd, 4), "%s", strerror(errno));
+}
+
+static int sys_slot(struct agent_vm *a)
+{
+	struct snapd_memslot m = {.slot = AGENT_VM_SYS_SLOT,
+				  .size_bytes = KVM_GUEST_SYS_BYTES,
+				  .hva = a->g.sys,
+				  .fd = a->g.sys_fd};
+
+	return snapd_vm_memslot(a->vm, &m);
+}
+
+void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config)
+{
+	struct kvm_guest_config gc = {.data_bytes = config->data_bytes, .no_slots = true};
+	struct snapd_vm_config vc = {
+		.size_bytes = sizeof(vc),
+		.flags = config->flags,
+		.name = "test",
+		.socket = a->socket,
+		.restore = config->restore,
+		.ring_entries = config->ring_entries,
+		.callbacks = config->callbacks,
+		.kvm = config->kvm,
+		.opaque = config->opaque,
+	};
+	int r;
+
+	memset(a, 0, sizeof(*a));
+	r = kvm_guest_create(&a->g, &gc);
+	if (r == -ENODEV)
+		skip("no usable /dev/kvm");
+	check(!r, "%s", strerror(-r));
+	listen_on(a);
+	vc.kvm_fd = a->g.kvm_fd;
+	vc.vm_fd = a->g.vm_fd;
+	r = snapd_vm_attach(&vc, &a->vm);
+	if (r == -ENOTSUP)
+		skip("%s", snapd_vm_error(NULL));
+	check(!r, "%s", snapd_vm_error(NULL));
+	check(!sys_slot(a), "%s", snapd_vm_error(NULL));
+	if (config->data_bytes && !config->no_data_slot)
+		check(!agent_vm_slot(a, AGENT_VM_DATA_SLOT, KVM_GUEST_DATA_GPA, 0,
+				     config->data_bytes / KVM_GUEST_PAGE),
+		      "%s", snapd_vm_error(NULL));
+}
+
+int agent_vm_slot(struct agent_vm *a, uint32_t slot, uint64_t gpa, uint64_t page, uint64_t n)
+{
+	struct snapd_memslot m = {.slot = slot,
+				  .gpa = gpa,
+				  .size_bytes = n * KVM_GUEST_PAGE,
+				  .hva = a->g.data + page * KVM_GUEST_PAGE,
+				  .fd = a->g.data_fd,
+				  .fd_offset = page * KVM_GUEST_PAGE};
+
+	return snapd_vm_memslot(a->vm, &m);
+}
+
+int agent_vm_unslot(struct agent_vm *a, uint32_t slot, uint16_t flags)
+{
+	struct snapd_memslot m = {.slot = slot, .flags = flags};
+
+	return snapd_vm_memslot(a->vm, &m);
+}
+
+void agent_vm_add(struct agent_vm *a, void (*fn)(void), uint64_t x, uint64_t y, uint64_t z,
+		  uint64_t w)
+{
+	int i = kvm_guest_add_vcpu(&a->g, fn, x, y, z, w);
+	struct agent_vcpu *v;
+
+	check(i >= 0, "vCPU: %s", strerror(-i));
+	v = &a->vcpus[i];
+	v->vm = a;
+	v->index = (uint32_t)i;
+	check(!snapd_vcpu_attach(a->vm, a->g.vcpus[i].fd, (uint32_t)i, &v->v), "%s",
+	      snapd_vm_error(NULL));
+}
+
+static void on_mmio(struct agent_vcpu *v, struct kvm_run *run)
+{
+	uint64_t value;
+
+	if (run->mmio.phys_addr == KVM_GUEST_EXIT_GPA && run->mmio.is_write) {
+		memcpy(&value, run->mmio.data, sizeof(value));
+		atomic_store(&v->told, value);
+	} else {
+		check(v->vm->mmio, "vCPU %u: MMIO at 0x%llx", v->index,
+		      (unsigned long long)run->mmio.phys_addr);
+		v->vm->mmio(v, run);
+	}
+}
+
+static void *vcpu_loop(void *arg)
+{
+	struct agent_vcpu *v = arg;
+	struct kvm_run *run = snapd_vcpu_kvm_run(v->v);
+	int r;
+
+	for (;;) {
+		r = snapd_vcpu_run(v->v);
+		if (r == -EINTR)
+			continue;
+		if (r < 0)
+			break;
+		atomic_fetch_add(&v->exits, 1);
+		check(run->exit_reason == KVM_EXIT_MMIO, "vCPU %u: exit %u", v->index,
+		      run->exit_reason);
+		on_mmio(v, run);
+	}
+	atomic_store(&v->result, r);
+	atomic_store(&v->running, false);
+	return NULL;
+}
+
+void agent_vm_start(struct agent_vm *a, uint32_t i)
+{
+	atomic_store(&a->vcpus[i].running, true);
+	check(!pthread_create(&a->vcpus[i].thread, NULL, vcpu_loop, &a->vcpus[i]), "thread");
+}
+
+void agent_vm_stop(struct agent_vm *a)
+{
+	snapd_vm_stop(a->vm);
+	for (uint32_t i = 0; i < a->g.nr_vcpus; i++)
+		if (a->vcpus[i].thread) {
+			pthread_join(a->vcpus[i].thread, NULL);
+			a->vcpus[i].thread = 0;
+		}
+}
+
+void agent_vm_destroy(struct agent_vm *a)
+{
+	agent_vm_stop(a);
+	snapd_vm_detach(a->vm);
+	kvm_guest_destroy(&a->g);
+	close(a->listen_fd);
+	unlink(a->socket);
+	rmdir(a->dir);
+}
+
+/* ---- the service's side ---- */
+
+static size_t receive(struct fake_service *s)
+{
+	union {
+		struct cmsghdr h;
+		char buf[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec iov = {&s->in, sizeof(s->in)};
+	struct msghdr m = {.msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = control.buf,
+			   .msg_controllen = sizeof(control.buf)};
+	struct pollfd p = {s->fd, POLLIN, 0};
+	ssize_t n;
+
+	check(poll(&p, 1, 30000) > 0, "no message for 30 s");
+	n = recvmsg(s->fd, &m, MSG_CMSG_CLOEXEC);
+	s->in_fd = -1;
+	if (n <= 0)
+		return 0;
+	if (CMSG_FIRSTHDR(&m))
+		memcpy(&s->in_fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
+	check(s->in.h.len == (size_t)n, "length %u, got %zd", s->in.h.len, n);
+	return (size_t)n;
+}
+
+void fake_accept(struct agent_vm *a, struct fake_service *s)
+{
+	struct pollfd p = {a->listen_fd, POLLIN, 0};
+	struct stat st;
+
+	memset(s, 0, sizeof(*s));
+	check(poll(&p, 1, 10000) > 0, "the agent does not come");
+	s->fd = accept4(a->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+	check(s->fd >= 0, "%s", strerror(errno));
+	check(receive(s) >= sizeof(s->hello) && s->in.h.type == SNAPD_MSG_HELLO, "no HELLO");
+	memcpy(&s->hello, &s->in, sizeof(s->hello));
+	s->shm_fd = s->in_fd;
+	check(s->shm_fd >= 0 && !fstat(s->shm_fd, &st) && (uint64_t)st.st_size == s->hello.shm_bytes,
+	      "shm");
+	s->shm = mmap(NULL, s->hello.shm_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+		      s->shm_fd, 0);
+	check(s->shm != MAP_FAILED, "%s", strerror(errno));
+	gpaset_init(&s->dirty, (char *)s->shm + s->shm->dirty_off, s->shm->nr_frames);
+	gpaset_init(&s->inflight, (char *)s->shm + s->shm->inflight_off, s->shm->nr_frames);
+}
+
+void fake_send(struct fake_service *s, void *msg, size_t len, uint16_t type, int fd)
+{
+	union {
+		struct cmsghdr h;
+		char buf[CMSG_SPACE(sizeof(int))];
+	} control = {0};
+	struct snapd_msg *h = msg;
+	struct iovec iov = {msg, len};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	h->len = (uint32_t)len;
+	h->type = type;
+	h->req = ++s->req;
+	if (fd >= 0) {
+		m.msg_control = control.buf;
+		m.msg_controllen = sizeof(control.buf);
+		control.h.cmsg_level = SOL_SOCKET;
+		control.h.cmsg_type = SCM_RIGHTS;
+		control.h.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.h), &fd, sizeof(fd));
+	}
+	check(sendmsg(s->fd, &m, MSG_NOSIGNAL) == (ssize_t)len, "%s", strerror(errno));
+}
+
+void fake_welcome(struct fake_service *s)
+{
+	struct snapd_msg_welcome w = {.major = SNAPD_PROTO_MAJOR, .minor = SNAPD_PROTO_MINOR};
+
+	fake_send(s, &w, sizeof(w), SNAPD_MSG_WELCOME, -1);
+}
+
+/* Take in what the agent tells; true when it is an answer instead. */
+static bool is_answer(struct fake_service *s)
+{
+	const struct snapd_msg_block *b = (void *)&s->in;
+	const struct snapd_msg_piece *p = (void *)&s->in;
+	const struct snapd_msg_gone *gone = (void *)&s->in;
+	const struct snapd_msg_ready *ready = (void *)&s->in;
+
+	switch (s->in.h.type) {
+	case SNAPD_MSG_BLOCK:
+		check(b->block == s->nr_blocks && s->in_fd >= 0, "block %u", b->block);
+		s->block_fds[s->nr_blocks++] = s->in_fd;
+		return false;
+	case SNAPD_MSG_PIECE:
+		check(p->p.piece == s->nr_pieces && p->p.block < s->nr_blocks, "piece %u",
+		      p->p.piece);
+		check(s->nr_pieces < FAKE_PIECES, "many pieces");
+		s->pieces[s->nr_pieces++] = p->p;
+		return false;
+	case SNAPD_MSG_GONE:
+		check(gone->piece < s->nr_pieces && !s->gone[gone->piece], "gone %u", gone->piece);
+		s->gone[gone->piece] = true;
+		return false;
+	case SNAPD_MSG_READY:
+		s->ready_vcpus = ready->nr_vcpus;
+		return false;
+	default:
+		return true;
+	}
+}
+
+void fake_until_ready(struct fake_service *s)
+{
+	do {
+		check(receive(s), "closed");
+		check(!is_answer(s), "type %u before READY", s->in.h.type);
+	} while (s->in.h.type != SNAPD_MSG_READY);
+}
+
+void fake_open(struct agent_vm *a, struct fake_service *s)
+{
+	fake_accept(a, s);
+	fake_welcome(s);
+	fake_until_ready(s);
+}
+
+void fake_close(struct fake_service *s)
+{
+	for (uint32_t i = 0; i < s->nr_blocks; i++)
+		close(s->block_fds[i]);
+	munmap(s->shm, s->hello.shm_bytes);
+	close(s->shm_fd);
+	close(s->fd);
+}
+
+uint16_t fake_answer(struct fake_service *s)
+{
+	do
+		check(receive(s), "the agent hung up");
+	while (!is_answer(s));
+	check(s->in.h.req == s->req, "answer to %llu", (unsigned long long)s->in.h.req);
+	return s->in.h.type;
+}
+
+bool fake_is_closed(struct fake_service *s)
+{
+	while (receive(s))
+		if (is_answer(s) && s->in.h.type != SNAPD_MSG_FAILED)
+			return false;
+	return true;
+}
+
+static void must(struct fake_service *s, uint16_t type)
+{
+	uint16_t got = fake_answer(s);
+
+	check(got == type, "type %u instead of %u: %s", got, type,
+	      got == SNAPD_MSG_FAILED ? s->in.error.text : "");
+}
+
+void fake_sync(struct fake_service *s)
+{
+	struct snapd_msg_sync m = {0};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_SYNC, -1);
+	must(s, SNAPD_MSG_SYNCED);
+}
+
+int fake_pause(struct fake_service *s, uint32_t flags)
+{
+	struct snapd_msg_pause m = {.flags = flags, .timeout_ms = 10000};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_PAUSE, -1);
+	must(s, SNAPD_MSG_PAUSED);
+	check((s->in_fd >= 0) == !(flags & SNAPD_PAUSE_NO_STATE), "state descriptor");
+	return s->in_fd;
+}
+
+void fake_rewrite(struct fake_service *s, struct snapd_point to)
+{
+	struct snapd_msg_rewrite m = {.to = to};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_REWRITE, -1);
+}
+
+void fake_load(struct fake_service *s, int state_fd, uint64_t len)
+{
+	struct snapd_msg_load m = {.state_bytes = len};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_LOAD, state_fd);
+	must(s, SNAPD_MSG_LOADED);
+}
+
+void fake_resume(struct fake_service *s)
+{
+	struct snapd_msg_resume m = {0};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_RESUME, -1);
+	must(s, SNAPD_MSG_RESUMED);
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * agent_vm: the small guest of kvm_guest.h under libsnapd-agent, and a service to
+ * go with it: a socket on which the test itself speaks the protocol.
+ *
+ * Every call ends the test when something is not as it must be.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "snapd/agent.h"
+#include "snapd/gpaset.h"
+#include "snapd/protocol.h"
+#include "tests/lib/kvm_guest.h"
+
+#define AGENT_VM_SYS_SLOT  0
+#define AGENT_VM_DATA_SLOT 1
+
+struct agent_vcpu {
+	struct agent_vm *vm;
+	struct snapd_vcpu *v;
+	pthread_t thread;
+	uint32_t index;
+	_Atomic uint64_t exits;
+	_Atomic uint64_t told;	   /* value of the last guest_tell() */
+	_Atomic int result;	   /* of the run call that ended the thread */
+	_Atomic bool running;	   /* the thread is in its loop */
+};
+
+struct agent_vm {
+	struct kvm_guest g;
+	struct snapd_vm *vm;
+	struct agent_vcpu vcpus[KVM_GUEST_MAX_VCPUS];
+	char dir[64], socket[96];
+	int listen_fd;
+	/* set before start: what to do with an MMIO exit that is no guest_tell() */
+	void (*mmio)(struct agent_vcpu *v, struct kvm_run *run);
+};
+
+struct agent_vm_config {
+	uint32_t ring_entries;
+	uint64_t data_bytes;
+	uint32_t flags;		/* SNAPD_ATTACH_* */
+	const char *restore;
+	const struct snapd_vm_callbacks *callbacks;
+	const struct snapd_kvm_ops *kvm;
+	void *opaque;
+	bool no_data_slot;
+};
+
+/* Skips the test without /dev/kvm. */
+void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config);
+/* Add a vCPU that will run fn(x, y, z, w). */
+void agent_vm_add(struct agent_vm *a, void (*fn)(void), uint64_t x, uint64_t y, uint64_t z,
+		  uint64_t w);
+void agent_vm_start(struct agent_vm *a, uint32_t i); /* its thread */
+void agent_vm_stop(struct agent_vm *a);		     /* all vCPU threads, joined */
+void agent_vm_destroy(struct agent_vm *a);
+/* Data pages [page, page + n) at DATA_GPA + page, or wherever. */
+int agent_vm_slot(struct agent_vm *a, uint32_t slot, uint64_t gpa, uint64_t page, uint64_t n);
+int agent_vm_unslot(struct agent_vm *a, uint32_t slot, uint16_t flags);
+/* Wait up to 20 s for a condition. */
+#define wait_until(cond)                                                                           \
+	do {                                                                                       \
+		for (int _i = 0; _i < 20000 && !(cond); _i++)                                      \
+			usleep(1000);                                                              \
+		check(cond, "waited 20 s in vain");                                                \
+	} while (0)
+
+/* ---- the service's side ---- */
+#define FAKE_PIECES 64
+struct fake_service {
+	int fd;
+	struct snapd_msg_hello hello;
+	int shm_fd;
+	struct snapd_shm *shm;
+	struct gpaset dirty, inflight;
+	uint32_t nr_blocks, nr_pieces;
+	int block_fds[16];
+	struct snapd_piece pieces[FAKE_PIECES];
+	bool gone[FAKE_PIECES];
+	uint32_t ready_vcpus;
+	uint64_t req;
+	union {
+		struct snapd_msg h;
+		struct snapd_msg_synced synced;
+		struct snapd_msg_paused paused;
+		struct snapd_msg_loaded loaded;
+		struct snapd_msg_resumed resumed;
+		struct snapd_msg_error error;
+		uint8_t bytes[SNAPD_MSG_MAX];
+	} in;
+	int in_fd;
+};
+
+/* Accept, read HELLO; no answer yet. */
+void fake_accept(struct agent_vm *a, struct fake_service *s);
+void fake_welcome(struct fake_service *s);
+void fake_until_ready(struct fake_service *s); /* blocks and pieces, to READY */
+void fake_open(struct agent_vm *a, struct fake_service *s); /* all three */
+void fake_close(struct fake_service *s);
+/* Send; `msg` starts with struct snapd_msg; len and req are filled in. */
+void fake_send(struct fake_service *s, void *msg, size_t len, uint16_t type, int fd);
+/* The next answer, blocks and pieces taken in on the way; its type. */
+uint16_t fake_answer(struct fake_service *s);
+bool fake_is_closed(struct fake_service *s); /* waits for the agent to hang up */
+/* Requests that must succeed. */
+void fake_sync(struct fake_service *s);
+int fake_pause(struct fake_service *s, uint32_t flags); /* the state's descriptor */
+void fake_rewrite(struct fake_service *s, struct snapd_point to);
+void fake_load(struct fake_service *s, int state_fd, uint64_t len);
+void fake_resume(struct fake_service *s);
