@@ -294,7 +294,7 @@ static void finish(struct job *job, int rc, const struct err *e)
 	}
 	end_locked(job, rc >= 0 ? JOB_DONE : rc == -ECANCELED ? JOB_CANCELLED : JOB_FAILED);
 	pthread_mutex_unlock(&job->lock);
-	if (rc < 0 && rc != -ECANCELED)
+	if (rc < 0 && rc != -ECANCELED && !job->vm) /* a VM's thread says so itself */
 		log_warn("job %llu (%s): %s", (unsigned long long)job->id,
 			 job_kind_names[job->kind], job->err.text);
 	ended(job);

@@ -25,7 +25,7 @@ static const char *const vm_counters[] = {
 	"harvest_ns", "snapshots", "failures",
 };
 /* Names of things, not amounts. */
-static const char *const vm_not_metrics[] = {"uid", "pid", "id", "head", "timeline", "epoch"};
+static const char *const vm_not_metrics[] = {"uid", "pid", "point", "head_snapshot", "attached_ns"};
 
 static bool one_of(const char *name, const char *const *list, size_t nr)
 {

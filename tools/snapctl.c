@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapctl: the verbs as a table, the command line, --help.  What is in the table is
+ * what --help, the manual page and the shell completions list; a test compares them.
+ */
+#include "tools/snapctl.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "include/snapd/protocol.h"
+#include "snapd/util/cleanup.h"
+
+static const struct opt global_opts[] = {
+	{"socket", "PATH",
+	 "the service's socket (else $SNAPD_SOCKET, else " SNAPD_API_SOCKET_DEFAULT ")"},
+	{"json", NULL, "print the service's answer as JSON"},
+	{"no-progress", NULL, "no progress bar, even on a terminal"},
+	{"help", NULL, "this text, or with a verb, the verb's"},
+};
+
+static const struct verb verbs[] = {
+	{"vms", "", "list the attached VMs", verb_vms, 0, 0},
+	{"snapshot",
+	 "VM",
+	 "take a snapshot of a running VM",
+	 verb_snapshot,
+	 1,
+	 1,
+	 {{"name", "NAME", "a name, unique for the VM"},
+	  {"note", "TEXT", "a note"},
+	  {"tag", "TAGS", "tags, separated by commas"}}},
+	{"list",
+	 "[VM]",
+	 "list snapshots; on a terminal as a tree",
+	 verb_list,
+	 0,
+	 1,
+	 {{"tree", NULL, "a tree, even when it is not a terminal"},
+	  {"flat", NULL, "a table, even on a terminal"}}},
+	{"show", "SNAP", "tell all about a snapshot", verb_show, 1, 1},
+	{"diff",
+	 "A B",
+	 "which memory differs between two snapshots",
+	 verb_diff,
+	 2,
+	 2,
+	 {{"all", NULL, "every range, not only the first 20"}}},
+	{"rollback",
+	 "VM SNAP",
+	 "bring a running VM back to a snapshot, in place",
+	 verb_rollback,
+	 2,
+	 2,
+	 {{"check", NULL, "compare memory and state before the VM runs on"}}},
+	{"restore",
+	 "SNAP [-- CMD...]",
+	 "start a new VMM from a snapshot",
+	 verb_restore,
+	 1,
+	 1,
+	 {{"name", "NEW", "name of the new VM (needed)"},
+	  {"print", NULL, "print the command, do not run it"}},
+	 true,
+	 "Runs CMD, or else the command line that the snapshot's VMM had, in place of snapctl,\n"
+	 "with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set for its agent library."},
+	{"export",
+	 "SNAP FILE",
+	 "write memory (sparse, raw) to FILE, state to FILE.json",
+	 verb_export,
+	 2,
+	 2,
+	 {{"force", NULL, "replace FILE and FILE.json"}}},
+	{"import",
+	 "FILE",
+	 "read what export wrote into a new snapshot",
+	 verb_import,
+	 1,
+	 1,
+	 {{"name", "VM", "VM to put it under (else the recorded one with -imported)"},
+	  {"snapshot-name", "NAME", "name of the new snapshot"},
+	  {"note", "TEXT", "its note (else the recorded one)"},
+	  {"tag", "TAGS", "its tags (else the recorded ones)"}}},
+	{"delete", "SNAP", "forget a snapshot (ID or VM@NAME)", verb_delete, 1, 1},
+	{"verify",
+	 "SNAP",
+	 "read and check every page of a snapshot",
+	 verb_verify,
+	 1,
+	 1,
+	 {{"digest", NULL, "and compute SHA-256 of its memory; compare with the VMM's"}}},
+	{"store", "stats|gc", "figures of the store; give back what is free", verb_store, 1, 1},
+	{"jobs", "", "list jobs", verb_jobs, 0, 0},
+	{"cancel", "JOB", "cancel a job", verb_cancel, 1, 1},
+	{"version", "", "versions of snapctl and of the service", verb_version, 0, 0},
+};
+
+int fail(int code, const char *fmt, ...)
+{
+	va_list ap;
+
+	fputs("snapctl: ", stderr);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+	return code;
+}
+
+const char *opt(const struct args *a, const char *name)
+{
+	for (int i = 0; i < OPTS_MAX && a->verb->opts[i].name; i++)
+		if (!strcmp(a->verb->opts[i].name, name))
+			return a->values[i];
+	return NULL;
+}
+
+/* ---- help ---- */
+
+static void print_opts(const struct opt *opts, size_t nr)
+{
+	char left[40];
+
+	for (size_t i = 0; i < nr && opts[i].name; i++) {
+		snprintf(left, sizeof(left), "--%s%s%s", opts[i].name, opts[i].arg ? " " : "",
+			 opts[i].arg ? opts[i].arg : "");
+		printf("  %-21s %s\n", left, opts[i].help);
+	}
+}
+
+static int help(void)
+{
+	char left[40];
+
+	puts("usage: snapctl [OPTIONS] VERB ...\n");
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
+		snprintf(left, sizeof(left), "%s %s", verbs[i].name, verbs[i].usage);
+		printf("  %-25s %s\n", left, verbs[i].summary);
+	}
+	puts("\nSNAP is ID, VM@ID, VM@NAME, or VM for its newest.\n");
+	print_opts(global_opts, ARRAY_SIZE(global_opts));
+	return EXIT_DONE;
+}
+
+static int help_verb(const struct verb *v)
+{
+	printf("usage: snapctl %s %s\n\n  %s\n\n", v->name, v->usage, v->summary);
+	if (v->opts[0].name) {
+		print_opts(v->opts, OPTS_MAX);
+		puts("");
+	}
+	print_opts(global_opts, ARRAY_SIZE(global_opts));
+	if (v->more)
+		printf("\n%s\n", v->more);
+	return EXIT_DONE;
+}
+
+/* ---- command line ---- */
+
+struct parser {
+	struct args a;
+	char **argv;
+	int at; /* next argument */
+	bool help;
+};
+
+static const struct opt *find_opt(const struct opt *opts, size_t nr, const char *name, size_t len)
+{
+	for (size_t i = 0; i < nr && opts[i].name; i++)
+		if (strlen(opts[i].name) == len && !memcmp(opts[i].name, name, len))
+			return &opts[i];
+	return NULL;
+}
+
+static void set_global(struct parser *p, const char *name, const char *value)
+{
+	if (!strcmp(name, "socket"))
+		p->a.socket = value;
+	else if (!strcmp(name, "json"))
+		p->a.json = true;
+	else if (!strcmp(name, "no-progress"))
+		p->a.no_progress = true;
+	else
+		p->help = true;
+}
+
+/* argv[at] is an option: --NAME, --NAME=VALUE, --NAME VALUE. */
+static int parse_opt(struct parser *p)
+{
+	const char *text = p->argv[p->at++], *name = text + 2, *eq = strchr(name, '=');
+	size_t len = eq ? (size_t)(eq - name) : strlen(name);
+	const struct verb *v = p->a.verb;
+	const struct opt *global, *o;
+	const char *value = "";
+
+	global = find_opt(global_opts, ARRAY_SIZE(global_opts), name, len);
+	o = global ? global : v ? find_opt(v->opts, OPTS_MAX, name, len) : NULL;
+	if (text[1] != '-' || !o)
+		return fail(EXIT_USAGE, "unknown option %s: see snapctl%s%s --help", text,
+			    v ? " " : "", v ? v->name : "");
+	if (!o->arg && eq)
+		return fail(EXIT_USAGE, "--%s takes no value", o->name);
+	if (o->arg)
+		value = eq ? eq + 1 : p->argv[p->at] ? p->argv[p->at++] : NULL;
+	if (!value)
+		return fail(EXIT_USAGE, "--%s needs a value: %s", o->name, o->arg);
+	if (global)
+		set_global(p, o->name, value);
+	else
+		p->a.values[o - v->opts] = value;
+	return 0;
+}
+
+static int parse_word(struct parser *p)
+{
+	const char *word = p->argv[p->at];
+
+	if (p->a.verb) {
+		p->a.pos[p->a.nr_pos++] = p->argv[p->at++];
+		return 0;
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
+		if (!strcmp(verbs[i].name, word))
+			p->a.verb = &verbs[i];
+	if (!p->a.verb)
+		return fail(EXIT_USAGE, "unknown verb %s: see snapctl --help", word);
+	p->at++;
+	return 0;
+}
+
+static int parse(struct parser *p)
+{
+	int rc = 0;
+
+	while (!rc && p->argv[p->at]) {
+		const char *word = p->argv[p->at];
+
+		if (!strcmp(word, "--")) {
+			p->a.rest = &p->argv[p->at + 1];
+			break;
+		}
+		rc = *word == '-' && word[1] ? parse_opt(p) : parse_word(p);
+	}
+	return rc;
+}
+
+static int check(const struct parser *p)
+{
+	const struct verb *v = p->a.verb;
+
+	if (p->a.nr_pos < v->min_pos || p->a.nr_pos > v->max_pos || (p->a.rest && !v->takes_rest))
+		return fail(EXIT_USAGE, "usage: snapctl %s %s", v->name, v->usage);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	struct parser p = {.argv = argv, .at = 1};
+	int rc;
+
+	p.a.pos = calloc((size_t)argc + 1, sizeof(*p.a.pos));
+	if (!p.a.pos)
+		return fail(EXIT_FAILED, "out of memory");
+	p.a.socket = getenv("SNAPD_SOCKET");
+	rc = parse(&p);
+	if (!p.a.socket || !*p.a.socket)
+		p.a.socket = SNAPD_API_SOCKET_DEFAULT;
+	if (!rc && p.help)
+		rc = p.a.verb ? help_verb(p.a.verb) : help();
+	else if (!rc && !p.a.verb)
+		rc = fail(EXIT_USAGE, "no verb: see snapctl --help");
+	else if (!rc && !(rc = check(&p)))
+		rc = p.a.verb->fn(&p.a);
+	free(p.a.pos);
+	/* A full disk behind stdout must not look like success. */
+	if ((fflush(stdout) || ferror(stdout)) && !rc)
+		rc = fail(EXIT_FAILED, "cannot write to the standard output");
+	return rc;
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT */
+/* verbs_vm: vms, snapshot, rollback, restore. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "snapd/util/cleanup.h"
+#include "tools/client.h"
+#include "tools/human.h"
+#include "tools/out.h"
+#include "tools/snapctl.h"
+
+int verb_vms(const struct args *a)
+{
+	static const char *const heads[] = {"VM",  "STATE", "RAM",	    "VCPUS",
+					    "PID", "DIRTY", "LAST SNAPSHOT"};
+	static const bool right[] = {false, false, true, true, true, true, true};
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	json_t *vm;
+	size_t i;
+	int rc = call(a, "GET", NULL, &o, "/v1/vms", NULL, NULL);
+
+	if (rc || a->json)
+		return rc ? rc : print_json(o);
+	struct table *t = table_new(heads, right, ARRAY_SIZE(heads));
+
+	json_array_foreach(json_object_get(o, "vms"), i, vm)
+	{
+		uint64_t page_size = get_u64(vm, "page_size");
+		char ram[24], vcpus[24], pid[24], dirty[24], head[24] = "-";
+
+		if (get_u64(vm, "head_snapshot"))
+			text_u64(head, sizeof(head), get_u64(vm, "head_snapshot"));
+		table_row(t, (const char *const[]){
+				     get_text(vm, "name"), get_text(vm, "state"),
+				     human_bytes(ram, sizeof(ram), get_u64(vm, "ram_bytes")),
+				     text_u64(vcpus, sizeof(vcpus), get_u64(vm, "vcpus")),
+				     text_u64(pid, sizeof(pid), get_u64(vm, "pid")),
+				     human_bytes(dirty, sizeof(dirty),
+						 get_u64(vm, "dirty_frames") * page_size),
+				     head});
+	}
+	table_print(t);
+	return EXIT_DONE;
+}
+
+static void set_text(json_t *o, const char *key, const char *value)
+{
+	if (value)
+		json_object_set_new(o, key, json_string(value));
+}
+
+int verb_snapshot(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *result = NULL;
+	char changed[24], pause[24];
+	json_t *body = json_object(), *s;
+	int rc;
+
+	set_text(body, "name", opt(a, "name"));
+	set_text(body, "note", opt(a, "note"));
+	set_text(body, "tags", opt(a, "tag"));
+	rc = run_job(a, "POST", body, &result, "/v1/vms/%s/snapshots", a->pos[0], NULL);
+	if (rc || a->json)
+		return rc ? rc : print_json(result);
+	s = json_object_get(result, "snapshot");
+	printf("%s@%llu%s%s: %s changed, paused for %s\n", get_text(s, "vm"),
+	       (unsigned long long)get_u64(s, "id"), *get_text(s, "name") ? " " : "",
+	       get_text(s, "name"),
+	       human_bytes(changed, sizeof(changed),
+			   get_u64(s, "changed_pages") * get_u64(s, "page_size")),
+	       human_seconds(pause, sizeof(pause), (double)get_u64(s, "pause_ns") / 1e9));
+	return EXIT_DONE;
+}
+
+int verb_rollback(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *result = NULL;
+	json_t *body = json_pack("{ss}", "snapshot", a->pos[1]);
+	int rc;
+
+	if (!body)
+		return fail(EXIT_USAGE, "%s: not a selector", a->pos[1]);
+	if (opt(a, "check"))
+		json_object_set_new(body, "check", json_true());
+	rc = run_job(a, "POST", body, &result, "/v1/vms/%s/rollback", a->pos[0], NULL);
+	if (rc || a->json)
+		return rc ? rc : print_json(result);
+	printf("%s is at %s again: %llu pages written%s\n", a->pos[0], a->pos[1],
+	       (unsigned long long)get_u64(result, "pages"),
+	       json_is_true(json_object_get(result, "checked")) ? "; memory and state compared"
+								: "");
+	return EXIT_DONE;
+}
+
+/* ---- restore ---- */
+
+/* What the snapshot's VMM was started with, as argv; borrowed from `vm`. */
+static char **recorded_argv(json_t *vm)
+{
+	json_t *list = json_object_get(vm, "cmdline"), *arg;
+	char **argv = calloc(json_array_size(list) + 1, sizeof(*argv));
+	size_t i;
+
+	if (!argv)
+		abort();
+	json_array_foreach(list, i, arg) argv[i] = (char *)json_string_value(arg);
+	return argv;
+}
+
+static void print_quoted(const char *s)
+{
+	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+				    "_-./:=,+@%";
+
+	if (*s && strspn(s, plain) == strlen(s)) {
+		fputs(s, stdout);
+		return;
+	}
+	putchar('\'');
+	for (; *s; s++)
+		if (*s == '\'')
+			fputs("'\\''", stdout);
+		else
+			putchar(*s);
+	putchar('\'');
+}
+
+static int print_command(char **argv)
+{
+	static const char *const env[] = {"SNAPD_RESTORE", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(env); i++) {
+		printf("%s=", env[i]);
+		print_quoted(getenv(env[i]));
+		putchar(' ');
+	}
+	for (int i = 0; argv[i]; i++) {
+		if (i)
+			putchar(' ');
+		print_quoted(argv[i]);
+	}
+	putchar('\n');
+	return EXIT_DONE;
+}
+
+/* The agent of the new VMM reads these. */
+static int set_environment(const struct args *a, json_t *snapshot, const char *name)
+{
+	_cleanup_(cleanup_json) json_t *version = NULL;
+	const char *agent = getenv("SNAPD_AGENT_SOCKET");
+	char id[24];
+	int rc;
+
+	if (!agent || !*agent) {
+		rc = call(a, "GET", NULL, &version, "/v1/version", NULL, NULL);
+		if (rc)
+			return rc;
+		agent = get_text(version, "agent_socket");
+	}
+	text_u64(id, sizeof(id), get_u64(snapshot, "id"));
+	if (setenv("SNAPD_RESTORE", id, 1) || setenv("SNAPD_VM_NAME", name, 1) ||
+	    setenv("SNAPD_AGENT_SOCKET", agent, 1))
+		return fail(EXIT_FAILED, "cannot set the environment: %s", strerror(errno));
+	return 0;
+}
+
+int verb_restore(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	_cleanup_free_ char **recorded = NULL;
+	const char *name = opt(a, "name");
+	char **argv;
+	int rc;
+
+	if (!name)
+		return fail(EXIT_USAGE, "restore needs --name NEW, a name for the new VM");
+	rc = call(a, "GET", NULL, &o, "/v1/snapshots/%s", a->pos[0], NULL);
+	if (!rc)
+		rc = set_environment(a, json_object_get(o, "snapshot"), name);
+	if (rc)
+		return rc;
+	recorded = recorded_argv(json_object_get(o, "vm"));
+	argv = a->rest && *a->rest ? a->rest : recorded;
+	if (!*argv)
+		return fail(EXIT_FAILED, "%s has no command line recorded: give one after --",
+			    a->pos[0]);
+	if (a->json)
+		return print_json(json_object_get(o, "vm"));
+	if (opt(a, "print"))
+		return print_command(argv);
+	fflush(stdout);
+	execvp(argv[0], argv);
+	return fail(EXIT_FAILED, "cannot run %s: %s (give a command after --)", argv[0],
+		    strerror(errno));
+}
