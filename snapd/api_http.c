@@ -16,16 +16,15 @@
 #include "snapd/api_priv.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
 
+#include "snapd/unixsock.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
@@ -218,62 +217,6 @@ void api_wake(struct daemon *d)
 
 /* ---- start and stop ---- */
 
-static int unix_address(const char *path, struct sockaddr_un *un, struct err *e)
-{
-	*un = (struct sockaddr_un){.sun_family = AF_UNIX};
-	if (strlen(path) >= sizeof(un->sun_path))
-		return err_set(e, ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path,
-			       sizeof(un->sun_path) - 1);
-	strcpy(un->sun_path, path);
-	return 0;
-}
-
-/* A socket file that nobody answers on was left by a crash: it may go. */
-static int clear_stale(const struct sockaddr_un *un, struct err *e)
-{
-	_cleanup_fd_ int fd = -1;
-	struct stat st;
-
-	if (lstat(un->sun_path, &st))
-		return errno == ENOENT ? 0 : err_errno(e, errno, "%s", un->sun_path);
-	if (!S_ISSOCK(st.st_mode))
-		return err_set(e, EEXIST, "%s is there and is not a socket", un->sun_path);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return err_errno(e, errno, "socket");
-	if (!connect(fd, (const struct sockaddr *)un, sizeof(*un)) || errno == EAGAIN)
-		return err_set(e, EADDRINUSE, "another service answers on %s", un->sun_path);
-	if (unlink(un->sun_path))
-		return err_errno(e, errno, "%s", un->sun_path);
-	return 0;
-}
-
-static int listen_on(const char *path, int *ret, struct err *e)
-{
-	_cleanup_fd_ int fd = -1;
-	struct sockaddr_un un;
-	int rc;
-
-	rc = unix_address(path, &un, e);
-	if (!rc)
-		rc = clear_stale(&un, e);
-	if (rc)
-		return rc;
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return err_errno(e, errno, "socket");
-	if (bind(fd, (struct sockaddr *)&un, sizeof(un)))
-		return err_errno(e, errno, "cannot listen on %s", path);
-	/* Any user may ask; each sees what is its own. */
-	if (chmod(path, 0666) || listen(fd, 128)) {
-		rc = err_errno(e, errno, "cannot listen on %s", path);
-		unlink(path);
-		return rc;
-	}
-	*ret = steal_fd(&fd);
-	return 0;
-}
-
 static void mhd_log(void *cls, const char *fmt, va_list ap)
 {
 	char line[256];
@@ -355,7 +298,8 @@ int api_start(struct daemon *d, struct err *e)
 	if (!api->path || api->timer_src.fd < 0)
 		rc = err_errno(e, errno, "api");
 	else
-		rc = listen_on(api->path, &api->listen_src.fd, e);
+		rc = unixsock_listen(api->path, SOCK_STREAM, d->config.socket_group,
+				     &api->listen_src.fd, e);
 	if (!rc)
 		rc = start_mhd(api, e);
 	if (!rc)
