@@ -5,8 +5,11 @@
  */
 #include "snapd/arch/arch.h"
 
+#include <linux/kvm.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+
+#define DISCARD_TRIES 64 /* an instruction's MMIO comes in a few parts */
 
 static int kernel_ioctl(void *opaque, int fd, unsigned long request, void *arg)
 {
@@ -35,6 +38,36 @@ int arch_ioctl(const struct arch_vm *vm, int fd, unsigned long request, void *ar
 	int r = vm->kvm->ioctl(vm->kvm->opaque, fd, request, arg);
 
 	return r < 0 ? -errno : r;
+}
+
+int arch_complete_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run,
+			  uint32_t index, struct err *e)
+{
+	int r;
+
+	run->immediate_exit = 1;
+	r = arch_ioctl(vm, vcpu_fd, KVM_RUN, NULL);
+	run->immediate_exit = 0;
+	if (r == -EINTR || r == -EAGAIN) /* EAGAIN: it waits for its start-up IPI */
+		return 0;
+	if (r < 0)
+		return err_errno(e, -r, "vCPU %u: KVM_RUN to complete a pending exit", index);
+	return err_set(e, EAGAIN, "vCPU %u: an exit is to be handled before its state is whole",
+		       index);
+}
+
+int arch_discard_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
+			 struct err *e)
+{
+	for (int i = 0; i < DISCARD_TRIES; i++) {
+		int r = arch_complete_pending(vm, vcpu_fd, run, index, NULL);
+
+		if (r == 0)
+			return 0;
+		if (r != -EAGAIN)
+			return err_errno(e, -r, "vCPU %u: KVM_RUN to drop a pending exit", index);
+	}
+	return err_set(e, EIO, "vCPU %u: its exits stay pending", index);
 }
 
 const struct arch_ops *arch_host(void)

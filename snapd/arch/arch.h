@@ -32,8 +32,8 @@ struct arch_vm {
 };
 
 struct arch_ops {
-	const char *name;         /* "x86_64" */
-	uint32_t address_spaces;  /* that KVM may number here: 2 on x86 (SMM) */
+	const char *name;	   /* "x86_64" */
+	uint32_t address_spaces;   /* that KVM may number here: 2 on x86 (SMM) */
 	uint32_t ring_page_offset; /* of the dirty ring in the vCPU fd, in pages */
 
 	/* Describe the host: "host.*" records. */
@@ -42,9 +42,8 @@ struct arch_ops {
 	int (*host_check)(const struct arch_vm *vm, const struct snapd_state_reader *r,
 			  struct err *e);
 	int (*vm_save)(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
-	int (*vm_load)(const struct arch_vm *vm, const struct snapd_state_reader *r,
-		       struct err *e);
-	/* Completes a pending MMIO/PIO read first (KVM_RUN with immediate_exit). */
+	int (*vm_load)(const struct arch_vm *vm, const struct snapd_state_reader *r, struct err *e);
+	/* -EAGAIN: see arch_complete_pending(), which it calls first. */
 	int (*vcpu_save)(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
 			 struct snapd_state_writer *w, struct err *e);
 	int (*vcpu_load)(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
@@ -62,3 +61,17 @@ extern const struct snapd_kvm_ops arch_kvm_kernel;
 
 /* KVM calls of a VM, through its ops; 0.. as ioctl(2), or -errno. */
 int arch_ioctl(const struct arch_vm *vm, int fd, unsigned long request, void *arg);
+
+/*
+ * An MMIO or PIO read is finished by the KVM_RUN that follows it; until then the
+ * registers are those of before the instruction.  Finish it, without running
+ * further (immediate_exit), on the vCPU's thread.  0: the vCPU is at an
+ * instruction boundary.  -EAGAIN: the instruction has another exit, now in *run,
+ * which the VMM has to handle first, as any other exit.
+ */
+int arch_complete_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run,
+			  uint32_t index, struct err *e);
+/* The same where the vCPU's state is about to be replaced: whatever its half-done
+ * instruction still asks for does not matter, only that nothing stays pending. */
+int arch_discard_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
+			 struct err *e);

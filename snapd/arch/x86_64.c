@@ -39,7 +39,6 @@
 #define IRQCHIPS	   3 /* master PIC, slave PIC, IOAPIC */
 #define LEGACY_XSAVE_BYTES 4096
 #define MSRS_PER_CALL	   128 /* the kernel takes fewer than 256 */
-#define COMPLETE_TRIES	   64  /* parts of one instruction's MMIO: few */
 #define FIXED_BYTES_MAX	   1024
 
 #define MSR_IA32_TSC	       0x10
@@ -796,25 +795,6 @@ static int steps_load(const struct target *t, const struct step *steps, size_t n
 	return 0;
 }
 
-/*
- * An MMIO or PIO read is finished by the KVM_RUN that follows it; until then RIP
- * and the destination register are those of before the instruction.  Returns 0 at
- * an instruction boundary, 1 when the instruction has more to ask of the VMM.
- */
-static int complete_pending(const struct target *t, struct err *e)
-{
-	int r;
-
-	t->run->immediate_exit = 1;
-	r = arch_ioctl(t->vm, t->fd, KVM_RUN, NULL);
-	t->run->immediate_exit = 0;
-	if (r >= 0)
-		return 1;
-	if (r == -EINTR || r == -EAGAIN) /* EAGAIN: waits for its start-up IPI */
-		return 0;
-	return err_errno(e, -r, "%s: KVM_RUN to complete a pending exit", t->who);
-}
-
 static void vcpu_target(struct target *t, const struct arch_vm *vm, int fd, struct kvm_run *run,
 			uint32_t index)
 {
@@ -829,26 +809,10 @@ static int x86_vcpu_save(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *
 	int r;
 
 	vcpu_target(&t, vm, vcpu_fd, run, index);
-	r = complete_pending(&t, e);
-	if (r > 0)
-		return err_set(e, EAGAIN, "%s: an exit is to be handled before its state is whole",
-			       t.who);
-	if (r == 0)
-		r = steps_save(&t, vcpu_steps, ARRAY_SIZE(vcpu_steps), w, e);
-	return r;
-}
-
-/* What a half-done instruction still reads is thrown away with everything else of
- * the old state, so its answer does not matter; only that none is left pending. */
-static int discard_pending(const struct target *t, struct err *e)
-{
-	for (int i = 0; i < COMPLETE_TRIES; i++) {
-		int r = complete_pending(t, e);
-
-		if (r <= 0)
-			return r;
-	}
-	return err_set(e, EIO, "%s: exits stay pending", t->who);
+	r = arch_complete_pending(vm, vcpu_fd, run, index, e);
+	if (r)
+		return r;
+	return steps_save(&t, vcpu_steps, ARRAY_SIZE(vcpu_steps), w, e);
 }
 
 static int x86_vcpu_load(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
@@ -858,7 +822,7 @@ static int x86_vcpu_load(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *
 	int r;
 
 	vcpu_target(&t, vm, vcpu_fd, run, index);
-	r = discard_pending(&t, e);
+	r = arch_discard_pending(vm, vcpu_fd, run, index, e);
 	if (r < 0)
 		return r;
 	r = steps_load(&t, vcpu_steps, ARRAY_SIZE(vcpu_steps), reader, e);

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aarch64: what KVM knows of a vCPU, as "arm64.*" records and back.  In: an
+ * arch_vm and vCPU descriptors; out: records (docs/format.md has their bytes).
+ *
+ * KVM lists a vCPU's registers itself (KVM_GET_REG_LIST): core, system, timer,
+ * floating point or SVE, firmware.  Each goes into the record with its id, whose
+ * size field says how long the value is, so a loader needs no table.  On load a
+ * register that KVM refuses is right all the same if it holds that value already
+ * (ID registers, the SVE vector lengths after finalizing); any other refusal is
+ * this host's "no": ID registers are how features are compared here.
+ *
+ * The VMM has made the vCPUs as it did before the snapshot (KVM_ARM_VCPU_INIT,
+ * KVM_ARM_VCPU_FINALIZE), as it has the VM.
+ *
+ * Left out: the in-kernel GIC.  Its state is reached through its device
+ * descriptor, which belongs to the VMM and which no call on the VM's gives back.
+ * A snapshot without it would lose interrupts, so such a VM is refused; whether
+ * there is one shows in what KVM_IRQ_LINE answers (vgic_in_kernel()).
+ */
+#include "snapd/arch/arch.h"
+
+#include <linux/kvm.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "snapd/arch/host.h"
+#include "snapd/util/cleanup.h"
+
+#define RECORD_VERSION	 1
+#define REG_BYTES_MAX	 2048 /* the largest size that a register's id can express */
+#define REGS_MAX	 65536
+/* KVM_DIRTY_LOG_PAGE_OFFSET of arm64; its uapi headers before 6.2 say 0, no ring. */
+#define RING_PAGE_OFFSET 64
+
+static_assert(sizeof(struct kvm_vcpu_events) == 64, "record arm64.events");
+static_assert(sizeof(struct kvm_mp_state) == 4, "record arm64.mp_state");
+
+/* One register in "arm64.regs": this, then KVM_REG_SIZE(id) bytes, padded to 8. */
+struct reg_entry {
+	uint64_t id;
+};
+
+static const uint32_t host_caps[] = {
+	KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+	KVM_CAP_VCPU_EVENTS,	KVM_CAP_ARM_VM_IPA_SIZE,
+	KVM_CAP_ARM_SVE,	KVM_CAP_IMMEDIATE_EXIT,
+};
+
+static bool has_cap(const struct arch_vm *vm, uint32_t cap)
+{
+	return arch_ioctl(vm, vm->vm_fd, KVM_CHECK_EXTENSION, (void *)(uintptr_t)cap) > 0;
+}
+
+static int arm_host_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e)
+{
+	return host_machine_save(vm, host_caps, ARRAY_SIZE(host_caps), w, e);
+}
+
+static int arm_host_check(const struct arch_vm *vm, const struct snapd_state_reader *r,
+			  struct err *e)
+{
+	return host_machine_check(r, e);
+}
+
+/*
+ * Raise SPI 0: no such interrupt exists (SPIs begin at 32), so nothing happens;
+ * but without an in-kernel GIC the answer is ENXIO, with one EINVAL
+ * (arch/arm64/kvm/arm.c, kvm_vm_ioctl_irq_line()).
+ */
+static bool vgic_in_kernel(const struct arch_vm *vm)
+{
+	struct kvm_irq_level irq = {
+		.irq = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT,
+		.level = 1,
+	};
+
+	return arch_ioctl(vm, vm->vm_fd, KVM_IRQ_LINE, &irq) == -EINVAL;
+}
+
+static int refuse_vgic(const struct arch_vm *vm, struct err *e)
+{
+	if (!vgic_in_kernel(vm))
+		return 0;
+	return err_set(e, ENOTSUP,
+		       "this VM has an in-kernel interrupt controller (vGIC), whose state cannot "
+		       "be saved yet");
+}
+
+static int arm_vm_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e)
+{
+	return refuse_vgic(vm, e);
+}
+
+static int arm_vm_load(const struct arch_vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	return refuse_vgic(vm, e);
+}
+
+static size_t value_bytes(uint64_t id)
+{
+	return KVM_REG_SIZE(id);
+}
+
+static size_t entry_bytes(uint64_t id)
+{
+	return sizeof(struct reg_entry) + ALIGN_UP(value_bytes(id), 8);
+}
+
+static int reg_call(const struct arch_vm *vm, int vcpu_fd, unsigned long request, uint64_t id,
+		    void *value)
+{
+	struct kvm_one_reg reg = {.id = id, .addr = (uintptr_t)value};
+
+	return arch_ioctl(vm, vcpu_fd, request, &reg);
+}
+
+/* *ret is the caller's to free. */
+static int reg_list(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
+		    struct kvm_reg_list **ret, struct err *e)
+{
+	struct kvm_reg_list probe = {0}, *list;
+	int r = arch_ioctl(vm, vcpu_fd, KVM_GET_REG_LIST, &probe);
+
+	if (r < 0 && r != -E2BIG)
+		return err_errno(e, -r, "vCPU %u: KVM_GET_REG_LIST", index);
+	if (probe.n > REGS_MAX)
+		return err_set(e, EOVERFLOW, "vCPU %u: KVM lists %llu registers", index,
+			       (unsigned long long)probe.n);
+	list = calloc(1, sizeof(*list) + probe.n * sizeof(list->reg[0]));
+	if (!list)
+		return err_errno(e, ENOMEM, "vCPU %u: register list", index);
+	list->n = probe.n;
+	r = arch_ioctl(vm, vcpu_fd, KVM_GET_REG_LIST, list);
+	if (r < 0) {
+		free(list);
+		return err_errno(e, -r, "vCPU %u: KVM_GET_REG_LIST", index);
+	}
+	*ret = list;
+	return 0;
+}
+
+static size_t regs_bytes(const struct kvm_reg_list *list)
+{
+	size_t n = 0;
+
+	for (uint64_t i = 0; i < list->n; i++)
+		n += entry_bytes(list->reg[i]);
+	return n;
+}
+
+static int regs_save(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
+		     struct snapd_state_writer *w, struct err *e)
+{
+	_cleanup_free_ struct kvm_reg_list *list = NULL;
+	_cleanup_free_ uint8_t *buf = NULL;
+	size_t len, at = 0;
+	int r = reg_list(vm, vcpu_fd, index, &list, e);
+
+	if (r)
+		return r;
+	len = regs_bytes(list);
+	buf = calloc(1, len + 1);
+	if (!buf)
+		return err_errno(e, ENOMEM, "vCPU %u: registers", index);
+	for (uint64_t i = 0; i < list->n; i++) {
+		uint64_t id = list->reg[i];
+
+		memcpy(buf + at, &id, sizeof(id));
+		r = reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, id, buf + at + sizeof(id));
+		if (r < 0)
+			return err_errno(e, -r, "vCPU %u: KVM_GET_ONE_REG 0x%llx", index,
+					 (unsigned long long)id);
+		at += entry_bytes(id);
+	}
+	r = state_put(w, "arm64.regs", index, RECORD_VERSION, buf, len);
+	return r ? err_errno(e, -r, "vCPU %u: recording arm64.regs", index) : 0;
+}
+
+static int reg_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index, uint64_t id,
+		    const uint8_t *saved, struct err *e)
+{
+	_Alignas(8) uint8_t value[REG_BYTES_MAX] = {0}, now[REG_BYTES_MAX] = {0};
+	int r;
+
+	memcpy(value, saved, value_bytes(id));
+	r = reg_call(vm, vcpu_fd, KVM_SET_ONE_REG, id, value);
+	if (r >= 0)
+		return 0;
+	if (reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, id, now) >= 0 &&
+	    memcmp(now, value, value_bytes(id)) == 0)
+		return 0;
+	return err_set(e, ENOTSUP, "vCPU %u: this host refuses register 0x%llx of the snapshot: %s",
+		       index, (unsigned long long)id, strerror(-r));
+}
+
+/* 1 and *data, *len_bytes when there is such a record of a known version; 0: none. */
+static int find(const struct snapd_state_reader *reader, const char *name, uint32_t index,
+		const void **data, size_t *len_bytes, struct err *e)
+{
+	uint16_t version;
+
+	if (state_get(reader, name, index, &version, data, len_bytes))
+		return 0;
+	if (version != RECORD_VERSION)
+		return err_set(e, ENOTSUP,
+			       "vCPU %u: record %s has version %u, this program knows %u", index,
+			       name, version, RECORD_VERSION);
+	return 1;
+}
+
+static int regs_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
+		     const struct snapd_state_reader *reader, struct err *e)
+{
+	const void *data;
+	const uint8_t *p;
+	size_t len;
+	int r = find(reader, "arm64.regs", index, &data, &len, e);
+
+	if (r == 0)
+		return err_set(e, E_CORRUPT, "vCPU %u: the snapshot has no registers for it",
+			       index);
+	for (p = data; r > 0 && len;) {
+		uint64_t id;
+		int ret;
+
+		if (len < sizeof(id))
+			return err_set(e, E_CORRUPT, "vCPU %u: record arm64.regs is cut off",
+				       index);
+		memcpy(&id, p, sizeof(id));
+		if (value_bytes(id) > REG_BYTES_MAX || entry_bytes(id) > len)
+			return err_set(e, E_CORRUPT, "vCPU %u: record arm64.regs is cut off",
+				       index);
+		ret = reg_load(vm, vcpu_fd, index, id, p + sizeof(id), e);
+		if (ret)
+			return ret;
+		p += entry_bytes(id);
+		len -= entry_bytes(id);
+	}
+	return r < 0 ? r : 0;
+}
+
+static int fixed_save(const struct arch_vm *vm, int vcpu_fd, uint32_t index, const char *name,
+		      unsigned long get, size_t len_bytes, struct snapd_state_writer *w,
+		      struct err *e)
+{
+	_Alignas(8) uint8_t buf[64] = {0};
+	int r;
+
+	assert(len_bytes <= sizeof(buf));
+	r = arch_ioctl(vm, vcpu_fd, get, buf);
+	if (r < 0)
+		return err_errno(e, -r, "vCPU %u: getting %s", index, name);
+	r = state_put(w, name, index, RECORD_VERSION, buf, len_bytes);
+	return r ? err_errno(e, -r, "vCPU %u: recording %s", index, name) : 0;
+}
+
+static int fixed_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index, const char *name,
+		      unsigned long set, size_t len_bytes, const struct snapd_state_reader *reader,
+		      struct err *e)
+{
+	_Alignas(8) uint8_t buf[64] = {0};
+	const void *data;
+	size_t len;
+	int r = find(reader, name, index, &data, &len, e);
+
+	if (r <= 0)
+		return r;
+	if (len != len_bytes || len > sizeof(buf))
+		return err_set(e, E_CORRUPT, "vCPU %u: record %s has a wrong length of %zu bytes",
+			       index, name, len);
+	memcpy(buf, data, len);
+	r = arch_ioctl(vm, vcpu_fd, set, buf);
+	return r < 0 ? err_errno(e, -r, "vCPU %u: setting %s", index, name) : 0;
+}
+
+static int arm_vcpu_save(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
+			 struct snapd_state_writer *w, struct err *e)
+{
+	int r = arch_complete_pending(vm, vcpu_fd, run, index, e);
+
+	if (!r && has_cap(vm, KVM_CAP_MP_STATE))
+		r = fixed_save(vm, vcpu_fd, index, "arm64.mp_state", KVM_GET_MP_STATE,
+			       sizeof(struct kvm_mp_state), w, e);
+	if (!r)
+		r = regs_save(vm, vcpu_fd, index, w, e);
+	if (!r && has_cap(vm, KVM_CAP_VCPU_EVENTS))
+		r = fixed_save(vm, vcpu_fd, index, "arm64.events", KVM_GET_VCPU_EVENTS,
+			       sizeof(struct kvm_vcpu_events), w, e);
+	return r;
+}
+
+static int arm_vcpu_load(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
+			 const struct snapd_state_reader *reader, struct err *e)
+{
+	int r = arch_discard_pending(vm, vcpu_fd, run, index, e);
+
+	if (!r)
+		r = fixed_load(vm, vcpu_fd, index, "arm64.mp_state", KVM_SET_MP_STATE,
+			       sizeof(struct kvm_mp_state), reader, e);
+	if (!r)
+		r = regs_load(vm, vcpu_fd, index, reader, e);
+	if (!r)
+		r = fixed_load(vm, vcpu_fd, index, "arm64.events", KVM_SET_VCPU_EVENTS,
+			       sizeof(struct kvm_vcpu_events), reader, e);
+	return r;
+}
+
+const struct arch_ops arch_aarch64 = {
+	.name = "aarch64",
+	.address_spaces = 1,
+	.ring_page_offset = RING_PAGE_OFFSET,
+	.host_save = arm_host_save,
+	.host_check = arm_host_check,
+	.vm_save = arm_vm_save,
+	.vm_load = arm_vm_load,
+	.vcpu_save = arm_vcpu_save,
+	.vcpu_load = arm_vcpu_load,
+};
