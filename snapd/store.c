@@ -1,0 +1,935 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The store as a directory: opening, recovery, and the small records: VMs,
+ * timelines, snapshots, figures.
+ *
+ * Opening: lock → structure check of the index → LMDB → identity → segments as the
+ * index has them → files that it does not name are removed → dedup table from the
+ * batch headers.  There is no journal to replay: what the last LMDB commit names
+ * is durable, and everything else is free space.
+ *
+ * A store is made in an order that a crash can't spoil: directories, then the
+ * index with its identity; only an index without records is taken for a new one.
+ *
+ * Threads: any, see store.h.
+ */
+#include "snapd/store_internal.h"
+
+#include <ctype.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "snapd/util/log.h"
+
+#define DEDUP_BYTES_PER_ENTRY 24u /* at the fill that growing leaves on average */
+#define DEDUP_RAM_SHARE	      16u /* of the machine's memory, at most */
+
+uint64_t store_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+void store_unlock(pthread_mutex_t **lock)
+{
+	pthread_mutex_unlock(*lock);
+}
+
+const uint8_t *store_uuid(const struct store *s)
+{
+	return s->uuid;
+}
+
+const struct page_secret *store_secret(const struct store *s)
+{
+	return &s->secret;
+}
+
+/* ---- directories and the lock ---- */
+
+static int open_dir(int at, const char *name, bool create, const char *whole, struct err *e)
+{
+	int fd;
+
+	if (create && mkdirat(at, name, 0700) && errno != EEXIST)
+		return err_errno(e, errno, "making %s of store %s", name, whole);
+	fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT)
+		return err_set(e, ENOENT, "there is no store at %s", whole);
+	return fd < 0 ? err_errno(e, errno, "%s of store %s", name, whole) : fd;
+}
+
+/* The entry of the store in its parent directory must last, too. */
+static int sync_parent(const char *dir, struct err *e)
+{
+	_cleanup_free_ char *parent = NULL;
+	_cleanup_fd_ int fd = -1;
+
+	if (asprintf(&parent, "%s/..", dir) < 0)
+		return err_errno(e, ENOMEM, "store %s", dir);
+	fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || fsync(fd))
+		return err_errno(e, errno, "syncing %s", parent);
+	return 0;
+}
+
+static int open_dirs(struct store *s, bool create, struct err *e)
+{
+	_cleanup_fd_ int index_fd = -1;
+
+	s->dir_fd = open_dir(AT_FDCWD, s->dir, create, s->dir, e);
+	if (s->dir_fd < 0)
+		return s->dir_fd;
+	index_fd = open_dir(s->dir_fd, "index", create, s->dir, e);
+	if (index_fd < 0)
+		return index_fd;
+	s->segments_fd = open_dir(s->dir_fd, "segments", create, s->dir, e);
+	if (s->segments_fd < 0)
+		return s->segments_fd;
+	if (create && (fsync(s->dir_fd) || fsync(index_fd)))
+		return err_errno(e, errno, "syncing %s", s->dir);
+	return create ? sync_parent(s->dir, e) : 0;
+}
+
+static int lock_store(struct store *s, struct err *e)
+{
+	char pid[32] = "";
+	ssize_t n;
+
+	s->lock_fd = openat(s->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (s->lock_fd < 0)
+		return err_errno(e, errno, "%s/lock", s->dir);
+	if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
+		if (errno != EWOULDBLOCK)
+			return err_errno(e, errno, "%s/lock", s->dir);
+		n = pread(s->lock_fd, pid, sizeof(pid) - 1, 0);
+		pid[MAX(n, (ssize_t)0)] = '\0';
+		return err_set(e, EBUSY, "another snapd (pid %d) is using the store %s", atoi(pid),
+			       s->dir);
+	}
+	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+	if (ftruncate(s->lock_fd, 0) || pwrite(s->lock_fd, pid, (size_t)n, 0) != n)
+		return err_errno(e, errno, "%s/lock", s->dir);
+	return 0;
+}
+
+/* ---- identity ---- */
+
+static const struct ix_key key_store = {.b = "store", .len = 5};
+static const struct ix_key key_counters = {.b = "counters", .len = 8};
+
+static int random_bytes(void *buf, size_t len)
+{
+	uint8_t *p = buf;
+
+	while (len) {
+		ssize_t n = getrandom(p, len, 0);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		p += MAX(n, (ssize_t)0);
+		len -= (size_t)MAX(n, (ssize_t)0);
+	}
+	return 0;
+}
+
+static int create_identity(struct ix_txn *t, void *arg, struct err *e)
+{
+	struct store *s = arg;
+	struct rec_counters counters = {.next_timeline = 1, .next_snapshot = 1, .next_seq = 1};
+	int r;
+
+	r = index_put(t, IX_META, &key_store, &s->record, sizeof(s->record), NULL, 0, e);
+	if (r)
+		return r;
+	return index_put(t, IX_META, &key_counters, &counters, sizeof(counters), NULL, 0, e);
+}
+
+static int make_identity(struct store *s, struct err *e)
+{
+	struct rec_store *rec = &s->record;
+	int r;
+
+	*rec = (struct rec_store){
+		.major = FMT_MAJOR, .minor = FMT_MINOR, .created_ns = store_now_ns()};
+	r = random_bytes(rec->uuid, sizeof(rec->uuid));
+	if (!r)
+		r = random_bytes(rec->secret, sizeof(rec->secret));
+	if (r)
+		return err_errno(e, -r, "getting random bytes");
+	rec->uuid[6] = (rec->uuid[6] & 0x0f) | 0x40;
+	rec->uuid[8] = (rec->uuid[8] & 0x3f) | 0x80;
+	return index_update(s->index, create_identity, s, e);
+}
+
+/* 1: the index has no record at all. */
+static int read_identity(struct store *s, struct err *e)
+{
+	struct rec_counters counters;
+	struct ix_txn t;
+	uint64_t records;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_get(&t, IX_META, &key_store, &s->record, sizeof(s->record), NULL, NULL, e);
+	if (!r)
+		r = index_get(&t, IX_META, &key_counters, &counters, sizeof(counters), NULL, NULL,
+			      e);
+	if (r == -ENOENT) {
+		r = index_count(&t, IX_META, &records, e);
+		if (!r)
+			r = records ? err_set(e, E_CORRUPT,
+					      "store %s: the index has lost its identity", s->dir)
+				    : 1;
+	} else if (!r) {
+		s->next_seq = counters.next_seq;
+		s->next_snapshot = counters.next_snapshot;
+	}
+	index_end(&t);
+	return r;
+}
+
+static int open_identity(struct store *s, bool create, struct err *e)
+{
+	int r = read_identity(s, e);
+
+	if (r == 1) {
+		if (!create || s->read_only)
+			return err_set(e, ENOENT, "there is no store at %s yet", s->dir);
+		r = make_identity(s, e);
+		if (!r)
+			r = read_identity(s, e);
+	}
+	if (r)
+		return r;
+	if (s->record.major != FMT_MAJOR)
+		return err_set(e, EPROTO, "store %s has format %u.%u; this snapd knows %u.x",
+			       s->dir, s->record.major, s->record.minor, FMT_MAJOR);
+	memcpy(s->uuid, s->record.uuid, sizeof(s->uuid));
+	memcpy(s->secret.b, s->record.secret, sizeof(s->secret.b));
+	return 0;
+}
+
+/* ---- opening ---- */
+
+static int load_segment(struct store *s, uint32_t id, const struct rec_segment *rec, struct err *e)
+{
+	struct seg *seg;
+
+	if (id > SEG_ID_MAX || rec->segment_bytes < SEG_BYTES_MIN ||
+	    rec->segment_bytes > SEG_BYTES_MAX || rec->segment_bytes % FMT_BLOCK ||
+	    rec->tail > rec->segment_bytes / FMT_BLOCK || rec->state < SEG_OPEN ||
+	    rec->state > SEG_FREE)
+		return err_set(e, E_CORRUPT, "store %s: record of segment %08x is impossible",
+			       s->dir, id);
+	if (seg_add(s, id, &seg))
+		return err_errno(e, ENOMEM, "store %s", s->dir);
+	seg->generation = rec->generation;
+	seg->segment_bytes = rec->segment_bytes;
+	seg->tail = rec->tail;
+	seg->state = rec->state;
+	seg->pages = rec->pages;
+	seg->indexed = true;
+	s->bytes_segments += rec->segment_bytes;
+	return 0;
+}
+
+static int load_segments(struct store *s, struct err *e)
+{
+	struct rec_segment rec;
+	struct ix_iter it;
+	struct ix_txn t;
+	struct ix_key k;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_iter_init(&it, &t, IX_SEGMENTS, NULL, e);
+	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0)
+		r = load_segment(s, ix_be32(k.b), &rec, e);
+	index_iter_deinit(&it);
+	index_end(&t);
+	return r;
+}
+
+static int open_index(struct store *s, bool create, struct err *e)
+{
+	_cleanup_free_ char *dir = NULL;
+	struct index_config config = {.create = create, .read_only = s->read_only};
+
+	if (asprintf(&dir, "%s/index", s->dir) < 0)
+		return err_errno(e, ENOMEM, "store %s", s->dir);
+	config.dir = dir;
+	return index_open(&config, &s->index, e);
+}
+
+static size_t dedup_max(void)
+{
+	uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+
+	return (size_t)(ram / DEDUP_RAM_SHARE / DEDUP_BYTES_PER_ENTRY);
+}
+
+static int store_init(struct store *s, const struct store_config *c, struct err *e)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	s->dir_fd = s->segments_fd = s->lock_fd = -1;
+	s->read_only = c->read_only;
+	s->no_prove = c->no_prove;
+	s->segment_bytes = c->segment_bytes ? c->segment_bytes : SEG_BYTES_DEFAULT;
+	s->max_bytes = c->max_bytes;
+	s->fault = c->fault;
+	s->fault_opaque = c->fault_opaque;
+	s->direct = true;
+	s->max_idle = (uint32_t)MIN(cpus < 1 ? 2 : cpus + 1, (long)ARRAY_SIZE(s->idle_writers));
+	pthread_mutex_init(&s->segments_lock, NULL);
+	pthread_mutex_init(&s->roots_lock, NULL);
+	dedup_init(&s->dedup, dedup_max());
+	s->dir = strdup(c->dir);
+	if (!s->dir)
+		return err_errno(e, ENOMEM, "store");
+	if (s->segment_bytes < SEG_BYTES_MIN || s->segment_bytes > SEG_BYTES_MAX ||
+	    s->segment_bytes % FMT_BLOCK)
+		return err_set(e, EINVAL, "segments can't have %u bytes: %u to %u, in blocks of %u",
+			       s->segment_bytes, SEG_BYTES_MIN, SEG_BYTES_MAX, FMT_BLOCK);
+	return 0;
+}
+
+static int store_open_in(struct store *s, const struct store_config *c, struct err *e)
+{
+	bool create = c->create && !c->read_only;
+	int r;
+
+	r = store_init(s, c, e);
+	if (!r)
+		r = open_dirs(s, create, e);
+	if (!r && !s->read_only)
+		r = lock_store(s, e);
+	if (!r)
+		r = open_index(s, create, e);
+	if (!r)
+		r = open_identity(s, create, e);
+	if (!r)
+		r = load_segments(s, e);
+	if (!r)
+		r = space_recover(s, e);
+	if (!r && !s->read_only)
+		r = store_dedup_rebuild(s, e);
+	return r;
+}
+
+int store_open(const struct store_config *config, struct store **ret, struct err *e)
+{
+	struct store *s = aligned_alloc(64, ALIGN_UP(sizeof(*s), 64));
+	int r;
+
+	if (!s)
+		return err_errno(e, ENOMEM, "store");
+	memset(s, 0, sizeof(*s));
+	r = store_open_in(s, config, e);
+	if (r) {
+		store_close(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}
+
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+void store_close(struct store *s)
+{
+	if (!s)
+		return;
+	assert(!s->epochs);
+	while (s->nr_idle_writers)
+		writer_destroy(s->idle_writers[--s->nr_idle_writers]);
+	while (s->nr_idle_readers)
+		store_reader_destroy(s->idle_readers[--s->nr_idle_readers]);
+	space_close(s);
+	index_close(s->index);
+	dedup_deinit(&s->dedup);
+	close_fd(s->segments_fd);
+	close_fd(s->dir_fd);
+	close_fd(s->lock_fd); /* last: the lock goes with it */
+	pthread_mutex_destroy(&s->segments_lock);
+	pthread_mutex_destroy(&s->roots_lock);
+	free(s->gc_refs.bits);
+	free(s->gc_new);
+	free(s->dir);
+	free(s);
+}
+
+/* ---- VMs ---- */
+
+void store_vm_deinit(struct store_vm *vm)
+{
+	free(vm->cmdline);
+	vm->cmdline = NULL;
+}
+
+static int vm_from_record(struct store_vm *vm, const uint8_t id[16], const struct rec_vm *rec,
+			  const void *tail, size_t tail_len, struct err *e)
+{
+	*vm = (struct store_vm){
+		.uid = rec->uid, .page_size = rec->page_size, .created_ns = rec->created_ns};
+	memcpy(vm->id, id, sizeof(vm->id));
+	memcpy(vm->name, rec->name, sizeof(vm->name));
+	memcpy(vm->arch, rec->arch, sizeof(vm->arch));
+	vm->name[sizeof(vm->name) - 1] = vm->arch[sizeof(vm->arch) - 1] = '\0';
+	vm->cmdline = malloc(tail_len + 1);
+	if (!vm->cmdline)
+		return err_errno(e, ENOMEM, "VM %s", vm->name);
+	memcpy(vm->cmdline, tail, tail_len);
+	vm->cmdline[tail_len] = '\0';
+	vm->cmdline_len = tail_len;
+	return 0;
+}
+
+static int vm_put(struct ix_txn *t, const struct store_vm *vm, struct err *e)
+{
+	struct ix_key k = ix_key_id(vm->id);
+	struct rec_vm rec = {
+		.uid = vm->uid, .page_size = vm->page_size, .created_ns = vm->created_ns};
+
+	rec_string(rec.name, vm->name);
+	rec_string(rec.arch, vm->arch);
+	return index_put(t, IX_VMS, &k, &rec, sizeof(rec), vm->cmdline, vm->cmdline_len, e);
+}
+
+static struct ix_key vm_name_key(const struct store_vm *vm)
+{
+	uint32_t uid = __builtin_bswap32(vm->uid);
+
+	return ix_key_name(&uid, sizeof(uid), vm->name);
+}
+
+static int vm_add(struct ix_txn *t, struct store_vm *vm, struct err *e)
+{
+	struct ix_key k = vm_name_key(vm);
+	struct rec_vmname name = {0};
+	int r;
+
+	r = random_bytes(vm->id, sizeof(vm->id));
+	if (r)
+		return err_errno(e, -r, "getting random bytes");
+	vm->created_ns = store_now_ns();
+	memcpy(name.vm, vm->id, sizeof(name.vm));
+	return index_put(t, IX_VMNAMES, &k, &name, sizeof(name), NULL, 0, e);
+}
+
+static int vm_register(struct ix_txn *t, void *arg, struct err *e)
+{
+	struct store_vm *vm = arg;
+	struct ix_key k = vm_name_key(vm), id;
+	struct rec_vmname name;
+	struct rec_vm old;
+	int r;
+
+	r = index_get(t, IX_VMNAMES, &k, &name, sizeof(name), NULL, NULL, e);
+	if (r == -ENOENT) {
+		r = vm_add(t, vm, e);
+	} else if (!r) {
+		id = ix_key_id(name.vm);
+		r = index_get(t, IX_VMS, &id, &old, sizeof(old), NULL, NULL, e);
+		if (r == -ENOENT)
+			r = err_set(e, E_CORRUPT, "the record of VM \"%s\" is missing", vm->name);
+		memcpy(vm->id, name.vm, sizeof(vm->id));
+		vm->created_ns = r ? 0 : old.created_ns;
+	}
+	return r ? r : vm_put(t, vm, e);
+}
+
+int store_vm_register(struct store *s, struct store_vm *vm, struct err *e)
+{
+	if (!vm->name[0] || strnlen(vm->name, sizeof(vm->name)) == sizeof(vm->name) ||
+	    strnlen(vm->arch, sizeof(vm->arch)) == sizeof(vm->arch))
+		return err_set(e, EINVAL, "a VM needs a name of 1 to %zu bytes",
+			       sizeof(vm->name) - 1);
+	for (const char *p = vm->name; *p; p++)
+		if (*p <= ' ' || *p == '@' || *p == '/' || *p == 127)
+			return err_set(e, EINVAL, "VM name \"%s\": no blanks, '/' or '@'",
+				       vm->name);
+	if (strspn(vm->name, "0123456789") == strlen(vm->name))
+		return err_set(e, EINVAL, "VM name \"%s\": not only digits", vm->name);
+	if (vm->page_size != 4096 && vm->page_size != 16384 && vm->page_size != 65536)
+		return err_set(e, EINVAL, "VM %s: page size %u is not supported", vm->name,
+			       vm->page_size);
+	if (vm->cmdline_len > 65536)
+		return err_set(e, EINVAL, "VM %s: its command line is too long", vm->name);
+	return index_update(s->index, vm_register, vm, e);
+}
+
+static int vm_get(struct ix_txn *t, const uint8_t id[16], struct store_vm *ret, struct err *e)
+{
+	struct ix_key k = ix_key_id(id);
+	struct rec_vm rec;
+	const void *tail;
+	size_t tail_len;
+	int r;
+
+	r = index_get(t, IX_VMS, &k, &rec, sizeof(rec), &tail, &tail_len, e);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no such VM");
+	return r ? r : vm_from_record(ret, id, &rec, tail, tail_len, e);
+}
+
+int store_vm_get(struct store *s, const uint8_t id[16], struct store_vm *ret, struct err *e)
+{
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = vm_get(&t, id, ret, e);
+	index_end(&t);
+	return r;
+}
+
+/* ---- timelines ---- */
+
+struct new_timeline {
+	const uint8_t *vm;
+	struct snapd_point parent;
+	uint64_t id;
+};
+
+/* The parent must exist, and be this VM's or another's of the same owner: the
+ * caller checks that; here only that it is there. */
+static int timeline_create(struct ix_txn *t, void *arg, struct err *e)
+{
+	struct new_timeline *n = arg;
+	struct rec_timeline rec = {.parent = n->parent, .created_ns = store_now_ns()};
+	struct snapd_point at = n->parent;
+	struct rec_counters counters;
+	struct rec_epoch parent;
+	struct rec_vm vm;
+	struct ix_key k = ix_key_id(n->vm);
+	int r;
+
+	r = index_get(t, IX_VMS, &k, &vm, sizeof(vm), NULL, NULL, e);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no such VM");
+	if (!r)
+		r = store_epoch_record(t, &at, &parent, e);
+	if (r >= 0)
+		r = index_get(t, IX_META, &key_counters, &counters, sizeof(counters), NULL, NULL,
+			      e);
+	if (r)
+		return r;
+	n->id = counters.next_timeline++;
+	memcpy(rec.vm, n->vm, sizeof(rec.vm));
+	k = ix_key_u64(n->id);
+	r = index_put(t, IX_TIMELINES, &k, &rec, sizeof(rec), NULL, 0, e);
+	if (r)
+		return r;
+	return index_put(t, IX_META, &key_counters, &counters, sizeof(counters), NULL, 0, e);
+}
+
+int store_timeline_create(struct store *s, const uint8_t vm[16], struct snapd_point parent,
+			  uint64_t *ret, struct err *e)
+{
+	struct new_timeline n = {.vm = vm, .parent = parent};
+	scoped_lock(&s->roots_lock);
+	int r;
+
+	if (gc_note_root(s, parent))
+		return err_errno(e, ENOMEM, "timeline");
+	r = index_update(s->index, timeline_create, &n, e);
+	if (!r)
+		*ret = n.id;
+	return r;
+}
+
+int store_timeline_get(struct store *s, uint64_t id, struct store_timeline *ret, struct err *e)
+{
+	struct ix_key k = ix_key_u64(id);
+	struct rec_timeline rec;
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_get(&t, IX_TIMELINES, &k, &rec, sizeof(rec), NULL, NULL, e);
+	index_end(&t);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no timeline %llu", (unsigned long long)id);
+	if (r)
+		return r;
+	*ret = (struct store_timeline){
+		.id = id, .parent = rec.parent, .head = rec.last, .created_ns = rec.created_ns};
+	memcpy(ret->vm, rec.vm, sizeof(ret->vm));
+	return 0;
+}
+
+/* ---- snapshots ---- */
+
+static int fill_vm(struct ix_txn *t, struct store_snapshot *sn, struct err *e)
+{
+	struct ix_key k = ix_key_id(sn->vm);
+	struct rec_vm vm;
+	int r;
+
+	r = index_get(t, IX_VMS, &k, &vm, sizeof(vm), NULL, NULL, e);
+	if (r == -ENOENT)
+		return err_set(e, E_CORRUPT, "snapshot %llu: the record of its VM is missing",
+			       (unsigned long long)sn->id);
+	if (r)
+		return r;
+	memcpy(sn->vm_name, vm.name, sizeof(sn->vm_name));
+	sn->vm_name[sizeof(sn->vm_name) - 1] = '\0';
+	sn->uid = vm.uid;
+	return 0;
+}
+
+/* The nearest ancestor epoch that a snapshot names. */
+static int find_parent_snapshot(struct ix_txn *t, struct snapd_point at, struct store_snapshot *sn,
+				struct err *e)
+{
+	struct rec_epoch rec;
+	int r;
+
+	while (at.timeline) {
+		r = store_epoch_record(t, &at, &rec, e);
+		if (r)
+			return r < 0 ? r : 0;
+		if (rec.snapshot) {
+			sn->parent_snapshot = rec.snapshot;
+			return 0;
+		}
+		at = rec.ancestor;
+	}
+	return 0;
+}
+
+static void fill_epoch(struct store_snapshot *sn, const struct rec_epoch *ep)
+{
+	sn->page_size = ep->page_size;
+	sn->parent = ep->parent;
+	sn->state_bytes = ep->state.bytes;
+	sn->nr_changed = ep->nr_changed;
+	sn->stats = (struct epoch_stats){.pages_in = ep->pages_in,
+					 .zero = ep->zero,
+					 .unchanged = ep->unchanged,
+					 .duplicate = ep->duplicate,
+					 .stored = ep->stored,
+					 .collisions = ep->collisions,
+					 .read_back = ep->read_back,
+					 .bytes_written = ep->bytes_written};
+}
+
+static int snapshot_fill(struct ix_txn *t, uint64_t id, const struct rec_snapshot *rec,
+			 struct store_snapshot *sn, struct err *e)
+{
+	struct ix_key k = ix_key_point(rec->point);
+	struct rec_epoch ep;
+	int r;
+
+	*sn = (struct store_snapshot){.id = id,
+				      .point = rec->point,
+				      .taken_ns = rec->taken_ns,
+				      .pause_ns = rec->pause_ns};
+	memcpy(sn->vm, rec->vm, sizeof(sn->vm));
+	static_assert(sizeof(sn->name) == sizeof(rec->name), "copied whole");
+	static_assert(sizeof(sn->note) == sizeof(rec->note), "copied whole");
+	static_assert(sizeof(sn->tags) == sizeof(rec->tags), "copied whole");
+	memcpy(sn->name, rec->name, sizeof(sn->name));
+	memcpy(sn->note, rec->note, sizeof(sn->note));
+	memcpy(sn->tags, rec->tags, sizeof(sn->tags));
+	sn->name[sizeof(sn->name) - 1] = sn->note[sizeof(sn->note) - 1] = '\0';
+	sn->tags[sizeof(sn->tags) - 1] = '\0';
+	r = fill_vm(t, sn, e);
+	if (!r)
+		r = index_get(t, IX_EPOCHS, &k, &ep, sizeof(ep), NULL, NULL, e);
+	if (r == -ENOENT)
+		r = err_set(e, E_CORRUPT, "snapshot %llu: the record of its epoch is missing",
+			    (unsigned long long)id);
+	if (r)
+		return r;
+	fill_epoch(sn, &ep);
+	return find_parent_snapshot(t, ep.ancestor, sn, e);
+}
+
+static int snapshot_get(struct ix_txn *t, uint64_t id, struct store_snapshot *ret, struct err *e)
+{
+	struct ix_key k = ix_key_u64(id);
+	struct rec_snapshot rec;
+	int r;
+
+	r = index_get(t, IX_SNAPSHOTS, &k, &rec, sizeof(rec), NULL, NULL, e);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no snapshot %llu", (unsigned long long)id);
+	return r ? r : snapshot_fill(t, id, &rec, ret, e);
+}
+
+int store_snapshot_get(struct store *s, uint64_t id, struct store_snapshot *ret, struct err *e)
+{
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = snapshot_get(&t, id, ret, e);
+	index_end(&t);
+	return r;
+}
+
+int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapshot **ret, size_t *nr,
+			struct err *e)
+{
+	_cleanup_free_ struct store_snapshot *list = NULL;
+	struct rec_snapshot rec;
+	struct ix_iter it;
+	struct ix_txn t;
+	struct ix_key k;
+	uint64_t all;
+	size_t n = 0;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_iter_init(&it, &t, IX_SNAPSHOTS, NULL, e);
+	if (!r)
+		r = index_count(&t, IX_SNAPSHOTS, &all, e);
+	if (!r) {
+		list = calloc(all + 1, sizeof(*list));
+		r = list ? 0 : err_errno(e, ENOMEM, "listing snapshots");
+	}
+	while (!r && n < all && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
+		if (vm && memcmp(rec.vm, vm, sizeof(rec.vm)))
+			r = 0;
+		else
+			r = snapshot_fill(&t, ix_be64(k.b), &rec, &list[n++], e);
+	}
+	index_iter_deinit(&it);
+	index_end(&t);
+	if (r)
+		return r;
+	*ret = steal_ptr(&list);
+	*nr = n;
+	return 0;
+}
+
+/* ---- selectors ---- */
+
+struct selector {
+	char vm[SNAPD_NAME_MAX]; /* "": none */
+	char name[SNAPD_NAME_MAX];
+	uint64_t id; /* 0: none */
+};
+
+static bool parse_id(const char *s, uint64_t *ret)
+{
+	char *end;
+
+	if (!isdigit((unsigned char)*s))
+		return false;
+	errno = 0;
+	*ret = strtoull(s, &end, 10);
+	return !*end && !errno && *ret;
+}
+
+static int parse_selector(const char *text, struct selector *sel, struct err *e)
+{
+	const char *at = strchr(text, '@');
+	size_t vm_len = at ? (size_t)(at - text) : strlen(text);
+
+	*sel = (struct selector){.id = 0};
+	if (!at && parse_id(text, &sel->id))
+		return 0;
+	if (!vm_len || vm_len >= sizeof(sel->vm) ||
+	    (at && (!at[1] || strlen(at + 1) >= sizeof(sel->name))))
+		return err_set(e, EINVAL, "\"%.80s\" selects nothing: use ID, VM, VM@ID or VM@NAME",
+			       text);
+	memcpy(sel->vm, text, vm_len);
+	if (at && !parse_id(at + 1, &sel->id))
+		strcpy(sel->name, at + 1);
+	return 0;
+}
+
+static bool selects(const struct selector *sel, const struct store_snapshot *sn, uint32_t uid)
+{
+	if (uid && sn->uid != uid)
+		return false;
+	if (sel->vm[0] && strcmp(sel->vm, sn->vm_name))
+		return false;
+	if (sel->name[0] && strcmp(sel->name, sn->name))
+		return false;
+	return !sel->id || sel->id == sn->id;
+}
+
+/* By its record alone, without walking to its parent snapshot. */
+static int newest_match(struct ix_txn *t, const struct selector *sel, uint32_t uid, uint64_t *ret,
+			struct err *e)
+{
+	struct rec_snapshot rec;
+	struct ix_iter it;
+	struct ix_key k;
+	int r;
+
+	*ret = 0;
+	r = index_iter_init(&it, t, IX_SNAPSHOTS, NULL, e);
+	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
+		struct store_snapshot sn = {.id = ix_be64(k.b)};
+
+		memcpy(sn.vm, rec.vm, sizeof(sn.vm));
+		memcpy(sn.name, rec.name, sizeof(sn.name));
+		r = fill_vm(t, &sn, e);
+		if (!r && selects(sel, &sn, uid))
+			*ret = sn.id;
+	}
+	index_iter_deinit(&it);
+	return r;
+}
+
+static int snapshot_find(struct ix_txn *t, const char *text, uint32_t uid,
+			 struct store_snapshot *ret, struct err *e)
+{
+	struct selector sel;
+	struct err ignored = {0};
+	uint64_t id;
+	int r;
+
+	r = parse_selector(text, &sel, e);
+	if (r)
+		return r;
+	id = sel.id;
+	if (!id)
+		r = newest_match(t, &sel, uid, &id, e);
+	if (r)
+		return r;
+	r = id ? snapshot_get(t, id, ret, &ignored) : -ENOENT;
+	if (r == -ENOENT || (!r && !selects(&sel, ret, uid)))
+		return err_set(e, ENOENT, "there is no snapshot \"%.130s\"", text);
+	return r ? err_set(e, -r, "%s", ignored.text) : 0;
+}
+
+int store_snapshot_find(struct store *s, const char *selector, uint32_t uid,
+			struct store_snapshot *ret, struct err *e)
+{
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = snapshot_find(&t, selector, uid, ret, e);
+	index_end(&t);
+	return r;
+}
+
+static int snapshot_delete(struct ix_txn *t, void *arg, struct err *e)
+{
+	uint64_t id = *(uint64_t *)arg;
+	struct ix_key k = ix_key_u64(id), other;
+	struct rec_snapshot rec;
+	struct rec_epoch ep;
+	int r;
+
+	r = index_get(t, IX_SNAPSHOTS, &k, &rec, sizeof(rec), NULL, NULL, e);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no snapshot %llu", (unsigned long long)id);
+	if (!r)
+		r = index_del(t, IX_SNAPSHOTS, &k, e);
+	if (!r && rec.name[0]) {
+		other = ix_key_name(rec.vm, sizeof(rec.vm), rec.name);
+		r = index_del(t, IX_SNAPNAMES, &other, e);
+	}
+	other = ix_key_point(rec.point);
+	if (!r)
+		r = index_get(t, IX_EPOCHS, &other, &ep, sizeof(ep), NULL, NULL, e);
+	if (r)
+		return r == -ENOENT ? 0 : r;
+	ep.snapshot = 0;
+	return index_put(t, IX_EPOCHS, &other, &ep, sizeof(ep), NULL, 0, e);
+}
+
+int store_snapshot_delete(struct store *s, uint64_t id, struct err *e)
+{
+	return index_update(s->index, snapshot_delete, &id, e);
+}
+
+/* ---- figures ---- */
+
+static int count_logical(struct ix_txn *t, uint64_t *ret, struct err *e)
+{
+	struct rec_snapshot rec;
+	struct rec_epoch ep;
+	struct ix_iter it;
+	struct ix_key k;
+	int r;
+
+	r = index_iter_init(&it, t, IX_SNAPSHOTS, NULL, e);
+	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
+		k = ix_key_point(rec.point);
+		r = index_get(t, IX_EPOCHS, &k, &ep, sizeof(ep), NULL, NULL, e);
+		if (!r)
+			*ret += ep.map_pages * ep.page_size;
+	}
+	index_iter_deinit(&it);
+	return r == -ENOENT ? err_set(e, E_CORRUPT, "the epoch of a snapshot is missing") : r;
+}
+
+static void count_segments(struct store *s, struct store_stats *ret)
+{
+	scoped_lock(&s->segments_lock);
+
+	for (uint32_t i = 0; i < s->nr_segs; i++) {
+		const struct seg *seg = s->segs[i];
+
+		if (!seg)
+			continue;
+		ret->segments++;
+		ret->segments_free += seg->state == SEG_FREE;
+		ret->bytes_on_disk += seg->segment_bytes;
+		if (seg->state != SEG_FREE) {
+			ret->bytes_used += (uint64_t)seg->tail * FMT_BLOCK;
+			ret->pages_stored += seg->pages;
+		}
+	}
+}
+
+int store_get_stats(struct store *s, struct store_stats *ret, struct err *e)
+{
+	struct ix_txn t;
+	int r;
+
+	*ret = (struct store_stats){0};
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_count(&t, IX_VMS, &ret->vms, e);
+	if (!r)
+		r = index_count(&t, IX_TIMELINES, &ret->timelines, e);
+	if (!r)
+		r = index_count(&t, IX_EPOCHS, &ret->epochs, e);
+	if (!r)
+		r = index_count(&t, IX_SNAPSHOTS, &ret->snapshots, e);
+	if (!r)
+		r = count_logical(&t, &ret->bytes_logical, e);
+	index_end(&t);
+	count_segments(s, ret);
+	ret->bytes_index = index_bytes(s->index);
+	ret->bytes_on_disk += ret->bytes_index;
+	ret->dedup_entries = dedup_nr(&s->dedup);
+	return r;
+}

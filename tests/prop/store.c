@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Goal: whatever is done to a store, every snapshot holds what the guest held.
+ * Method: random histories of several VMs (epochs with new, zero, equal, duplicate
+ * and vanished pages; frames given twice; aborts; rollbacks; forks to another VM;
+ * deletions; space reclaimed; the store closed and opened again) beside a model in
+ * arrays; after each step the step's own snapshot, now and then all, are compared
+ * page by page.
+ */
+#include "tests/lib/store_model.h"
+
+#define FRAMES	  700u
+#define VMS	  3u
+#define SNAPSHOTS 48u
+
+struct model_vm {
+	uint8_t id[16];
+	uint64_t timeline;
+	struct pagemap *live;
+	uint64_t values[FRAMES];
+};
+
+struct model_snapshot {
+	uint64_t id; /* 0: free */
+	uint32_t vm;
+	struct snapd_point point;
+	uint64_t values[FRAMES];
+	uint8_t state[300];
+	char name[32];
+};
+
+struct world {
+	struct rand rand;
+	char *dir;
+	struct store *store;
+	struct store_reader *reader;
+	uint32_t page_size;
+	struct model_vm vms[VMS];
+	struct model_snapshot snapshots[SNAPSHOTS];
+	uint64_t next_value, steps;
+	uint8_t *buf;
+};
+
+/* Three regions far apart. */
+static uint64_t gfn_of(uint32_t i)
+{
+	return i < 300 ? i : i < 600 ? ((uint64_t)1 << 20) + i : ((uint64_t)1 << 41) + i;
+}
+
+static void open_world(struct world *w)
+{
+	w->store = open_store(w->dir);
+	CHECK_OK(store_reader_create(w->store, w->page_size, &w->reader, &e));
+}
+
+static void register_vms(struct world *w)
+{
+	for (uint32_t i = 0; i < VMS; i++) {
+		struct store_vm vm = {.page_size = w->page_size, .uid = i / 2, .arch = "x86_64"};
+
+		snprintf(vm.name, sizeof(vm.name), "vm-%u", i);
+		vm.cmdline = strdup("snapvm");
+		vm.cmdline_len = 7;
+		CHECK_OK(store_vm_register(w->store, &vm, &e));
+		if (w->vms[i].timeline)
+			CHECK(!memcmp(w->vms[i].id, vm.id, 16));
+		memcpy(w->vms[i].id, vm.id, 16);
+		store_vm_deinit(&vm);
+	}
+}
+
+static void load_live(struct world *w, struct model_vm *vm)
+{
+	struct store_timeline tl;
+
+	pagemap_destroy(vm->live);
+	CHECK_OK(store_timeline_get(w->store, vm->timeline, &tl, &e));
+	CHECK_OK(store_map_load(w->store, (struct snapd_point){tl.id, tl.head}, true, &vm->live,
+				&e));
+}
+
+static uint64_t random_value(struct world *w)
+{
+	switch (rand_below(&w->rand, 5)) {
+	case 0:
+		return 0;
+	case 1:
+	case 2:
+		return 1 + rand_below(&w->rand, 40); /* likely stored somewhere */
+	default:
+		return ++w->next_value;
+	}
+}
+
+static void put_one(struct world *w, struct epoch *ep, uint64_t *values, uint32_t i, uint64_t value)
+{
+	struct epoch_page page = make_page(w->store, w->buf, w->page_size, gfn_of(i), value);
+
+	CHECK_OK(epoch_put(ep, &page, 1, &e));
+	values[i] = value;
+}
+
+static void change_some(struct world *w, struct epoch *ep, uint64_t *values)
+{
+	uint32_t style = (uint32_t)rand_below(&w->rand, 4);
+	uint32_t n = (uint32_t)rand_below(&w->rand, style ? 60 : FRAMES);
+
+	for (uint32_t k = 0; k < n; k++) {
+		uint32_t i = style == 1 ? (uint32_t)rand_below(&w->rand, FRAMES) : k * FRAMES / n;
+		bool same = values[i] != NO_PAGE && rand_below(&w->rand, 4) == 0;
+
+		put_one(w, ep, values, i, same ? values[i] : random_value(w));
+	}
+}
+
+static void unplug(struct world *w, struct epoch *ep, uint64_t *values)
+{
+	uint32_t region = (uint32_t)rand_below(&w->rand, 3) * 300;
+	uint32_t from = region + (uint32_t)rand_below(&w->rand, 100);
+	uint32_t n = (uint32_t)rand_below(&w->rand, 60);
+
+	if (from + n > FRAMES)
+		n = FRAMES - from;
+	CHECK_OK(epoch_gone(ep, gfn_of(from), n, &e));
+	for (uint32_t i = from; i < from + n; i++)
+		values[i] = NO_PAGE;
+}
+
+static struct model_snapshot *free_slot(struct world *w)
+{
+	for (uint32_t i = 0; i < SNAPSHOTS; i++)
+		if (!w->snapshots[i].id)
+			return &w->snapshots[i];
+	return NULL;
+}
+
+static void check_snapshot(struct world *w, const struct model_snapshot *sn)
+{
+	struct store_snapshot got;
+	void *state;
+	size_t len;
+
+	CHECK_OK(store_snapshot_get(w->store, sn->id, &got, &e));
+	CHECK(got.point.timeline == sn->point.timeline && got.point.epoch == sn->point.epoch);
+	CHECK(!strcmp(got.name, sn->name) && !memcmp(got.vm, w->vms[sn->vm].id, 16));
+	CHECK(got.page_size == w->page_size && got.state_bytes == sizeof(sn->state));
+	check_point(w->store, w->reader, w->page_size, sn->point, gfn_of, sn->values, FRAMES);
+	CHECK_OK(store_state_load(w->store, sn->point, &state, &len, &e));
+	CHECK(len == sizeof(sn->state) && !memcmp(state, sn->state, len));
+	free(state);
+}
+
+static void snapshot(struct world *w, struct epoch *ep, uint32_t v, const uint64_t *values)
+{
+	struct model_vm *vm = &w->vms[v];
+	struct model_snapshot *sn = free_slot(w);
+	struct snapshot_meta meta = {.note = "a note", .tags = "a,b"};
+	struct epoch_stats stats;
+
+	if (!sn) {
+		epoch_abort(ep);
+		return;
+	}
+	memset(sn, 0, sizeof(*sn));
+	for (size_t i = 0; i < sizeof(sn->state); i++)
+		sn->state[i] = (uint8_t)rand_next(&w->rand);
+	if (rand_below(&w->rand, 2)) {
+		snprintf(sn->name, sizeof(sn->name), "s%llu", (unsigned long long)w->steps);
+		meta.name = sn->name;
+	}
+	sn->vm = v;
+	CHECK_OK(epoch_commit(ep, sn->state, sizeof(sn->state), &meta, &sn->point, &sn->id, &stats,
+			      &e));
+	CHECK(stats.pages_in == stats.zero + stats.unchanged + stats.duplicate + stats.stored);
+	CHECK(!stats.collisions);
+	memcpy(sn->values, values, sizeof(sn->values));
+	memcpy(vm->values, values, sizeof(vm->values));
+	check_snapshot(w, sn);
+}
+
+static void run_epoch(struct world *w, uint32_t v)
+{
+	struct model_vm *vm = &w->vms[v];
+	uint64_t values[FRAMES];
+	struct epoch *ep;
+
+	memcpy(values, vm->values, sizeof(values));
+	CHECK_OK(epoch_begin(w->store, vm->id, vm->timeline, w->page_size, vm->live, &ep, &e));
+	for (uint64_t n = rand_below(&w->rand, 4); n; n--) {
+		change_some(w, ep, values);
+		if (!rand_below(&w->rand, 4))
+			unplug(w, ep, values);
+	}
+	if (rand_below(&w->rand, 5))
+		snapshot(w, ep, v, values);
+	else
+		epoch_abort(ep);
+}
+
+static struct model_snapshot *any_snapshot(struct world *w)
+{
+	struct model_snapshot *sn = &w->snapshots[rand_below(&w->rand, SNAPSHOTS)];
+
+	return sn->id ? sn : NULL;
+}
+
+/* VM v goes on from a snapshot, its own or another VM's. */
+static void fork_from(struct world *w, uint32_t v, const struct model_snapshot *sn)
+{
+	struct model_vm *vm = &w->vms[v];
+
+	if (!sn)
+		return;
+	CHECK_OK(store_timeline_create(w->store, vm->id, sn->point, &vm->timeline, &e));
+	memcpy(vm->values, sn->values, sizeof(vm->values));
+	load_live(w, vm);
+}
+
+static void delete_one(struct world *w, struct model_snapshot *sn)
+{
+	struct store_snapshot got;
+
+	if (!sn)
+		return;
+	CHECK_OK(store_snapshot_delete(w->store, sn->id, &e));
+	CHECK(store_snapshot_get(w->store, sn->id, &got, NULL) == -ENOENT);
+	CHECK(store_snapshot_delete(w->store, sn->id, NULL) == -ENOENT);
+	sn->id = 0;
+}
+
+static void reclaim(struct world *w)
+{
+	uint64_t live[VMS], freed;
+
+	for (uint32_t i = 0; i < VMS; i++)
+		live[i] = w->vms[i].timeline;
+	store_gc(w->store, live, VMS, &freed, NULL);
+}
+
+static void check_all(struct world *w)
+{
+	struct store_snapshot *list;
+	uint32_t n = 0;
+	size_t nr;
+
+	for (uint32_t i = 0; i < SNAPSHOTS; i++) {
+		if (!w->snapshots[i].id)
+			continue;
+		check_snapshot(w, &w->snapshots[i]);
+		n++;
+	}
+	CHECK_OK(store_snapshot_list(w->store, NULL, &list, &nr, &e));
+	CHECK(nr == n);
+	for (size_t i = 1; i < nr; i++)
+		CHECK(list[i - 1].id < list[i].id);
+	free(list);
+	for (uint32_t i = 0; i < VMS; i++) {
+		struct store_timeline tl;
+
+		CHECK_OK(store_timeline_get(w->store, w->vms[i].timeline, &tl, &e));
+		check_point(w->store, w->reader, w->page_size, (struct snapd_point){tl.id, tl.head},
+			    gfn_of, w->vms[i].values, FRAMES);
+	}
+}
+
+static void reopen(struct world *w)
+{
+	store_reader_destroy(w->reader);
+	store_close(w->store);
+	open_world(w);
+	register_vms(w);
+	for (uint32_t i = 0; i < VMS; i++)
+		load_live(w, &w->vms[i]);
+}
+
+static void step(struct world *w)
+{
+	uint32_t v = (uint32_t)rand_below(&w->rand, VMS);
+
+	w->steps++;
+	switch (rand_below(&w->rand, 24)) {
+	case 0:
+		reopen(w);
+		break;
+	case 1:
+	case 2:
+		fork_from(w, v, any_snapshot(w));
+		break;
+	case 3:
+	case 4:
+	case 5:
+	case 6:
+		delete_one(w, any_snapshot(w));
+		break;
+	case 7:
+	case 8:
+		reclaim(w);
+		break;
+	case 9:
+		check_all(w);
+		break;
+	default:
+		run_epoch(w, v);
+	}
+}
+
+static void run(uint64_t seed, uint32_t page_size, uint32_t steps)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	CHECK(w);
+	w->rand = rand_of(seed);
+	w->page_size = page_size;
+	w->dir = temp_dir();
+	w->next_value = 1000;
+	w->buf = aligned_alloc(4096, page_size);
+	open_world(w);
+	register_vms(w);
+	for (uint32_t i = 0; i < VMS; i++) {
+		CHECK_OK(store_timeline_create(w->store, w->vms[i].id, (struct snapd_point){0, 0},
+					       &w->vms[i].timeline, &e));
+		memset(w->vms[i].values, 0xff, sizeof(w->vms[i].values));
+		load_live(w, &w->vms[i]);
+	}
+	for (uint32_t i = 0; i < steps; i++)
+		step(w);
+	check_all(w);
+	reopen(w);
+	check_all(w);
+	for (uint32_t i = 0; i < VMS; i++)
+		pagemap_destroy(w->vms[i].live);
+	store_reader_destroy(w->reader);
+	store_close(w->store);
+	remove_tree(w->dir);
+	free(w->dir);
+	free(w->buf);
+	free(w);
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t seed = rand_seed();
+	uint32_t steps = argc > 1 ? (uint32_t)atoi(argv[1]) : 300;
+
+	run(seed, 4096, steps);
+	run(seed + 1, 16384, steps / 4);
+	run(seed + 2, 65536, steps / 8);
+	printf("%u steps\n", steps + steps / 4 + steps / 8);
+	return 0;
+}
