@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -122,6 +123,10 @@ static size_t next_gone(struct snapd_vm *vm, union tell *msg)
 
 static size_t next_block(struct snapd_vm *vm, struct block *b, union tell *msg, int *fd)
 {
+	struct stat st;
+
+	if (!fstat(b->fd, &st)) /* it may have grown since */
+		b->size_bytes = (uint64_t)st.st_size;
 	*fd = fcntl(b->fd, F_DUPFD_CLOEXEC, 3);
 	b->told = vm->conn.next_block++;
 	msg->block = (struct snapd_msg_block){.h.type = SNAPD_MSG_BLOCK,

@@ -286,14 +286,17 @@ int reap(struct snapd_vm *vm)
 /* vCPUs stopped: protect everything anew, then no frame is suspect any more. */
 int reap_last(struct snapd_vm *vm)
 {
-	bool cured;
+	bool cure;
 	int r;
 
 	pthread_mutex_lock(&vm->slots_lock);
-	cured = vm->has_suspects && slots_reprotect(vm) >= 0;
+	cure = vm->has_suspects;
+	r = cure ? slots_reprotect(vm) : 0;
 	pthread_mutex_lock(&vm->harvest_lock);
+	if (r < 0)
+		ring_died(vm, r); /* a slot may be left without logging */
 	r = reap_locked(vm);
-	if (cured) {
+	if (cure) {
 		gpaset_clear(&vm->suspects, frames_end(vm));
 		vm->has_suspects = false;
 	}

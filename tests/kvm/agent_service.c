@@ -11,11 +11,9 @@
  *   nonsense   bad messages end the connection, not the VM
  */
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "snapd/util/cleanup.h"
@@ -34,66 +32,6 @@ GUEST_FN static void guest_count(uint64_t first, uint64_t round)
 		for (uint64_t p = first; p < PAGES; p += 2)
 			guest_write(KVM_GUEST_DATA_GPA + p * KVM_GUEST_PAGE, round);
 	}
-}
-
-struct copy {
-	uint8_t *ram[2]; /* by block of the service: sys, data */
-	uint64_t size[2];
-	uint8_t *map[2]; /* the service's own mapping */
-};
-
-static void copy_init(struct copy *c, const struct fake_service *s)
-{
-	struct stat st;
-
-	check(s->nr_blocks == 2, "%u blocks", s->nr_blocks);
-	for (int i = 0; i < 2; i++) {
-		check(!fstat(s->block_fds[i], &st), "fstat");
-		c->size[i] = (uint64_t)st.st_size;
-		c->ram[i] = calloc(1, c->size[i]);
-		c->map[i] = mmap(NULL, c->size[i], PROT_READ | PROT_WRITE, MAP_SHARED,
-				 s->block_fds[i], 0);
-		check(c->ram[i] && c->map[i] != MAP_FAILED, "memory");
-	}
-}
-
-static void copy_deinit(struct copy *c)
-{
-	for (int i = 0; i < 2; i++) {
-		munmap(c->map[i], c->size[i]);
-		free(c->ram[i]);
-	}
-}
-
-static uint64_t take(struct fake_service *s, struct copy *c)
-{
-	uint64_t total = 0, frames[256], cursor, at;
-	size_t n;
-
-	for (uint32_t i = 0; i < s->nr_pieces; i++) {
-		const struct snapd_piece *p = &s->pieces[i];
-
-		cursor = p->first_frame;
-		while ((n = gpaset_take(&s->dirty, NULL, p->first_frame + p->nr_frames, &cursor,
-					frames, 256))) {
-			for (size_t k = 0; k < n; k++) {
-				at = (p->block_page + frames[k] - p->first_frame) * KVM_GUEST_PAGE;
-				memcpy(c->ram[p->block] + at, c->map[p->block] + at,
-				       KVM_GUEST_PAGE);
-			}
-			total += n;
-		}
-	}
-	return total;
-}
-
-static void check_whole(const struct copy *c, const char *when)
-{
-	for (int i = 0; i < 2; i++)
-		for (uint64_t at = 0; at < c->size[i]; at += KVM_GUEST_PAGE)
-			check(!memcmp(c->ram[i] + at, c->map[i] + at, KVM_GUEST_PAGE),
-			      "%s: block %d, page %llu is lost", when, i,
-			      (unsigned long long)(at / KVM_GUEST_PAGE));
 }
 
 static uint64_t counter(struct agent_vm *a, uint64_t page)
@@ -119,22 +57,22 @@ static void check_stands(struct agent_vm *a)
 
 static void test_snapshots(struct agent_vm *a, struct fake_service *s)
 {
-	struct copy c;
+	struct fake_copy c;
 	int rounds = 0;
 
-	copy_init(&c, s);
+	fake_copy_init(&c, s);
 	for (; rounds < 60; rounds++) {
 		for (int i = 0; i < rounds % 4; i++) {
 			fake_sync(s);
-			take(s, &c);
+			fake_copy_dirty(s, &c);
 			usleep((useconds_t)(rounds * 37 % 1500));
 		}
 		close(fake_pause(s, 0));
-		take(s, &c);
-		check_whole(&c, "snapshot");
+		fake_copy_dirty(s, &c);
+		fake_copy_check(&c, "snapshot");
 		fake_resume(s);
 	}
-	copy_deinit(&c);
+	fake_copy_deinit(&c);
 	check_runs(a);
 	printf("snapshots: %d rounds whole\n", rounds);
 }
@@ -144,9 +82,9 @@ static void test_snapshots(struct agent_vm *a, struct fake_service *s)
 static void test_rollback(struct agent_vm *a, struct fake_service *s)
 {
 	struct snapd_point to = {1, 2};
-	struct copy c;
+	struct fake_copy c;
 
-	copy_init(&c, s);
+	fake_copy_init(&c, s);
 	for (int i = 0; i < 10; i++) {
 		int state = fake_pause(s, 0);
 		uint64_t len = s->in.paused.state_bytes, was;
@@ -176,11 +114,11 @@ static void test_rollback(struct agent_vm *a, struct fake_service *s)
 		close(state);
 		/* after a rollback the sets tell all that was written since */
 		close(fake_pause(s, 0));
-		take(s, &c);
-		check_whole(&c, "after rollback");
+		fake_copy_dirty(s, &c);
+		fake_copy_check(&c, "after rollback");
 		fake_resume(s);
 	}
-	copy_deinit(&c);
+	fake_copy_deinit(&c);
 	printf("rollback: 10 times\n");
 }
 

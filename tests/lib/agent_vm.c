@@ -48,6 +48,8 @@ void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config)
 		.socket = a->socket,
 		.restore = config->restore,
 		.ring_entries = config->ring_entries,
+		.harvest_min_us = config->harvest_us,
+		.harvest_max_us = config->harvest_us,
 		.callbacks = config->callbacks,
 		.kvm = config->kvm,
 		.opaque = config->opaque,
@@ -207,7 +209,8 @@ void fake_accept(struct agent_vm *a, struct fake_service *s)
 	check(receive(s) >= sizeof(s->hello) && s->in.h.type == SNAPD_MSG_HELLO, "no HELLO");
 	memcpy(&s->hello, &s->in, sizeof(s->hello));
 	s->shm_fd = s->in_fd;
-	check(s->shm_fd >= 0 && !fstat(s->shm_fd, &st) && (uint64_t)st.st_size == s->hello.shm_bytes,
+	check(s->shm_fd >= 0 && !fstat(s->shm_fd, &st) &&
+		      (uint64_t)st.st_size == s->hello.shm_bytes,
 	      "shm");
 	s->shm = mmap(NULL, s->hello.shm_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
 		      s->shm_fd, 0);
@@ -366,4 +369,64 @@ void fake_resume(struct fake_service *s)
 
 	fake_send(s, &m, sizeof(m), SNAPD_MSG_RESUME, -1);
 	must(s, SNAPD_MSG_RESUMED);
+}
+
+/* ---- a copy of RAM made from the sets alone ---- */
+
+void fake_copy_init(struct fake_copy *c, const struct fake_service *s)
+{
+	struct stat st;
+
+	c->nr = s->nr_blocks;
+	for (uint32_t i = 0; i < c->nr; i++) {
+		check(!fstat(s->block_fds[i], &st), "fstat");
+		c->size[i] = (uint64_t)st.st_size;
+		c->ram[i] = calloc(1, c->size[i]);
+		c->map[i] = mmap(NULL, c->size[i], PROT_READ | PROT_WRITE, MAP_SHARED,
+				 s->block_fds[i], 0);
+		check(c->ram[i] && c->map[i] != MAP_FAILED, "memory");
+	}
+}
+
+void fake_copy_deinit(struct fake_copy *c)
+{
+	for (uint32_t i = 0; i < c->nr; i++) {
+		munmap(c->map[i], c->size[i]);
+		free(c->ram[i]);
+	}
+}
+
+static uint64_t copy_piece(struct fake_service *s, const struct snapd_piece *p, struct fake_copy *c)
+{
+	uint64_t total = 0, frames[256], cursor = p->first_frame, at;
+	size_t n;
+
+	while ((n = gpaset_take(&s->dirty, NULL, p->first_frame + p->nr_frames, &cursor, frames,
+				256))) {
+		for (size_t k = 0; k < n; k++) {
+			at = (p->block_page + frames[k] - p->first_frame) * KVM_GUEST_PAGE;
+			memcpy(c->ram[p->block] + at, c->map[p->block] + at, KVM_GUEST_PAGE);
+		}
+		total += n;
+	}
+	return total;
+}
+
+uint64_t fake_copy_dirty(struct fake_service *s, struct fake_copy *c)
+{
+	uint64_t total = 0;
+
+	for (uint32_t i = 0; i < s->nr_pieces; i++)
+		if (!s->gone[i])
+			total += copy_piece(s, &s->pieces[i], c);
+	return total;
+}
+
+void fake_copy_check(const struct fake_copy *c, const char *when)
+{
+	for (uint32_t i = 0; i < c->nr; i++)
+		for (uint64_t at = 0; at < c->size[i]; at += KVM_GUEST_PAGE)
+			check(!memcmp(c->ram[i] + at, c->map[i] + at, KVM_GUEST_PAGE),
+			      "%s: page %llu of block %u is lost", when,
+			      (unsigned long long)(at / KVM_GUEST_PAGE), i);
 }

@@ -26,9 +26,9 @@ struct agent_vcpu {
 	pthread_t thread;
 	uint32_t index;
 	_Atomic uint64_t exits;
-	_Atomic uint64_t told;	   /* value of the last guest_tell() */
-	_Atomic int result;	   /* of the run call that ended the thread */
-	_Atomic bool running;	   /* the thread is in its loop */
+	_Atomic uint64_t told; /* value of the last guest_tell() */
+	_Atomic int result;    /* of the run call that ended the thread */
+	_Atomic bool running;  /* the thread is in its loop */
 };
 
 struct agent_vm {
@@ -43,8 +43,9 @@ struct agent_vm {
 
 struct agent_vm_config {
 	uint32_t ring_entries;
+	uint32_t harvest_us; /* both ends of the pacing; 0: default */
 	uint64_t data_bytes;
-	uint32_t flags;		/* SNAPD_ATTACH_* */
+	uint32_t flags; /* SNAPD_ATTACH_* */
 	const char *restore;
 	const struct snapd_vm_callbacks *callbacks;
 	const struct snapd_kvm_ops *kvm;
@@ -64,15 +65,16 @@ void agent_vm_destroy(struct agent_vm *a);
 int agent_vm_slot(struct agent_vm *a, uint32_t slot, uint64_t gpa, uint64_t page, uint64_t n);
 int agent_vm_unslot(struct agent_vm *a, uint32_t slot, uint16_t flags);
 /* Wait up to 20 s for a condition. */
-#define wait_until(cond)                                                                           \
-	do {                                                                                       \
-		for (int _i = 0; _i < 20000 && !(cond); _i++)                                      \
-			usleep(1000);                                                              \
-		check(cond, "waited 20 s in vain");                                                \
+#define wait_until(cond)                                      \
+	do {                                                  \
+		for (int _i = 0; _i < 20000 && !(cond); _i++) \
+			usleep(1000);                         \
+		check(cond, "waited 20 s in vain");           \
 	} while (0)
 
 /* ---- the service's side ---- */
 #define FAKE_PIECES 64
+#define FAKE_BLOCKS 16
 struct fake_service {
 	int fd;
 	struct snapd_msg_hello hello;
@@ -80,7 +82,7 @@ struct fake_service {
 	struct snapd_shm *shm;
 	struct gpaset dirty, inflight;
 	uint32_t nr_blocks, nr_pieces;
-	int block_fds[16];
+	int block_fds[FAKE_BLOCKS];
 	struct snapd_piece pieces[FAKE_PIECES];
 	bool gone[FAKE_PIECES];
 	uint32_t ready_vcpus;
@@ -100,7 +102,7 @@ struct fake_service {
 /* Accept, read HELLO; no answer yet. */
 void fake_accept(struct agent_vm *a, struct fake_service *s);
 void fake_welcome(struct fake_service *s);
-void fake_until_ready(struct fake_service *s); /* blocks and pieces, to READY */
+void fake_until_ready(struct fake_service *s);		    /* blocks and pieces, to READY */
 void fake_open(struct agent_vm *a, struct fake_service *s); /* all three */
 void fake_close(struct fake_service *s);
 /* Send; `msg` starts with struct snapd_msg; len and req are filled in. */
@@ -108,6 +110,18 @@ void fake_send(struct fake_service *s, void *msg, size_t len, uint16_t type, int
 /* The next answer, blocks and pieces taken in on the way; its type. */
 uint16_t fake_answer(struct fake_service *s);
 bool fake_is_closed(struct fake_service *s); /* waits for the agent to hang up */
+/* What the service copied of RAM, and its own mapping, by block. */
+struct fake_copy {
+	uint8_t *ram[FAKE_BLOCKS], *map[FAKE_BLOCKS];
+	uint64_t size[FAKE_BLOCKS];
+	uint32_t nr;
+};
+void fake_copy_init(struct fake_copy *c, const struct fake_service *s);
+void fake_copy_deinit(struct fake_copy *c);
+/* Copy what is dirty, and take it out of the set; how many frames. */
+uint64_t fake_copy_dirty(struct fake_service *s, struct fake_copy *c);
+/* The copy equals RAM, or the test ends. */
+void fake_copy_check(const struct fake_copy *c, const char *when);
 /* Requests that must succeed. */
 void fake_sync(struct fake_service *s);
 int fake_pause(struct fake_service *s, uint32_t flags); /* the state's descriptor */
