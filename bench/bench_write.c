@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bench write: unique pages from guest RAM to durable segments, against fio writing
+ * as many bytes sequentially with O_DIRECT to the same disk.
+ *
+ * Ours: each page copied, tested for zero and hashed into a batch, the batch sealed
+ * and submitted, one barrier (fdatasync) at the end, all of it timed; 64 MiB
+ * segments.  fio: 1 MiB blocks, depth 8, io_uring, one file, its own bandwidth
+ * figure.  Both write to space allocated and synced before the clock starts: *fresh*,
+ * by fallocate only, and *recycled*, written before.  Rounds alternate between them.
+ *
+ * SNAPD_BENCH_DIR names a directory on the disk to measure; 2 GiB must be free.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "bench/bench.h"
+#include "snapd/io_uring_writer.h"
+#include "snapd/pageid.h"
+#include "snapd/segment.h"
+#include "snapd/util/cleanup.h"
+
+#define PAGE	   4096u
+#define RAM_BYTES  (1ul << 30)
+#define NR_PAGES   (RAM_BYTES / PAGE)
+#define PER_SEG	   ((SEG_BYTES_DEFAULT - FMT_BLOCK) / BATCH_BYTES_MAX) /* whole batches */
+#define NR_BATCHES DIV_ROUND_UP(NR_PAGES, BATCH_PAGES_MAX)
+#define NR_SEGS	   DIV_ROUND_UP(NR_BATCHES, PER_SEG)
+#define ROUNDS	   7
+#define GOAL	   0.85
+
+static struct page_secret secret;
+static char dir[4096];
+
+static const char *path_of(const char *name, unsigned int n)
+{
+	static char path[sizeof(dir) + 32];
+
+	snprintf(path, sizeof(path), "%s/%s%u", dir, name, n);
+	return path;
+}
+
+/* ---- ours ---- */
+
+struct segments {
+	int fd[NR_SEGS];
+};
+
+/* An open file with its space allocated, and that on disk. */
+static int prepare_file(const char *path, uint64_t bytes)
+{
+	int fd = open(path, O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		bench_skip("write", "%s: %s", path, strerror(errno));
+	errno = posix_fallocate(fd, 0, (off_t)bytes);
+	if (errno)
+		bench_skip("write", "%s: %s", path, strerror(errno));
+	fsync(fd);
+	return fd;
+}
+
+static void open_segments(struct segments *s)
+{
+	for (unsigned int i = 0; i < NR_SEGS; i++)
+		s->fd[i] = prepare_file(path_of("seg", i), SEG_BYTES_DEFAULT);
+}
+
+static void close_segments(struct segments *s, bool forget)
+{
+	for (unsigned int i = 0; i < NR_SEGS; i++) {
+		close(s->fd[i]);
+		if (forget)
+			unlink(path_of("seg", i));
+	}
+}
+
+/* Pages [first, first + nr) of RAM as a batch at `buf`; its length in bytes. */
+static size_t make_batch(uint8_t *buf, const uint8_t *ram, uint32_t first, uint32_t nr)
+{
+	uint32_t header_bytes = batch_header_bytes(nr);
+	struct batch_header *h = (struct batch_header *)buf;
+	struct batch_page *p = (struct batch_page *)(h + 1);
+
+	memset(buf, 0, header_bytes);
+	for (uint32_t i = 0; i < nr; i++) {
+		const uint8_t *src = ram + (size_t)(first + i) * PAGE;
+		struct pageid id = pageid_copy_ahead(&secret, buf + header_bytes + (size_t)i * PAGE,
+						     src, src + PAGE, PAGE);
+
+		p[i] = (struct batch_page){id.lo, id.hi, first + i, i * PAGE, PAGE << 8};
+	}
+	h->type = BATCH_PAGES;
+	h->page_shift = 12;
+	h->header_bytes = header_bytes;
+	h->nr_entries = nr;
+	h->payload_bytes = (uint64_t)nr * PAGE;
+	batch_seal(h);
+	return header_bytes + (size_t)nr * PAGE;
+}
+
+/* Seconds. */
+static double run_writer(struct writer *w, const struct segments *s, const uint8_t *ram)
+{
+	uint64_t start = bench_now_ns();
+	struct err e = {0};
+	int r = 0;
+
+	for (uint32_t b = 0; r == 0 && b < NR_BATCHES; b++) {
+		uint32_t first = b * BATCH_PAGES_MAX;
+		uint64_t offset = FMT_BLOCK + (uint64_t)(b % PER_SEG) * BATCH_BYTES_MAX;
+		struct wbuf *buf;
+		size_t len;
+
+		r = writer_buf_get(w, &buf);
+		if (r < 0)
+			break;
+		len = make_batch(buf->data, ram, first, MIN(BATCH_PAGES_MAX, NR_PAGES - first));
+		r = writer_submit(w, buf, s->fd[b / PER_SEG], offset, len);
+	}
+	r = writer_barrier(w, &e);
+	if (r < 0)
+		bench_die("%s", e.text);
+	return (double)(bench_now_ns() - start) / 1e9;
+}
+
+/* ---- fio ---- */
+
+static double parse_fio(FILE *out)
+{
+	json_error_t je;
+	json_t *root = json_loadf(out, JSON_DISABLE_EOF_CHECK, &je);
+	json_t *job = json_array_get(json_object_get(root, "jobs"), 0);
+	double bw = json_number_value(json_object_get(json_object_get(job, "write"), "bw_bytes"));
+
+	json_decref(root);
+	return bw;
+}
+
+/* Seconds for RAM_BYTES at fio's bandwidth. */
+static double run_fio(bool recycled)
+{
+	char command[sizeof(dir) + 512];
+	FILE *out;
+	double bw;
+
+	snprintf(command, sizeof(command),
+		 "fio --name=bench --filename='%s' --rw=write --bs=1M --iodepth=8 --direct=1 "
+		 "--ioengine=io_uring --size=%lu --end_fsync=1 --fallocate=none "
+		 "--output-format=json 2>/dev/null",
+		 path_of("fio", 0), RAM_BYTES);
+	if (!recycled)
+		unlink(path_of("fio", 0));
+	close(prepare_file(path_of("fio", 0), RAM_BYTES));
+	out = popen(command, "r");
+	bw = out ? parse_fio(out) : 0;
+	if (!out || pclose(out) != 0 || bw <= 0)
+		bench_skip("write", "fio does not run here");
+	return (double)RAM_BYTES / bw;
+}
+
+static double measure(struct writer *w, const uint8_t *ram, bool recycled)
+{
+	double ours[ROUNDS], fio[ROUNDS], ratio[ROUNDS], r;
+	struct segments s;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		open_segments(&s);
+		if (recycled && i == 0) {
+			run_writer(w, &s, ram);
+			run_fio(true);
+		}
+		ours[i] = run_writer(w, &s, ram);
+		close_segments(&s, !recycled);
+		fio[i] = run_fio(recycled);
+		ratio[i] = fio[i] / ours[i];
+	}
+	r = bench_median(ratio, ROUNDS);
+	bench_note("%-8s space: writer %4.0f MB/s, fio %4.0f MB/s, ratio %.2f",
+		   recycled ? "recycled" : "fresh", RAM_BYTES / 1e6 / bench_median(ours, ROUNDS),
+		   RAM_BYTES / 1e6 / bench_median(fio, ROUNDS), r);
+	return r;
+}
+
+static void remove_dir(void)
+{
+	for (unsigned int i = 0; i < NR_SEGS; i++)
+		unlink(path_of("seg", i));
+	unlink(path_of("fio", 0));
+	rmdir(dir);
+}
+
+int main(void)
+{
+	const char *base = getenv("SNAPD_BENCH_DIR");
+	const uint8_t *ram;
+	struct writer *w;
+	struct err e = {0};
+	double fresh;
+
+	snprintf(dir, sizeof(dir), "%s/write-XXXXXX", base ? base : ".");
+	if (!mkdtemp(dir))
+		bench_die("%s: %s", dir, strerror(errno));
+	atexit(remove_dir);
+	if (writer_create(&(struct writer_config){0}, &w, &e) < 0)
+		bench_skip("write", "%s", e.text);
+	for (size_t i = 0; i < sizeof(secret.b); i++)
+		secret.b[i] = (uint8_t)bench_rand(&(uint64_t){i});
+	ram = bench_guest_ram(RAM_BYTES, 3);
+	measure(w, ram, true);
+	fresh = measure(w, ram, false);
+	writer_destroy(w);
+	bench_ratio("write", fresh, BENCH_AT_LEAST, GOAL);
+	return 0;
+}
