@@ -140,7 +140,8 @@ static int commit(struct snapshot *s, struct err *e)
 		return err;
 	s->ep = NULL;
 	vm->nr_gone -= told;
-	memmove(vm->gone, vm->gone + told, vm->nr_gone * sizeof(*vm->gone));
+	if (told)
+		memmove(vm->gone, vm->gone + told, vm->nr_gone * sizeof(*vm->gone));
 	/* It is durable: a shared page that is gone now is the VM's loss, not its. */
 	if (vm_set_point(vm, s->point, vm->live, NULL) ||
 	    vm_shm_clear(&vm->shm, &vm->shm.inflight, vm->mem.frames_end))
