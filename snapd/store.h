@@ -182,7 +182,18 @@ struct store_stats {
 	uint64_t dedup_entries;
 };
 int store_get_stats(struct store *s, struct store_stats *ret, struct err *e);
+/*
+ * Keep what the map and the state at a point refer to, although its snapshot may be
+ * deleted and store_gc() run: pin before store_map_load(), unpin when the last page
+ * was read.  Heads of running VMs need no pin, store_gc() is told of them; nor does
+ * an epoch's parent between begin and commit.  -ENOENT.  Any thread; counted.
+ */
+int store_pin(struct store *s, struct snapd_point at, struct err *e);
+void store_unpin(struct store *s, struct snapd_point at);
+
 /* Drop segments in which no snapshot, timeline head or fork point needs
- * anything; *freed bytes given back.  `live_timelines`: heads of running VMs. */
+ * anything; *freed bytes given back or free for new pages.  `live_timelines`: those of
+ * running VMs, whose heads stay.  Runs beside everything else; -EBUSY beside another
+ * store_gc().  When something cannot be read, nothing is dropped. */
 int store_gc(struct store *s, const uint64_t *live_timelines, size_t nr, uint64_t *freed,
 	     struct err *e);

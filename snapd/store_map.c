@@ -24,7 +24,8 @@
 #include "snapd/util/log.h"
 
 #define BLOB_BYTES_MAX ((uint64_t)8 << 30)
-#define CHAIN_MAX      65536u /* epochs without a checkpoint; commit allows far fewer */
+#define PART_GUESS     (16u << 10) /* read at first */
+#define CHAIN_MAX      65536u	   /* epochs without a checkpoint; commit allows far fewer */
 
 /* ---- blobs ---- */
 
@@ -32,44 +33,78 @@ struct part {
 	_Alignas(FMT_BLOCK) uint8_t bytes[BATCH_BYTES_MAX];
 };
 
-/* Read the part at `at`; its header is part->bytes, its payload follows. */
+/* pread() of a segment, from block `at`; returns bytes read. */
+static int read_blocks(struct store *s, struct batch_ref at, uint8_t *buf, uint64_t len,
+		       struct seg_ident *ident, uint64_t *got, struct err *e)
+{
+	uint64_t offset = (uint64_t)at.block * FMT_BLOCK;
+	struct seg *seg;
+	ssize_t n;
+	int fd, r;
+
+	r = seg_open(s, at.segment, &seg, &fd, ident, e);
+	if (r)
+		return r;
+	if (!at.block || offset >= ident->segment_bytes) {
+		r = err_set(e, E_CORRUPT, "segment %08x has no block %u", at.segment, at.block);
+	} else {
+		n = pread(fd, buf, MIN(len, ident->segment_bytes - offset), (off_t)offset);
+		if (n < 0)
+			r = err_errno(e, errno, "reading segment %08x offset %llu", at.segment,
+				      (unsigned long long)offset);
+		*got = (uint64_t)MAX(n, (ssize_t)0);
+	}
+	seg_close(s, seg);
+	return r;
+}
+
+static int decode_part(const struct part *part, uint64_t len, const struct seg_ident *ident,
+		       struct batch_ref at, const struct batch_header **ret, struct err *e)
+{
+	const struct batch_page *pages;
+	int r = batch_decode(part->bytes, len, ident, at.block, ret, &pages, e);
+
+	return r == -ENODATA ? err_set(e, E_CORRUPT, "segment %08x block %u: cut off", at.segment,
+				       at.block)
+			     : r;
+}
+
+/* The header alone. */
+static int read_part_header(struct store *s, struct batch_ref at, struct part *part,
+			    const struct batch_header **ret, struct err *e)
+{
+	struct seg_ident ident;
+	uint64_t n;
+	int r = read_blocks(s, at, part->bytes, FMT_BLOCK, &ident, &n, e);
+
+	return r ? r : decode_part(part, n, &ident, at, ret, e);
+}
+
+/* Header and payload, in one read when it is as small as most are. */
 static int read_part(struct store *s, struct batch_ref at, enum batch_type type, struct part *part,
 		     const struct batch_header **ret, struct err *e)
 {
-	const struct batch_page *pages;
 	struct seg_ident ident;
-	struct seg *seg;
-	ssize_t n;
-	uint64_t offset = (uint64_t)at.block * FMT_BLOCK;
-	int fd, r;
+	uint64_t n, want = PART_GUESS;
+	int r;
 
-	r = seg_open(s, at.segment, &seg, &fd, &ident, e);
+	r = read_blocks(s, at, part->bytes, want, &ident, &n, e);
+	if (!r)
+		r = decode_part(part, n, &ident, at, ret, e);
 	if (r)
 		return r;
-	if (!at.block || offset >= ident.segment_bytes) {
-		seg_close(s, seg);
-		return err_set(e, E_CORRUPT, "segment %08x has no block %u", at.segment, at.block);
+	want = ALIGN_UP((*ret)->header_bytes + (*ret)->payload_bytes, FMT_BLOCK);
+	if (want > n) {
+		r = read_blocks(s, at, part->bytes, want, &ident, &n, e);
+		if (!r)
+			r = decode_part(part, n, &ident, at, ret, e);
+		if (r)
+			return r;
 	}
-	n = pread(fd, part->bytes, FMT_BLOCK, (off_t)offset);
-	if (n == FMT_BLOCK) {
-		const struct batch_header *h = (const void *)part->bytes;
-		uint64_t room = MIN((uint64_t)BATCH_BYTES_MAX, ident.segment_bytes - offset);
-		uint64_t want = ALIGN_UP(MIN(h->payload_bytes, room), FMT_BLOCK);
-
-		want = MIN(want, room - FMT_BLOCK);
-		n = pread(fd, part->bytes + FMT_BLOCK, want, (off_t)(offset + FMT_BLOCK));
-		n = n < 0 ? n : n + FMT_BLOCK;
-	}
-	seg_close(s, seg);
-	if (n < 0)
-		return err_errno(e, errno, "reading segment %08x offset %llu", at.segment,
-				 (unsigned long long)offset);
-	r = batch_decode(part->bytes, (size_t)n, &ident, at.block, ret, &pages, e);
-	if (r == -ENODATA || (!r && (*ret)->type != type) ||
-	    (!r && (*ret)->header_bytes + (*ret)->payload_bytes > (uint64_t)n))
+	if ((*ret)->type != type || (*ret)->header_bytes + (*ret)->payload_bytes > n)
 		return err_set(e, E_CORRUPT, "segment %08x block %u: cut off, or of another kind",
 			       at.segment, at.block);
-	return r ? r : batch_blob_check(*ret, part->bytes + FMT_BLOCK, e);
+	return batch_blob_check(*ret, part->bytes + FMT_BLOCK, e);
 }
 
 static int read_parts(struct store *s, const struct rec_blob *blob, enum batch_type type,
@@ -121,6 +156,25 @@ int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_typ
 		return err_set(e, E_CORRUPT, "%s: segment %08x block %u: wrong checksum", what,
 			       blob->last.segment, blob->last.block);
 	*ret = steal_ptr(&bytes);
+	return 0;
+}
+
+int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e)
+{
+	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));
+	const struct batch_header *h = (const void *)part;
+	int r;
+
+	if (!part)
+		return err_errno(e, ENOMEM, "reading a blob");
+	r = read_part_header(s, *at, part, &h, e);
+	if (!r && (h->type == BATCH_PAGES || !h->payload_bytes))
+		r = err_set(e, E_CORRUPT, "segment %08x block %u: no part of a blob", at->segment,
+			    at->block);
+	if (r)
+		return r;
+	*payload = h->payload_bytes;
+	*at = h->prev;
 	return 0;
 }
 

@@ -234,7 +234,7 @@ static void reclaim(struct world *w)
 
 	for (uint32_t i = 0; i < VMS; i++)
 		live[i] = w->vms[i].timeline;
-	store_gc(w->store, live, VMS, &freed, NULL);
+	CHECK_OK(store_gc(w->store, live, VMS, &freed, &e));
 }
 
 static void check_all(struct world *w)
@@ -261,6 +261,22 @@ static void check_all(struct world *w)
 		check_point(w->store, w->reader, w->page_size, (struct snapd_point){tl.id, tl.head},
 			    gfn_of, w->vms[i].values, FRAMES);
 	}
+}
+
+/* With every snapshot deleted and no VM running, nothing is left. */
+static void check_empties(struct world *w)
+{
+	struct store_stats stats;
+	uint64_t freed;
+
+	for (uint32_t i = 0; i < SNAPSHOTS; i++)
+		if (w->snapshots[i].id)
+			delete_one(w, &w->snapshots[i]);
+	CHECK_OK(store_gc(w->store, NULL, 0, &freed, &e));
+	CHECK_OK(store_get_stats(w->store, &stats, &e));
+	CHECK(!stats.snapshots && !stats.epochs && !stats.pages_stored && !stats.bytes_used);
+	CHECK(!stats.dedup_entries && stats.segments == stats.segments_free);
+	CHECK(!w->steps || freed);
 }
 
 static void reopen(struct world *w)
@@ -327,6 +343,7 @@ static void run(uint64_t seed, uint32_t page_size, uint32_t steps)
 	check_all(w);
 	reopen(w);
 	check_all(w);
+	check_empties(w);
 	for (uint32_t i = 0; i < VMS; i++)
 		pagemap_destroy(w->vms[i].live);
 	store_reader_destroy(w->reader);
