@@ -204,6 +204,17 @@ static struct model_snapshot *any_snapshot(struct world *w)
 	return sn->id ? sn : NULL;
 }
 
+/* A timeline without an epoch is young: gc would keep what it forks from. */
+static void commit_unnamed(struct world *w, struct model_vm *vm)
+{
+	struct snapd_point point;
+	struct epoch *ep;
+
+	CHECK_OK(epoch_begin(w->store, vm->id, vm->timeline, w->page_size, vm->live, &ep, &e));
+	CHECK_OK(epoch_commit(ep, NULL, 0, NULL, &point, NULL, NULL, &e));
+	CHECK(point.timeline == vm->timeline);
+}
+
 /* VM v goes on from a snapshot, its own or another VM's. */
 static void fork_from(struct world *w, uint32_t v, const struct model_snapshot *sn)
 {
@@ -211,6 +222,7 @@ static void fork_from(struct world *w, uint32_t v, const struct model_snapshot *
 
 	if (!sn)
 		return;
+	commit_unnamed(w, vm);
 	CHECK_OK(store_timeline_create(w->store, vm->id, sn->point, &vm->timeline, &e));
 	memcpy(vm->values, sn->values, sizeof(vm->values));
 	load_live(w, vm);
@@ -269,6 +281,9 @@ static void check_empties(struct world *w)
 	struct store_stats stats;
 	uint64_t freed;
 
+	for (uint32_t i = 0; i < VMS; i++)
+		commit_unnamed(w, &w->vms[i]);
+	check_all(w);
 	for (uint32_t i = 0; i < SNAPSHOTS; i++)
 		if (w->snapshots[i].id)
 			delete_one(w, &w->snapshots[i]);
