@@ -175,8 +175,10 @@ void vcpus_release(struct snapd_vm *vm)
 static void kick_all(struct snapd_vm *vm)
 {
 	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
-		if (atomic_load(&vm->vcpus[i]->state) == VCPU_IN)
+		if (atomic_load(&vm->vcpus[i]->state) == VCPU_IN) {
+			vm->vcpus[i]->kicked_ns = 0; /* nobody repeats this one: never skip it */
 			kick(vm->vcpus[i]);
+		}
 }
 
 void vcpus_refuse(struct snapd_vm *vm, int code)
