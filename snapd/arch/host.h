@@ -28,5 +28,6 @@ static_assert(sizeof(struct host_cap) == 8, "disk format");
 
 int host_machine_save(const struct arch_vm *vm, const uint32_t *caps, size_t nr_caps,
 		      struct snapd_state_writer *w, struct err *e);
-/* -ENOTSUP if architecture or page size differ; -EUCLEAN if the record is bad. */
+/* -ENOTSUP if architecture or page size differ, or a record must be understood that
+ * this version does not know; -EUCLEAN if the record is bad. */
 int host_machine_check(const struct snapd_state_reader *r, struct err *e);

@@ -49,6 +49,7 @@
 static_assert(sizeof(struct kvm_regs) == 144, "record x86.regs");
 static_assert(sizeof(struct kvm_sregs) == 312, "record x86.sregs");
 static_assert(sizeof(struct kvm_sregs2) == 320, "record x86.sregs2");
+static_assert(sizeof(struct kvm_fpu) == 416, "record x86.fpu");
 static_assert(sizeof(struct kvm_xcrs) == 392, "record x86.xcrs");
 static_assert(sizeof(struct kvm_debugregs) == 128, "record x86.debugregs");
 static_assert(sizeof(struct kvm_lapic_state) == 1024, "record x86.lapic");
@@ -57,6 +58,7 @@ static_assert(sizeof(struct kvm_mp_state) == 4, "record x86.mp_state");
 static_assert(sizeof(struct kvm_irqchip) == 520, "record x86.irqchip");
 static_assert(sizeof(struct kvm_pit_state2) == 112, "record x86.pit2");
 static_assert(sizeof(struct kvm_clock_data) == 48, "record x86.clock");
+static_assert(sizeof(struct kvm_nested_state) == 128, "record x86.nested");
 static_assert(sizeof(struct kvm_msr_entry) == 16, "record x86.msrs");
 
 /* Where a step works: the VM, or one vCPU. */

@@ -619,6 +619,14 @@ static void test_host_machine(void)
 	check(host_check(&w, &e) == 0, "%s", e.text);
 	state_writer_deinit(&w);
 
+	put_machine(&w, "x86_64", 4096);
+	state_put(&w, "dev.mine!", 0, 1, NULL, 0);
+	check(host_check(&w, &e) == 0, "%s", e.text);
+	state_put(&w, "x86.new!", 0, 1, NULL, 0);
+	expect_refused(host_check(&w, &e), -ENOTSUP, &e, "x86.new!");
+	state_writer_deinit(&w);
+	err_clear(&e);
+
 	put_machine(&w, "aarch64", 4096);
 	expect_refused(host_check(&w, &e), -ENOTSUP, &e, "aarch64");
 	state_writer_deinit(&w);
