@@ -109,8 +109,12 @@ static void flush_run(struct manifest_writer *w)
 
 static bool continues_run(const struct manifest_writer *w, uint64_t gfn, loc_t loc)
 {
-	return w->run_len && gfn == w->next_gfn && loc == loc_after(w->run_loc, w->run_len) &&
-	       (!is_page(loc) || loc_entry(loc));
+	if (!w->run_len || gfn != w->next_gfn)
+		return false;
+	/* The loc after a batch's last entry may look like anything. */
+	if (is_page(w->run_loc) && w->run_len > ENTRY_LAST - loc_entry(w->run_loc))
+		return false;
+	return loc == loc_after(w->run_loc, w->run_len);
 }
 
 void manifest_add_run(struct manifest_writer *w, uint64_t gfn, uint64_t n, loc_t loc)

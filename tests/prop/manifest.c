@@ -187,6 +187,21 @@ static void test_refused(void)
 	}
 }
 
+/* The highest loc plus one has the bits of GONE: not a continuation. */
+static void test_last_loc(void)
+{
+	const struct entry es[] = {
+		{5, loc_make(0xfffffff, 0xfffff, 4095)},
+		{6, MANIFEST_GONE},
+	};
+	struct manifest_writer w;
+	const uint8_t *bytes;
+	size_t len = encode(es, 2, &w, &bytes);
+
+	check_decoded(bytes, len, es, 2);
+	manifest_writer_deinit(&w);
+}
+
 int main(void)
 {
 	struct rand r = rand_of(rand_seed());
@@ -194,6 +209,7 @@ int main(void)
 
 	test_size(&r);
 	test_refused();
+	test_last_loc();
 	for (int round = 0; round < 500; round++) {
 		struct manifest_writer w;
 		const uint8_t *bytes;
