@@ -25,6 +25,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "snapd/api_json.h"
 #include "snapd/pool.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
@@ -44,6 +45,7 @@ struct rb_page {
 struct rollback {
 	struct vm *vm;
 	struct job *job; /* NULL: redo */
+	bool check;	 /* compare before the VM runs on */
 	struct goal goal;
 	struct store_reader *reader;
 	bool paused_already; /* by an earlier service, or a rollback that failed */
@@ -375,6 +377,10 @@ static int run(struct rollback *r, struct err *e)
 	if (err)
 		return err;
 	err = while_paused(r, e);
+	if (!err && r->check) {
+		set_phase(r, "checking");
+		err = goal_recheck(vm, &r->goal, e);
+	}
 	if (!err)
 		return vm_resume(vm, &r->pause, e);
 	if (!r->rewriting)
@@ -419,16 +425,17 @@ static int rollback_to(struct rollback *r, struct snapd_point at, struct err *e)
 
 static json_t *result(const struct rollback *r, const struct store_snapshot *snap)
 {
-	return json_pack("{s:I,s:s,s:{s:I,s:I},s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}",
-			 "snapshot", (json_int_t)snap->id, "vm", r->vm->name, "point", "timeline",
+	return json_pack("{s:o,s:{s:I,s:I},s:I,s:I,s:I,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}",
+			 "snapshot", snapshot_json(snap), "point", "timeline",
 			 (json_int_t)r->vm->point.timeline, "epoch", (json_int_t)r->vm->point.epoch,
 			 "pages", (json_int_t)r->nr, "zero", (json_int_t)r->nr_zero, "late",
-			 (json_int_t)r->nr_late, "pause_ns", (json_int_t)r->pause.total_ns,
-			 "stop_ns", (json_int_t)r->pause.stop_ns, "harvest_ns",
-			 (json_int_t)r->pause.harvest_ns, "write_ns", (json_int_t)r->write_ns,
-			 "layout_ns", (json_int_t)r->loaded.layout_ns, "cure_ns",
-			 (json_int_t)r->loaded.cure_ns, "load_ns", (json_int_t)r->loaded.load_ns,
-			 "service_ns", (json_int_t)r->pause.service_ns);
+			 (json_int_t)r->nr_late, "checked", r->check, "pause_ns",
+			 (json_int_t)r->pause.total_ns, "stop_ns", (json_int_t)r->pause.stop_ns,
+			 "harvest_ns", (json_int_t)r->pause.harvest_ns, "write_ns",
+			 (json_int_t)r->write_ns, "layout_ns", (json_int_t)r->loaded.layout_ns,
+			 "cure_ns", (json_int_t)r->loaded.cure_ns, "load_ns",
+			 (json_int_t)r->loaded.load_ns, "service_ns",
+			 (json_int_t)r->pause.service_ns);
 }
 
 int rollback_job(struct job *job, struct err *e)
@@ -436,12 +443,13 @@ int rollback_job(struct job *job, struct err *e)
 	struct vm *vm = vm_of_job(job);
 	struct rollback r = {.vm = vm, .job = job, .paused_already = vm->broken};
 	struct store_snapshot snap;
-	json_int_t id;
-	int err;
+	const char *id;
+	int check = 0, err;
 
-	if (json_unpack(job->args, "{s:I}", "snapshot", &id) || id < 0)
-		return err_set(e, EINVAL, "rollback wants the number of a snapshot");
-	err = store_snapshot_get(vm->d->store, (uint64_t)id, &snap, e);
+	if (json_unpack(job->args, "{s:s,s?b}", "snapshot", &id, "check", &check))
+		return err_set(e, EINVAL, "rollback wants \"snapshot\", a number as text");
+	r.check = check;
+	err = store_snapshot_get(vm->d->store, strtoull(id, NULL, 10), &snap, e);
 	if (!err)
 		err = rollback_to(&r, snap.point, e);
 	if (err)

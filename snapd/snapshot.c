@@ -11,13 +11,12 @@
  * finds base one epoch behind, which vm_attach.c knows how to read.
  */
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "snapd/api_json.h"
 #include "snapd/capture.h"
 #include "snapd/name.h"
-#include "snapd/state.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 #include "snapd/vm_priv.h"
@@ -82,29 +81,6 @@ static int begin(struct snapshot *s, struct err *e)
 	return 0;
 }
 
-/* The state that came with PAUSED, out of a file that its sender may still change. */
-static int read_state(struct snapshot *s, int fd, uint64_t len, struct err *e)
-{
-	struct snapd_state_reader r;
-	struct stat st;
-
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || (uint64_t)st.st_size < len ||
-	    len > STATE_MAX_BYTES)
-		return err_set(e, EPROTO, "the VM's state has a wrong size");
-	s->state = malloc(len + 1);
-	if (!s->state)
-		return err_set(e, ENOMEM, "out of memory");
-	for (size_t at = 0; at < len;) {
-		ssize_t n = pread(fd, (char *)s->state + at, len - at, (off_t)at);
-
-		if (n <= 0)
-			return err_set(e, EPROTO, "the VM's state cannot be read");
-		at += (size_t)n;
-	}
-	s->state_len = len;
-	return state_reader_init(&r, s->state, len, e);
-}
-
 /*
  * From PAUSE to RESUME.  Nothing here may wait for anything but the agent.  The
  * agent resumes by itself when the connection ends.
@@ -165,12 +141,13 @@ static int run(struct snapshot *s, struct err *e)
 		err = pause_and_copy(s, &state_fd, &state_len, e);
 	s->job->phase = "storing";
 	if (!err)
-		err = read_state(s, state_fd, state_len, e);
+		err = vm_read_state(state_fd, state_len, &s->state, e);
 	if (!err)
 		err = capture_drain(s->vm->capture, s->job, e);
 	if (!err)
 		err = vm_interrupted(s->vm, s->job, e);
 	s->job->phase = "committing";
+	s->state_len = state_len;
 	return err ? err : commit(s, e);
 }
 
@@ -199,24 +176,22 @@ static void finish(struct snapshot *s, int err)
 
 static json_t *result(const struct snapshot *s)
 {
+	struct store_snapshot snap;
+	json_t *snap_json = store_snapshot_get(s->vm->d->store, s->id, &snap, NULL)
+				    ? NULL
+				    : snapshot_json(&snap);
+
 	return json_pack(
-		"{s:I,s:s,s:s,s:{s:I,s:I},s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,"
-		"s:I,s:I,s:I,s:I,s:I}",
-		"snapshot", (json_int_t)s->id, "vm", s->vm->name, "name",
-		s->meta.name ? s->meta.name : "", "point", "timeline",
-		(json_int_t)s->point.timeline, "epoch", (json_int_t)s->point.epoch, "pages",
-		(json_int_t)s->stored.pages_in, "zero", (json_int_t)s->stored.zero, "unchanged",
-		(json_int_t)s->stored.unchanged, "duplicate", (json_int_t)s->stored.duplicate,
-		"stored", (json_int_t)s->stored.stored, "bytes_written",
-		(json_int_t)s->stored.bytes_written, "state_bytes", (json_int_t)s->state_len,
-		"early_pages", (json_int_t)s->captured.early_pages, "hot_pages",
-		(json_int_t)s->captured.hot_pages, "paused_pages",
-		(json_int_t)s->captured.paused_pages, "early_ns", (json_int_t)s->captured.early_ns,
-		"rounds", (int)s->captured.rounds, "pause_ns", (json_int_t)s->pause.total_ns,
-		"stop_ns", (json_int_t)s->pause.stop_ns, "state_ns", (json_int_t)s->pause.state_ns,
-		"harvest_ns", (json_int_t)s->pause.harvest_ns, "copy_ns",
-		(json_int_t)s->captured.copy_ns, "service_ns", (json_int_t)s->pause.service_ns,
-		"drain_ns", (json_int_t)s->captured.drain_ns);
+		"{s:o*,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "snapshot",
+		snap_json, "pages", (json_int_t)s->stored.pages_in, "zero",
+		(json_int_t)s->stored.zero, "stored", (json_int_t)s->stored.stored, "early_pages",
+		(json_int_t)s->captured.early_pages, "hot_pages", (json_int_t)s->captured.hot_pages,
+		"paused_pages", (json_int_t)s->captured.paused_pages, "early_ns",
+		(json_int_t)s->captured.early_ns, "rounds", (int)s->captured.rounds, "pause_ns",
+		(json_int_t)s->pause.total_ns, "stop_ns", (json_int_t)s->pause.stop_ns, "state_ns",
+		(json_int_t)s->pause.state_ns, "harvest_ns", (json_int_t)s->pause.harvest_ns,
+		"copy_ns", (json_int_t)s->captured.copy_ns, "service_ns",
+		(json_int_t)s->pause.service_ns, "drain_ns", (json_int_t)s->captured.drain_ns);
 }
 
 int snapshot_job(struct job *job, struct err *e)

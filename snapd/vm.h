@@ -54,10 +54,10 @@ void vm_stop_all(struct daemon *d);
 
 /* snapshot.c, rollback.c: bodies of jobs, on the VM's thread.
  * args: snapshot {"name","note","tags"}: result {"snapshot": {…as in GET…}, figures}.
- * rollback {"snapshot": selector, "check": bool}: with check, after LOADED and before
- * RESUME, all RAM is hashed as verify.h says and compared with the target's recorded
- * digest (note.ram-sha256, when there is one), and PAUSE is sent again (the agent answers
- * it while paused) to compare vCPU and device records with the target's, clocks apart;
- * a difference fails the job with E_CORRUPT; result has "checked": true. */
+ * rollback {"snapshot": number as text, "check": bool}: with check, after LOADED and
+ * before RESUME, all RAM is compared with the store byte by byte, and PAUSE is sent again
+ * (the agent answers it while paused) to compare its state with the snapshot's, clocks
+ * apart (recheck.c); a difference fails the job with E_CORRUPT and leaves the VM paused;
+ * result has "checked": true. */
 int snapshot_job(struct job *job, struct err *e);
 int rollback_job(struct job *job, struct err *e);

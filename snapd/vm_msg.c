@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 
+#include "snapd/state.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 #include "snapd/vm_priv.h"
@@ -270,6 +272,31 @@ int vm_pause(struct vm *vm, int *state_fd, uint64_t *state_bytes, struct vm_paus
 	err_set(e, EPROTO, "PAUSED came without the state");
 	vm_say_error(vm, SNAPD_MSG_ERROR, e);
 	return -EPROTO;
+}
+
+int vm_read_state(int fd, uint64_t len, void **ret, struct err *e)
+{
+	_cleanup_free_ char *state = NULL;
+	struct snapd_state_reader r;
+	struct stat st;
+
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || (uint64_t)st.st_size < len ||
+	    len > STATE_MAX_BYTES)
+		return err_set(e, EPROTO, "the VM's state has a wrong size");
+	state = malloc(len + 1);
+	if (!state)
+		return err_set(e, ENOMEM, "out of memory");
+	for (size_t at = 0; at < len;) {
+		ssize_t n = pread(fd, state + at, len - at, (off_t)at);
+
+		if (n <= 0)
+			return err_set(e, EPROTO, "the VM's state cannot be read");
+		at += (size_t)n;
+	}
+	if (state_reader_init(&r, state, len, e))
+		return -EUCLEAN;
+	*ret = steal_ptr(&state);
+	return 0;
 }
 
 int vm_resume(struct vm *vm, struct vm_pause *p, struct err *e)

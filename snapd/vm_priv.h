@@ -155,6 +155,9 @@ int vm_sync(struct vm *vm, struct err *e);
 /* state_fd NULL: without state.  *state_fd is the caller's. */
 int vm_pause(struct vm *vm, int *state_fd, uint64_t *state_bytes, struct vm_pause *p,
 	     struct err *e);
+/* The state that came with PAUSED, copied out of a file that its sender may still
+ * change, and checked; malloc()ed. */
+int vm_read_state(int fd, uint64_t len, void **ret, struct err *e);
 int vm_resume(struct vm *vm, struct vm_pause *p, struct err *e);
 
 /* ---- rollback.c, restore.c ---- */
@@ -191,3 +194,5 @@ int goal_fork(struct vm *vm, struct goal *g, struct err *e);
  * memory is dirty.  On failure everything is dirty, and vm->broken is set.
  */
 int goal_enter(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, struct err *e);
+/* recheck.c, after goal_enter(): -EUCLEAN and what differs. */
+int goal_recheck(struct vm *vm, const struct goal *g, struct err *e);

@@ -424,16 +424,14 @@ void fa_disconnect(struct fake_agent *a)
 
 void fa_write(struct fake_agent *a, int block, uint64_t page, uint64_t value)
 {
-	uint8_t *p = a->ram[block] + page * FA_PAGE;
+	uint64_t *p = (uint64_t *)(a->ram[block] + page * FA_PAGE);
 
-	/* Pages that compress to the same bytes, zero pages, and unique ones. */
-	if (value % 8 == 0)
-		memset(p, 0, FA_PAGE);
-	else if (value % 8 == 1)
-		memset(p, (int)(value >> 3 & 3) + 1, FA_PAGE);
-	else
-		for (size_t i = 0; i < FA_PAGE / 8; i += 16)
-			((volatile uint64_t *)p)[i] = value + i;
+	/* Zero pages, a few that many share, and unique ones; writers may meet on a page. */
+	for (size_t i = 0; i < FA_PAGE / 8; i++) {
+		uint64_t word = value % 8 == 0 ? 0 : value % 8 == 1 ? value >> 3 & 3 : value + i;
+
+		__atomic_store_n(&p[i], word, __ATOMIC_RELAXED);
+	}
 	gpaset_add(&a->dirty, first_frame(a, block) + page);
 }
 

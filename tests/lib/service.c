@@ -138,13 +138,17 @@ int service_snapshot(struct service *s, struct fake_agent *a, const char *name, 
 			  snapshot_job, e);
 
 	if (!err)
-		*id = (uint64_t)service_result("snapshot");
+		*id = (uint64_t)json_integer_value(
+			json_object_get(json_object_get(last_result, "snapshot"), "id"));
 	return err;
 }
 
 int service_rollback(struct service *s, struct fake_agent *a, uint64_t id, struct err *e)
 {
-	return run_job(s, a, JOB_ROLLBACK, json_pack("{s:I}", "snapshot", (json_int_t)id),
+	char text[24];
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)id);
+	return run_job(s, a, JOB_ROLLBACK, json_pack("{s:s,s:b}", "snapshot", text, "check", 1),
 		       rollback_job, e);
 }
 
