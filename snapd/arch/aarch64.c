@@ -47,11 +47,6 @@ static const uint32_t host_caps[] = {
 	KVM_CAP_ARM_SVE,	KVM_CAP_IMMEDIATE_EXIT,
 };
 
-static bool has_cap(const struct arch_vm *vm, uint32_t cap)
-{
-	return arch_ioctl(vm, vm->vm_fd, KVM_CHECK_EXTENSION, (void *)(uintptr_t)cap) > 0;
-}
-
 static int arm_host_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e)
 {
 	return host_machine_save(vm, host_caps, ARRAY_SIZE(host_caps), w, e);
@@ -279,12 +274,12 @@ static int arm_vcpu_save(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *
 {
 	int r = arch_complete_pending(vm, vcpu_fd, run, index, e);
 
-	if (!r && has_cap(vm, KVM_CAP_MP_STATE))
+	if (!r && arch_cap(vm, KVM_CAP_MP_STATE) > 0)
 		r = fixed_save(vm, vcpu_fd, index, "arm64.mp_state", KVM_GET_MP_STATE,
 			       sizeof(struct kvm_mp_state), w, e);
 	if (!r)
 		r = regs_save(vm, vcpu_fd, index, w, e);
-	if (!r && has_cap(vm, KVM_CAP_VCPU_EVENTS))
+	if (!r && arch_cap(vm, KVM_CAP_VCPU_EVENTS) > 0)
 		r = fixed_save(vm, vcpu_fd, index, "arm64.events", KVM_GET_VCPU_EVENTS,
 			       sizeof(struct kvm_vcpu_events), w, e);
 	return r;

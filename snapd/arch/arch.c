@@ -40,6 +40,19 @@ int arch_ioctl(const struct arch_vm *vm, int fd, unsigned long request, void *ar
 	return r < 0 ? -errno : r;
 }
 
+int arch_ioctl_value(const struct arch_vm *vm, int fd, unsigned long request, unsigned long value)
+{
+	/* ioctl(2) passes a number as if it were a pointer. */
+	return arch_ioctl(vm, fd, request, (void *)value); // NOLINT(performance-no-int-to-ptr)
+}
+
+int arch_cap(const struct arch_vm *vm, uint32_t cap)
+{
+	int r = arch_ioctl_value(vm, vm->vm_fd, KVM_CHECK_EXTENSION, cap);
+
+	return r < 0 ? 0 : r;
+}
+
 int arch_complete_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run,
 			  uint32_t index, struct err *e)
 {

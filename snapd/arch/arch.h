@@ -61,6 +61,10 @@ extern const struct snapd_kvm_ops arch_kvm_kernel;
 
 /* KVM calls of a VM, through its ops; 0.. as ioctl(2), or -errno. */
 int arch_ioctl(const struct arch_vm *vm, int fd, unsigned long request, void *arg);
+/* The same for calls whose argument is a number. */
+int arch_ioctl_value(const struct arch_vm *vm, int fd, unsigned long request, unsigned long value);
+/* KVM_CHECK_EXTENSION on the VM; 0 where KVM does not know it. */
+int arch_cap(const struct arch_vm *vm, uint32_t cap);
 
 /*
  * An MMIO or PIO read is finished by the KVM_RUN that follows it; until then the

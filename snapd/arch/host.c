@@ -26,8 +26,7 @@ static int caps_save(const struct arch_vm *vm, const uint32_t *caps, size_t nr_c
 	for (size_t i = 0; i < nr_caps; i++)
 		out[i] = (struct host_cap){
 			.cap = caps[i],
-			.value = arch_ioctl(vm, vm->vm_fd, KVM_CHECK_EXTENSION,
-					    (void *)(uintptr_t)caps[i]),
+			.value = arch_cap(vm, caps[i]),
 		};
 	return state_put(w, "host.caps", 0, RECORD_VERSION, out, nr_caps * sizeof(out[0]));
 }

@@ -85,18 +85,11 @@ struct step {
 		    const struct snapd_state_reader *r, struct err *e);
 };
 
-static int has_cap(const struct arch_vm *vm, uint32_t cap)
-{
-	int r = arch_ioctl(vm, vm->vm_fd, KVM_CHECK_EXTENSION, (void *)(uintptr_t)cap);
-
-	return r < 0 ? 0 : r;
-}
-
 static bool step_offered(const struct target *t, const struct step *s)
 {
-	if (s->unless_cap && has_cap(t->vm, s->unless_cap) > 0)
+	if (s->unless_cap && arch_cap(t->vm, s->unless_cap) > 0)
 		return false;
-	return !s->cap || has_cap(t->vm, s->cap) > 0;
+	return !s->cap || arch_cap(t->vm, s->cap) > 0;
 }
 
 /* Does this failure of a GET say that there is nothing to get? */
@@ -264,8 +257,10 @@ static int cpuid_get(const struct target *t, const struct step *s, struct kvm_cp
 		calloc(1, sizeof(*c) + X86_CPUID_MAX * sizeof(struct kvm_cpuid_entry2));
 	int r;
 
-	if (!c)
-		return err_errno(e, ENOMEM, "%s: CPUID", t->who);
+	if (!c) {
+		err_errno(e, ENOMEM, "%s: CPUID", t->who);
+		return -ENOMEM;
+	}
 	c->nent = X86_CPUID_MAX;
 	r = arch_ioctl(t->vm, t->fd, s->get, c);
 	if (r < 0) {
@@ -371,7 +366,7 @@ static int tsc_khz_load(const struct target *t, const struct step *s,
 	r = arch_ioctl(t->vm, t->fd, s->get, NULL);
 	if (r == (int)khz)
 		return 0;
-	if (arch_ioctl(t->vm, t->fd, s->set, (void *)(uintptr_t)khz) < 0)
+	if (arch_ioctl_value(t->vm, t->fd, s->set, khz) < 0)
 		log_warn("%s: TSC runs at %d kHz here, the snapshot's at %u, and cannot be scaled",
 			 t->who, r, khz);
 	return 0;
@@ -379,7 +374,7 @@ static int tsc_khz_load(const struct target *t, const struct step *s,
 
 static size_t xsave_bytes(const struct arch_vm *vm)
 {
-	size_t n = has_cap(vm, KVM_CAP_XSAVE2);
+	size_t n = arch_cap(vm, KVM_CAP_XSAVE2);
 
 	return MAX(n, (size_t)LEGACY_XSAVE_BYTES);
 }
@@ -389,7 +384,7 @@ static int xsave_save(const struct target *t, const struct step *s, struct snapd
 		      struct err *e)
 {
 	size_t len = xsave_bytes(t->vm);
-	unsigned long get = has_cap(t->vm, KVM_CAP_XSAVE2) > 0 ? KVM_GET_XSAVE2 : KVM_GET_XSAVE;
+	unsigned long get = arch_cap(t->vm, KVM_CAP_XSAVE2) > 0 ? KVM_GET_XSAVE2 : KVM_GET_XSAVE;
 	_cleanup_free_ void *buf = calloc(1, len);
 	int r;
 
@@ -434,16 +429,21 @@ static int msr_list(const struct target *t, struct kvm_msr_list **ret, struct er
 
 	if (r == -ENOTTY)
 		return r;
-	if (r < 0 && r != -E2BIG)
-		return err_errno(e, -r, "KVM_GET_MSR_INDEX_LIST");
+	if (r < 0 && r != -E2BIG) {
+		err_errno(e, -r, "KVM_GET_MSR_INDEX_LIST");
+		return r;
+	}
 	l = calloc(1, sizeof(*l) + probe.nmsrs * sizeof(l->indices[0]));
-	if (!l)
-		return err_errno(e, ENOMEM, "MSR list");
+	if (!l) {
+		err_errno(e, ENOMEM, "MSR list");
+		return -ENOMEM;
+	}
 	l->nmsrs = probe.nmsrs;
 	r = arch_ioctl(t->vm, t->vm->kvm_fd, KVM_GET_MSR_INDEX_LIST, l);
 	if (r < 0) {
 		free(l);
-		return err_errno(e, -r, "KVM_GET_MSR_INDEX_LIST");
+		err_errno(e, -r, "KVM_GET_MSR_INDEX_LIST");
+		return r;
 	}
 	*ret = l;
 	return 0;
@@ -580,7 +580,7 @@ static int msrs_load(const struct target *t, const struct step *s,
 static int nested_save(const struct target *t, const struct step *s, struct snapd_state_writer *w,
 		       struct err *e)
 {
-	size_t room = has_cap(t->vm, s->cap);
+	size_t room = arch_cap(t->vm, s->cap);
 	_cleanup_free_ struct kvm_nested_state *state = NULL;
 	int r;
 

@@ -238,8 +238,7 @@ static uint32_t host_tsc_khz(const struct arch_vm *vm)
 
 static bool can_scale_tsc(const struct arch_vm *vm)
 {
-	return arch_ioctl(vm, vm->vm_fd, KVM_CHECK_EXTENSION,
-			  (void *)(uintptr_t)KVM_CAP_TSC_CONTROL) > 0;
+	return arch_cap(vm, KVM_CAP_TSC_CONTROL) > 0;
 }
 
 static void describe_cpu(const struct arch_vm *vm, struct x86_host_cpu *cpu)
@@ -372,7 +371,7 @@ static int check_cpuid(const struct state_record *rec, const struct cpuid *here,
 
 static int check_xsave(const struct arch_vm *vm, const struct state_record *rec, struct err *e)
 {
-	int cap = arch_ioctl(vm, vm->vm_fd, KVM_CHECK_EXTENSION, (void *)(uintptr_t)KVM_CAP_XSAVE2);
+	int cap = arch_cap(vm, KVM_CAP_XSAVE2);
 	uint64_t room = MAX(cap, (int)sizeof(struct kvm_xsave));
 
 	if (rec->len_bytes <= room)
