@@ -11,6 +11,11 @@
 
 #define DISCARD_TRIES 64 /* an instruction's MMIO comes in a few parts */
 
+/* KVM takes any value of kvm_run.immediate_exit but 0 as set.  A bit of our own
+ * leaves alone what a kick of the VMM's or the agent's has put there, even one
+ * that comes just now. */
+#define EXIT_BIT 0x40
+
 static int kernel_ioctl(void *opaque, int fd, unsigned long request, void *arg)
 {
 	return ioctl(fd, request, arg);
@@ -58,9 +63,9 @@ int arch_complete_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run 
 {
 	int r;
 
-	run->immediate_exit = 1;
+	__atomic_fetch_or(&run->immediate_exit, EXIT_BIT, __ATOMIC_RELAXED);
 	r = arch_ioctl(vm, vcpu_fd, KVM_RUN, NULL);
-	run->immediate_exit = 0;
+	__atomic_fetch_and(&run->immediate_exit, (uint8_t)~EXIT_BIT, __ATOMIC_RELAXED);
 	if (r == -EINTR || r == -EAGAIN) /* EAGAIN: it waits for its start-up IPI */
 		return 0;
 	if (r < 0)

@@ -5,6 +5,7 @@
  *   - KVM_RUN with immediate_exit = 1 runs nothing and returns EINTR, but first
  *     completes a pending MMIO read: RIP and the destination register move only
  *     then, so registers may be saved only after it;
+ *   - any value but 0 counts as set, so that agent and VMM can each have a bit;
  *   - a running vCPU is kicked by a signal whose handler sets immediate_exit: also
  *     when the signal hits between user space's last look and KVM_RUN, KVM_RUN
  *     returns EINTR; the flag stays set until user space clears it.
@@ -56,6 +57,19 @@ static void test_completes_read(void)
 	       after.rip - before.rip);
 	r = kvm_guest_run(&g, 0);
 	check(r == KVM_EXIT_MMIO && kvm_guest_told(&g, 0, &told) && told == 42, "told %d", r);
+}
+
+static void test_any_bit(void)
+{
+	for (int bit = 0; bit < 8; bit++) {
+		int r;
+
+		g.vcpus[0].run->immediate_exit = 1 << bit;
+		r = kvm_guest_run(&g, 0);
+		check(r == -EINTR, "immediate_exit = 0x%x: %d", 1 << bit, r);
+	}
+	g.vcpus[0].run->immediate_exit = 0;
+	printf("each of the 8 bits of immediate_exit counts\n");
 }
 
 static void on_kick(int sig)
@@ -111,6 +125,7 @@ int main(void)
 	r = kvm_guest_add_vcpu(&g, spinner, 0, 0, 0, 0);
 	check(r == 1, "vCPU: %s", strerror(-r));
 	test_completes_read();
+	test_any_bit();
 	test_kick();
 	kvm_guest_destroy(&g);
 	return 0;

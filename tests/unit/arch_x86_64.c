@@ -500,7 +500,10 @@ static void test_pending_exits(void)
 	check(save(&w, &e) == 0, "%s", e.text);
 
 	runs_left = 3;
+	run.immediate_exit = 1; /* someone's kick, which must not get lost */
 	check(load(&w, &e) == 0, "%s", e.text);
+	check(run.immediate_exit == 1, "a kick got lost");
+	run.immediate_exit = 0;
 	runs_left = 1000;
 	expect_refused(load(&w, &e), -EIO, &e, "pending");
 	check(!run.immediate_exit, "immediate_exit stays set");
