@@ -253,6 +253,8 @@ int api_park(struct api_request *req, bool (*ready)(struct api_request *),
 		req->next->pprev = &req->next;
 	api->parked = req;
 	MHD_suspend_connection(req->conn);
+	if (ready(req)) /* since before: no wake-up will come for it */
+		daemon_wake(req->daemon);
 	return 0;
 }
 

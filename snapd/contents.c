@@ -54,8 +54,11 @@ int contents_open(struct store *s, uint64_t snapshot, bool with_map, struct cont
 
 	*ret = (struct contents){0};
 	rc = store_snapshot_get(s, snapshot, &ret->snap, e);
+	if (!rc)
+		rc = store_pin(s, ret->snap.point, e);
 	if (rc)
 		return rc;
+	ret->store = s;
 	rc = load(s, ret, with_map, &why);
 	if (rc) {
 		contents_deinit(ret);
@@ -72,6 +75,9 @@ void contents_deinit(struct contents *c)
 	if (c->map)
 		pagemap_destroy(c->map);
 	c->map = NULL;
+	if (c->store)
+		store_unpin(c->store, c->snap.point);
+	c->store = NULL;
 }
 
 int contents_next(struct contents_walk *w, uint64_t *gfn, loc_t *loc, struct err *e)

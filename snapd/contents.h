@@ -2,7 +2,8 @@
 /*
  * contents: a snapshot opened for reading: its state, the pieces that its RAM
  * consists of, and the map of its pages.  Everything comes from disk and is
- * checked.  One thread at a time.
+ * checked.  As long as it is open, deleting the snapshot takes nothing away from it.
+ * One thread at a time.
  */
 #pragma once
 
@@ -15,6 +16,7 @@
 #include "snapd/store.h"
 
 struct contents {
+	struct store *store; /* where snap.point is pinned; NULL: nowhere */
 	struct store_snapshot snap;
 	void *state; /* owned */
 	size_t state_len;

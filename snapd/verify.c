@@ -215,22 +215,6 @@ int verify_job(struct job *job, struct err *e)
 
 /* ---- diff ---- */
 
-static void cleanup_map(struct pagemap **m)
-{
-	if (*m)
-		pagemap_destroy(*m);
-}
-
-static int load_map(struct job *job, const char *key, struct store_snapshot *snap,
-		    struct pagemap **ret, struct err *e)
-{
-	uint64_t id = (uint64_t)json_integer_value(json_object_get(job->args, key));
-	struct store *s = job->daemon->store;
-	int rc = store_snapshot_get(s, id, snap, e);
-
-	return rc ? rc : store_map_load(s, snap->point, false, ret, e);
-}
-
 /* Neighbouring frames as [gpa, bytes]; how many ranges there are in all. */
 static size_t add_ranges(json_t *ranges, const uint64_t *gfns, size_t nr, uint32_t page_size)
 {
@@ -249,27 +233,28 @@ static size_t add_ranges(json_t *ranges, const uint64_t *gfns, size_t nr, uint32
 
 int diff_job(struct job *job, struct err *e)
 {
-	_cleanup_(cleanup_map) struct pagemap *a = NULL, *b = NULL;
+	uint64_t id_a = (uint64_t)json_integer_value(json_object_get(job->args, "a"));
+	uint64_t id_b = (uint64_t)json_integer_value(json_object_get(job->args, "b"));
+	_cleanup_(contents_deinit) struct contents a = {0}, b = {0};
 	_cleanup_free_ uint64_t *gfns = NULL;
-	struct store_snapshot snap_a, snap_b;
-	json_t *ranges;
 	size_t nr, nr_ranges;
+	json_t *ranges;
 	int rc;
 
 	atomic_store(&job->phase, "comparing maps");
-	rc = load_map(job, "a", &snap_a, &a, e);
+	rc = contents_open(job->daemon->store, id_a, true, &a, e);
 	if (!rc)
-		rc = load_map(job, "b", &snap_b, &b, e);
+		rc = contents_open(job->daemon->store, id_b, true, &b, e);
 	if (rc)
 		return rc;
-	rc = pagemap_diff(a, b, &gfns, &nr);
+	rc = pagemap_diff(a.map, b.map, &gfns, &nr);
 	if (rc)
 		return err_errno(e, -rc, "diff");
 	ranges = json_array();
-	nr_ranges = add_ranges(ranges, gfns, nr, snap_a.page_size);
-	job->result = json_pack("{sI sI sI sI sI so sb}", "a", (json_int_t)snap_a.id, "b",
-				(json_int_t)snap_b.id, "pages", (json_int_t)nr, "bytes",
-				(json_int_t)(nr * snap_a.page_size), "nr_ranges",
+	nr_ranges = add_ranges(ranges, gfns, nr, a.snap.page_size);
+	job->result = json_pack("{sI sI sI sI sI so sb}", "a", (json_int_t)id_a, "b",
+				(json_int_t)id_b, "pages", (json_int_t)nr, "bytes",
+				(json_int_t)(nr * a.snap.page_size), "nr_ranges",
 				(json_int_t)nr_ranges, "ranges", ranges, "truncated",
 				nr_ranges > DIFF_RANGES_MAX);
 	return job->result ? 0 : err_errno(e, ENOMEM, "diff");

@@ -57,6 +57,7 @@ struct request {
 	struct curl_slist *headers;
 	char *body; /* owned */
 	struct buf answer;
+	bool uploads; /* "invalid" is the fault of a file, not of the command line */
 	char reason[CURL_ERROR_SIZE];
 };
 
@@ -167,7 +168,9 @@ static int parse_answer(struct request *r, json_t **ret)
 	}
 	json_unpack(o, "{s?s s?s}", "error", &text, "code", &code);
 	progress_clear();
-	if (text)
+	if (text && !r->uploads && !strcmp(code ? code : "", "invalid"))
+		rc = fail(EXIT_USAGE, "%s", text);
+	else if (text)
 		rc = fail(exit_code_of(code), "%s", text);
 	else
 		rc = fail(EXIT_FAILED, "%s does not answer like snapd (HTTP %ld)", r->a->socket,
@@ -409,6 +412,7 @@ int upload(const struct args *a, const struct upload *u, const char *path, json_
 
 	if (rc)
 		return rc;
+	r.uploads = true;
 	flow_init(&f, &r);
 	snprintf(type, sizeof(type), "Content-Type: %s", u->type);
 	r.headers = curl_slist_append(NULL, type);

@@ -127,7 +127,13 @@ int verb_diff(const struct args *a)
 int verb_delete(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *r = NULL;
-	int rc = run_job(a, "DELETE", NULL, &r, "/v1/snapshots/%s", a->pos[0], NULL);
+	const char *sel = a->pos[0];
+	int rc;
+
+	/* "VM" means its newest everywhere else: too easy a slip here. */
+	if (!strchr(sel, '@') && strspn(sel, "0123456789") != strlen(sel))
+		return fail(EXIT_USAGE, "to delete, name one snapshot: ID or VM@NAME, not %s", sel);
+	rc = run_job(a, "DELETE", NULL, &r, "/v1/snapshots/%s", a->pos[0], NULL);
 
 	if (rc || a->json)
 		return rc ? rc : print_json(r);
