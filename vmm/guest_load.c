@@ -3,8 +3,8 @@
  * guest_load: what lies in the guest's memory and registers before it first runs.
  *
  * The vCPU starts in 64-bit mode at CPL 3 over identity page tables: user code runs
- * natively on every KVM, also on those that emulate kernel code.  The simulated KVM
- * takes RDI from the same calls and ignores the rest.
+ * natively on every KVM, also on those that emulate kernel code.  The simulated CPU
+ * takes RDI from the same calls and has no use for the rest.
  */
 #include <errno.h>
 #include <linux/kvm.h>
@@ -43,8 +43,6 @@ static void load_state(struct machine *m)
 		ctl->dimm_seen = shared->dimm_want;
 	}
 }
-
-#if defined(__x86_64__)
 
 extern const char guest_blob[], guest_blob_end[];
 
@@ -144,24 +142,6 @@ int guest_set_vcpu(struct machine *m, struct vcpu *v)
 		fprintf(stderr, "snapvm: cannot set up vCPU %u: %s\n", v->index, strerror(-rc));
 	return rc;
 }
-
-#else
-
-static int load_program(struct machine *m, uint64_t *tsc_hz)
-{
-	*tsc_hz = 1000000000;
-	if (m->opt->sim)
-		return 0;
-	fprintf(stderr, "snapvm: the guest program is for x86_64; try --accel sim\n");
-	return -ENOTSUP;
-}
-
-int guest_set_vcpu(struct machine *m, struct vcpu *v)
-{
-	return 0;
-}
-
-#endif
 
 int guest_load(struct machine *m)
 {
