@@ -112,22 +112,24 @@ static int vcpu_save(struct snapd_vcpu *v, struct err *e)
 	return v->vm->arch->vcpu_save(&v->vm->kvm, v->fd, v->run, v->index, &v->save, e);
 }
 
-/* Each vCPU wrote a blob of its own, all at once; here they become one. */
-static int append_saved(struct snapd_vcpu *v, struct snapd_state_writer *w, struct err *e)
+/* Each vCPU wrote a blob of its own, all at once, and the host has one; here they
+ * become one. */
+static int append_saved(struct snapd_state_writer *saved, struct snapd_state_writer *w,
+			const char *whose, struct err *e)
 {
 	const struct state_record *rec = NULL;
 	struct snapd_state_reader reader;
 	const void *blob;
 	size_t len;
-	int r = state_writer_finish(&v->save, &blob, &len);
+	int r = state_writer_finish(saved, &blob, &len);
 
 	if (r < 0)
-		return err_errno(e, -r, "state of vCPU %u", v->id);
+		return err_errno(e, -r, "state of %s", whose);
 	r = state_reader_init(&reader, blob, len, e);
 	while (r >= 0 && (rec = state_next(&reader, rec))) {
 		r = state_put(w, rec->name, rec->instance, rec->version, rec + 1, rec->len_bytes);
 		if (r < 0)
-			err_errno(e, -r, "state of vCPU %u", v->id);
+			err_errno(e, -r, "state of %s", whose);
 	}
 	return r;
 }
@@ -139,7 +141,7 @@ static int save_vcpus(struct snapd_vm *vm, struct snapd_state_writer *w, struct 
 
 	for (uint32_t i = 0; i < n; i++) {
 		if (r >= 0)
-			r = append_saved(vm->vcpus[i], w, e);
+			r = append_saved(&vm->vcpus[i]->save, w, "a vCPU", e);
 		state_writer_deinit(&vm->vcpus[i]->save);
 	}
 	return r;
@@ -159,7 +161,7 @@ static int save_all(struct snapd_vm *vm, struct snapd_state_writer *w, struct er
 	if (r >= 0)
 		r = vm->arch->vm_save(&vm->kvm, w, e);
 	if (r >= 0)
-		r = vm->arch->host_save(&vm->kvm, w, e);
+		r = append_saved(&vm->host, w, "the host", e);
 	if (r >= 0)
 		r = layout_save(vm, w, e);
 	if (r >= 0)

@@ -341,6 +341,13 @@ static int wait_for_service(struct snapd_vm *vm, struct err *e)
 	return 0;
 }
 
+static int host_describe(struct snapd_vm *vm, struct err *e)
+{
+	if (state_writer_init(&vm->host) < 0)
+		return err_set(e, ENOMEM, "no memory to describe the host");
+	return vm->arch->host_save(&vm->kvm, &vm->host, e);
+}
+
 static int vm_setup(struct snapd_vm *vm, const struct snapd_vm_config *c, struct err *e)
 {
 	int r = config_take(vm, c, e);
@@ -353,6 +360,8 @@ static int vm_setup(struct snapd_vm *vm, const struct snapd_vm_config *c, struct
 		r = tables_create(vm, e);
 	if (r >= 0)
 		r = shm_create(vm, e);
+	if (r >= 0)
+		r = host_describe(vm, e);
 	if (r < 0)
 		return r;
 	quirk_disable(vm, c->flags);
@@ -441,6 +450,7 @@ void snapd_vm_detach(struct snapd_vm *vm)
 	backing_deinit(vm);
 	sets_destroy(vm);
 	slot_table_deinit(&vm->table);
+	state_writer_deinit(&vm->host);
 	free(vm->frames);
 	free(vm->conn.buf);
 	cleanup_fd(&vm->conn.fd);

@@ -36,7 +36,8 @@ struct arch_ops {
 	uint32_t address_spaces;   /* that KVM may number here: 2 on x86 (SMM) */
 	uint32_t ring_page_offset; /* of the dirty ring in the vCPU fd, in pages */
 
-	/* Describe the host: "host.*" records. */
+	/* Describe the host: "host.*" records.  The same for all the VM's life, and slow
+	 * (CPUID traps under nested virtualisation): not to be done in a pause. */
 	int (*host_save)(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
 	/* Can this host run that state?  -ENOTSUP and the reason if not. */
 	int (*host_check)(const struct arch_vm *vm, const struct snapd_state_reader *r,
