@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -28,6 +29,7 @@
 
 #define INDEX_MAP_DEFAULT ((size_t)64 << 20)
 #define INDEX_MAP_MAX	  ((size_t)1 << 42)
+#define FULL_BYTES	  (256u << 10)
 #define INDEX_READERS	  1024
 
 struct index {
@@ -45,8 +47,18 @@ static const char *const db_names[] = {
 };
 static_assert(ARRAY_SIZE(db_names) == IX_NR_DBS, "a name for each database");
 
+/* LMDB reports a write that the disk took in part only as EIO. */
+static bool disk_is_full(const struct index *ix)
+{
+	struct statvfs fs;
+
+	return !statvfs(ix->dir, &fs) && fs.f_bavail * fs.f_frsize < FULL_BYTES;
+}
+
 static int index_error(const struct index *ix, int rc, const char *what, struct err *e)
 {
+	if (rc == EIO && disk_is_full(ix))
+		rc = ENOSPC;
 	if (rc > 0)
 		return err_errno(e, rc, "index %s: %s", ix->dir, what);
 	if (rc == MDB_READERS_FULL)

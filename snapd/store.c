@@ -205,7 +205,10 @@ static int open_identity(struct store *s, bool create, struct err *e)
 	if (r == 1) {
 		if (!create || s->read_only)
 			return err_set(e, ENOENT, "there is no store at %s yet", s->dir);
-		r = make_identity(s, e);
+		/* An index that was lost is not a new store: its segments would go. */
+		r = space_is_empty(s, e);
+		if (!r)
+			r = make_identity(s, e);
 		if (!r)
 			r = read_identity(s, e);
 	}

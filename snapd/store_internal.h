@@ -118,6 +118,8 @@ bool seg_refs_has(const struct seg_refs *refs, uint32_t id);	      /* segments_l
 void seg_path(uint32_t id, char name[16]);
 /* Remove files that the index does not name; find out which are damaged. */
 int space_recover(struct store *s, struct err *e);
+/* -EUCLEAN when there are segment files. */
+int space_is_empty(struct store *s, struct err *e);
 void space_close(struct store *s);
 /* gc: remove the file of a free segment and forget it; segments_lock held. */
 void seg_drop(struct store *s, struct seg *seg);

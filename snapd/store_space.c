@@ -480,17 +480,43 @@ static void check_sizes(struct store *s)
 	}
 }
 
+static DIR *open_segments(const struct store *s)
+{
+	int fd = openat(s->segments_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+
+	if (!dir && fd >= 0)
+		close(fd);
+	return dir;
+}
+
+int space_is_empty(struct store *s, struct err *e)
+{
+	DIR *dir = open_segments(s);
+	struct dirent *d;
+	uint32_t id;
+	int r = 0;
+
+	if (!dir)
+		return err_errno(e, errno, "%s/segments", s->dir);
+	while (!r && (d = readdir(dir)))
+		if (parse_name(d->d_name, &id))
+			r = err_set(e, E_CORRUPT,
+				    "store %s has segments, but its index is empty: bring back a "
+				    "copy of "
+				    "%s/index, or move %s/segments away to begin anew",
+				    s->dir, s->dir, s->dir);
+	closedir(dir);
+	return r;
+}
+
 int space_recover(struct store *s, struct err *e)
 {
-	int fd = dup(s->segments_fd);
-	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	DIR *dir = open_segments(s);
 	struct dirent *d;
 
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	if (!dir)
 		return err_errno(e, errno, "%s/segments", s->dir);
-	}
 	while (!s->read_only && (d = readdir(dir)))
 		recover_file(s, d->d_name);
 	closedir(dir);
