@@ -3,16 +3,21 @@
  * bench write: unique pages from guest RAM to durable segments, against fio writing
  * as many bytes sequentially with O_DIRECT to the same disk.
  *
- * Ours: each page copied, tested for zero and hashed into a batch, the batch sealed
- * and submitted, one barrier (fdatasync) at the end, all of it timed; 64 MiB
- * segments.  fio: 1 MiB blocks, depth 8, io_uring, one file, its own bandwidth
- * figure.  Both write to space allocated and synced before the clock starts: *fresh*,
- * by fallocate only, and *recycled*, written before.  Rounds alternate between them.
+ * Ours, through the whole store: each page copied, tested for zero and hashed,
+ * looked up for duplicates, put in a batch; segments made as needed; fdatasync,
+ * manifest, index commit: all of it timed, from epoch_begin() to the end of
+ * epoch_commit().  Beside it the writer alone: batches, and one barrier at the end.
  *
- * SNAPD_BENCH_DIR names a directory on the disk to measure; 2 GiB must be free.
+ * fio: 1 MiB blocks, depth 8, io_uring, one file, its own bandwidth figure.  Space
+ * for it and for the writer alone is allocated and synced before the clock starts:
+ * *fresh*, by fallocate only, or *recycled*, written before.  The store allocates
+ * its own within the time, fresh.  Rounds alternate between the sides.
+ *
+ * SNAPD_BENCH_DIR names a directory on the disk to measure; 9 GiB must be free.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,16 +30,18 @@
 #include "snapd/io_uring_writer.h"
 #include "snapd/pageid.h"
 #include "snapd/segment.h"
+#include "snapd/store.h"
 #include "snapd/util/cleanup.h"
 
-#define PAGE	   4096u
-#define RAM_BYTES  (1ul << 30)
-#define NR_PAGES   (RAM_BYTES / PAGE)
-#define PER_SEG	   ((SEG_BYTES_DEFAULT - FMT_BLOCK) / BATCH_BYTES_MAX) /* whole batches */
-#define NR_BATCHES DIV_ROUND_UP(NR_PAGES, BATCH_PAGES_MAX)
-#define NR_SEGS	   DIV_ROUND_UP(NR_BATCHES, PER_SEG)
-#define ROUNDS	   7
-#define GOAL	   0.85
+#define PAGE	     4096u
+#define RAM_BYTES    (1ul << 30)
+#define NR_PAGES     (RAM_BYTES / PAGE)
+#define PER_SEG	     ((SEG_BYTES_DEFAULT - FMT_BLOCK) / BATCH_BYTES_MAX) /* whole batches */
+#define NR_BATCHES   DIV_ROUND_UP(NR_PAGES, BATCH_PAGES_MAX)
+#define NR_SEGS	     DIV_ROUND_UP(NR_BATCHES, PER_SEG)
+#define ROUNDS	     7
+#define STORE_ROUNDS 5
+#define GOAL	     0.85
 
 static struct page_secret secret;
 static char dir[4096];
@@ -166,7 +173,107 @@ static double run_fio(bool recycled)
 	return (double)RAM_BYTES / bw;
 }
 
-static double measure(struct writer *w, const uint8_t *ram, bool recycled)
+static void report(const char *what, double *ours, double *fio, size_t nr, double ratio)
+{
+	bench_note("%-22s %5.0f MB/s, fio %5.0f MB/s, ratio %.2f", what,
+		   RAM_BYTES / 1e6 / bench_median(ours, nr),
+		   RAM_BYTES / 1e6 / bench_median(fio, nr), ratio);
+}
+
+/* ---- the store ---- */
+
+struct store_run {
+	struct store *store;
+	struct store_vm vm;
+	uint8_t *staging; /* STAGED pages */
+};
+
+#define STAGED 256u
+
+static void check(int r, const struct err *e)
+{
+	if (r < 0)
+		bench_die("%s", e->text);
+}
+
+static void store_run_init(struct store_run *s)
+{
+	static char path[sizeof(dir) + 8];
+	struct store_config config = {.dir = path, .create = true};
+	struct err e = {0};
+
+	*s = (struct store_run){.vm = {.name = "bench", .arch = "x86_64", .page_size = PAGE}};
+	snprintf(path, sizeof(path), "%s/store", dir);
+	check(store_open(&config, &s->store, &e), &e);
+	check(store_vm_register(s->store, &s->vm, &e), &e);
+	s->staging = aligned_alloc(PAGE, STAGED * PAGE);
+	if (!s->staging)
+		bench_die("no memory");
+}
+
+static void put_pages(struct epoch *ep, const struct store_run *s, const uint8_t *ram)
+{
+	const struct page_secret *key = store_secret(s->store);
+	struct epoch_page pages[STAGED];
+	struct err e = {0};
+
+	for (uint32_t first = 0; first < NR_PAGES; first += STAGED) {
+		for (uint32_t i = 0; i < STAGED; i++) {
+			const uint8_t *src = ram + (size_t)(first + i) * PAGE;
+			uint8_t *dst = s->staging + (size_t)i * PAGE;
+
+			pages[i] = (struct epoch_page){
+				first + i, dst, pageid_copy_ahead(key, dst, src, src + PAGE, PAGE)};
+		}
+		check(epoch_put(ep, pages, STAGED, &e), &e);
+	}
+}
+
+/* A whole guest as the first epoch of a timeline, of contents never seen before. */
+static double run_store(struct store_run *s, uint8_t *ram, uint64_t round)
+{
+	struct epoch_stats stats;
+	struct snapd_point point;
+	struct pagemap *live;
+	struct epoch *ep;
+	struct err e = {0};
+	uint64_t timeline, start, end;
+
+	for (size_t i = 0; i < NR_PAGES; i++)
+		*(uint64_t *)(ram + i * PAGE) = bench_rand(&round);
+	check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &timeline, &e),
+	      &e);
+	check(pagemap_create(true, &live), &e);
+	start = bench_now_ns();
+	check(epoch_begin(s->store, s->vm.id, timeline, PAGE, live, &ep, &e), &e);
+	put_pages(ep, s, ram);
+	check(epoch_commit(ep, NULL, 0, NULL, &point, NULL, &stats, &e), &e);
+	end = bench_now_ns();
+	if (stats.stored != NR_PAGES)
+		bench_die("only %lu pages were unique", (unsigned long)stats.stored);
+	pagemap_destroy(live);
+	return (double)(end - start) / 1e9;
+}
+
+static double measure_store(uint8_t *ram)
+{
+	double ours[STORE_ROUNDS], fio[STORE_ROUNDS], ratio[STORE_ROUNDS], r;
+	struct store_run s;
+
+	store_run_init(&s);
+	for (unsigned int i = 0; i < STORE_ROUNDS; i++) {
+		ours[i] = run_store(&s, ram, 1000 + i);
+		fio[i] = run_fio(false);
+		ratio[i] = fio[i] / ours[i];
+	}
+	store_close(s.store);
+	free(s.staging);
+	r = bench_median(ratio, STORE_ROUNDS);
+	report("fresh, store", ours, fio, STORE_ROUNDS, r);
+	return r;
+}
+
+static double measure_writer(struct writer *w, const uint8_t *ram, bool recycled)
 {
 	double ours[ROUNDS], fio[ROUNDS], ratio[ROUNDS], r;
 	struct segments s;
@@ -183,27 +290,26 @@ static double measure(struct writer *w, const uint8_t *ram, bool recycled)
 		ratio[i] = fio[i] / ours[i];
 	}
 	r = bench_median(ratio, ROUNDS);
-	bench_note("%-8s space: writer %4.0f MB/s, fio %4.0f MB/s, ratio %.2f",
-		   recycled ? "recycled" : "fresh", RAM_BYTES / 1e6 / bench_median(ours, ROUNDS),
-		   RAM_BYTES / 1e6 / bench_median(fio, ROUNDS), r);
+	report(recycled ? "recycled, writer alone" : "fresh, writer alone", ours, fio, ROUNDS, r);
 	return r;
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	return remove(path);
 }
 
 static void remove_dir(void)
 {
-	for (unsigned int i = 0; i < NR_SEGS; i++)
-		unlink(path_of("seg", i));
-	unlink(path_of("fio", 0));
-	rmdir(dir);
+	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 int main(void)
 {
 	const char *base = getenv("SNAPD_BENCH_DIR");
-	const uint8_t *ram;
 	struct writer *w;
 	struct err e = {0};
-	double fresh;
+	uint8_t *ram;
 
 	snprintf(dir, sizeof(dir), "%s/write-XXXXXX", base ? base : ".");
 	if (!mkdtemp(dir))
@@ -214,9 +320,9 @@ int main(void)
 	for (size_t i = 0; i < sizeof(secret.b); i++)
 		secret.b[i] = (uint8_t)bench_rand(&(uint64_t){i});
 	ram = bench_guest_ram(RAM_BYTES, 3);
-	measure(w, ram, true);
-	fresh = measure(w, ram, false);
+	measure_writer(w, ram, true);
+	measure_writer(w, ram, false);
 	writer_destroy(w);
-	bench_ratio("write", fresh, BENCH_AT_LEAST, GOAL);
+	bench_ratio("write", measure_store(ram), BENCH_AT_LEAST, GOAL);
 	return 0;
 }

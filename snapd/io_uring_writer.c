@@ -523,13 +523,14 @@ static int alloc_bufs(struct writer *w, struct err *e)
 
 static void register_bufs(struct writer *w)
 {
-	_cleanup_free_ struct iovec *iov = calloc(w->config.nr_bufs, sizeof(*iov));
+	struct iovec *iov = calloc(w->config.nr_bufs, sizeof(*iov));
 	int r = -ENOMEM;
 
 	if (iov) {
 		for (uint32_t i = 0; i < w->config.nr_bufs; i++)
 			iov[i] = (struct iovec){w->ops[i].buf.data, w->config.buf_bytes};
 		r = io_uring_register_buffers(&w->ring, iov, w->config.nr_bufs);
+		free(iov);
 	}
 	w->fixed_bufs = r == 0;
 	if (r < 0)

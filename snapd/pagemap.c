@@ -85,15 +85,10 @@ void pagemap_destroy(struct pagemap *m)
 {
 	if (!m)
 		return;
-	for (size_t i = 0; i < table_cells(m); i++)
+	for (size_t i = 0; m->table && i < table_cells(m); i++)
 		free(m->table[i]);
 	free(m->table);
 	free(m);
-}
-
-static void cleanup_pagemap(struct pagemap **m)
-{
-	pagemap_destroy(*m);
 }
 
 static struct chunk *copy_chunk(const struct pagemap *m, const struct chunk *c)
@@ -105,27 +100,31 @@ static struct chunk *copy_chunk(const struct pagemap *m, const struct chunk *c)
 	return copy;
 }
 
+static int copy_chunks(struct pagemap *to, const struct pagemap *from)
+{
+	for (size_t i = 0; i < table_cells(from); i++) {
+		if (!from->table[i])
+			continue;
+		to->table[i] = copy_chunk(from, from->table[i]);
+		if (!to->table[i])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
 int pagemap_clone(const struct pagemap *m, struct pagemap **ret)
 {
-	_cleanup_(cleanup_pagemap) struct pagemap *n = calloc(1, sizeof(*n));
+	struct pagemap *n = calloc(1, sizeof(*n));
 
 	if (!n)
 		return -ENOMEM;
 	*n = *m;
 	n->table = calloc(table_cells(m), sizeof(struct chunk *));
-	if (!n->table) {
-		n->table_bits = 0;
-		free(steal_ptr(&n));
+	if (!n->table || copy_chunks(n, m) < 0) {
+		pagemap_destroy(n);
 		return -ENOMEM;
 	}
-	for (size_t i = 0; i < table_cells(m); i++) {
-		if (!m->table[i])
-			continue;
-		n->table[i] = copy_chunk(m, m->table[i]);
-		if (!n->table[i])
-			return -ENOMEM;
-	}
-	*ret = steal_ptr(&n);
+	*ret = n;
 	return 0;
 }
 
