@@ -5,6 +5,9 @@
  *   - KVM_RUN with immediate_exit = 1 runs nothing and returns EINTR, but first
  *     completes a pending MMIO read: RIP and the destination register move only
  *     then, so registers may be saved only after it;
+ *   - but completing may ask for more: an instruction that reads and writes (INC) has
+ *     another exit, which KVM_RUN then returns in spite of immediate_exit, and which
+ *     has to be handled before the state is whole;
  *   - any value but 0 counts as set, so that agent and VMM can each have a bit;
  *   - a running vCPU is kicked by a signal whose handler sets immediate_exit: also
  *     when the signal hits between user space's last look and KVM_RUN, KVM_RUN
@@ -26,8 +29,18 @@ static struct kvm_guest g;
 
 GUEST_FN static void asker(void)
 {
+	for (;;) {
+		uint64_t v = guest_ask();
+
+		__asm__ volatile("" : "+r"(v)); /* two instructions, not one INC */
+		guest_tell(v + 1);
+	}
+}
+
+GUEST_FN static void incrementer(void)
+{
 	for (;;)
-		guest_tell(guest_ask() + 1);
+		__asm__ volatile("incq (%0)" ::"r"(KVM_GUEST_EXIT_GPA) : "memory");
 }
 
 GUEST_FN static void spinner(void)
@@ -57,6 +70,26 @@ static void test_completes_read(void)
 	       after.rip - before.rip);
 	r = kvm_guest_run(&g, 0);
 	check(r == KVM_EXIT_MMIO && kvm_guest_told(&g, 0, &told) && told == 42, "told %d", r);
+}
+
+static void test_another_exit(void)
+{
+	struct kvm_run *run = g.vcpus[0].run;
+	uint64_t told;
+	int r;
+
+	check(kvm_guest_start(&g, 0, incrementer, 0, 0, 0, 0) == 0, "KVM_SET_REGS");
+	r = kvm_guest_run(&g, 0);
+	check(r == KVM_EXIT_MMIO && kvm_guest_asked(&g, 0), "exit %d", r);
+	kvm_guest_answer(&g, 0, 7);
+	run->immediate_exit = 1;
+	r = kvm_guest_run(&g, 0);
+	check(r == KVM_EXIT_MMIO && kvm_guest_told(&g, 0, &told) && told == 8,
+	      "no second exit of one instruction: %d", r);
+	r = kvm_guest_run(&g, 0);
+	check(r == -EINTR, "after its last exit: %d", r);
+	run->immediate_exit = 0;
+	printf("an INC of MMIO: completing its read exits with its write, then EINTR\n");
 }
 
 static void test_any_bit(void)
@@ -126,6 +159,7 @@ int main(void)
 	check(r == 1, "vCPU: %s", strerror(-r));
 	test_completes_read();
 	test_any_bit();
+	test_another_exit();
 	test_kick();
 	kvm_guest_destroy(&g);
 	return 0;
