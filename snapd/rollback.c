@@ -11,7 +11,8 @@
  *   guest runs   SYNC; plan the pages; read them into staging memory
  *   PAUSE        add what became dirty since, and read it
  *                plan → inflight: from here on a crash finds them marked
- *   REWRITE      write; more windows of read + write if staging memory is too small
+ *   REWRITE,     the answer shows that both were seen
+ *   SYNC         write; more windows of read + write if staging memory is too small
  *   LOAD         goal.c
  *   RESUME
  *
@@ -318,9 +319,16 @@ static int rewrite(struct rollback *r, struct err *e)
 	uint64_t begun = now_ns(CLOCK_MONOTONIC);
 	int err = vm_send(r->vm, &msg, sizeof(msg), SNAPD_MSG_REWRITE, -1, e);
 
-	r->rewriting = true;
+	/* REWRITE has no answer.  Before the agent has seen it, the end of its lease
+	 * would let the guest run on in half rewritten memory. */
 	if (!err)
-		err = write_read(r, e);
+		err = vm_sync(r->vm, e);
+	if (err && r->vm->sock >= 0)
+		vm_say_error(r->vm, SNAPD_MSG_ERROR, e);
+	if (err)
+		return err;
+	r->rewriting = true;
+	err = write_read(r, e);
 	if (!err && r->written < r->nr)
 		log_notice(
 			"%s: rollback of %zu pages exceeds staging_max: the pause includes reads",

@@ -18,7 +18,8 @@
 #include "snapd/util/log.h"
 #include "snapd/vm_priv.h"
 
-#define FDS_MAX 4 /* room for more than the one that is allowed, to close them */
+#define DRAIN_MAX 1024
+#define FDS_MAX	  4 /* room for more than the one that is allowed, to close them */
 
 void vm_disconnect(struct vm *vm)
 {
@@ -30,6 +31,18 @@ void vm_disconnect(struct vm *vm)
 	vm->in_fd = -1;
 }
 
+/* Closing with unread messages would make the peer's next read fail, and our last
+ * word be lost.  What is there is bounded by the socket's queue. */
+static void drain(struct vm *vm)
+{
+	char byte;
+
+	shutdown(vm->sock, SHUT_RD);
+	for (int i = 0; i < DRAIN_MAX; i++)
+		if (recv(vm->sock, &byte, 1, MSG_DONTWAIT) <= 0)
+			break;
+}
+
 void vm_say_error(struct vm *vm, uint16_t type, const struct err *e)
 {
 	struct snapd_msg_error msg = {.code = e->code ? -e->code : EPROTO};
@@ -38,6 +51,8 @@ void vm_say_error(struct vm *vm, uint16_t type, const struct err *e)
 	snprintf(msg.text, sizeof(msg.text), "%.*s", (int)sizeof(msg.text) - 1, e->text);
 	if (vm->sock >= 0)
 		vm_send(vm, &msg, sizeof(msg), type, -1, &ignored);
+	if (vm->sock >= 0)
+		drain(vm);
 	vm_disconnect(vm);
 }
 

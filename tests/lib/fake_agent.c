@@ -293,9 +293,11 @@ static void on_pause(struct fake_agent *a, const struct snapd_msg_pause *m)
 
 	pause_writers(a);
 	a->nr_pauses++;
-	for (int b = 0; b < FA_BLOCKS; b++)
+	for (int b = 0; b < FA_BLOCKS && !a->no_truth; b++)
 		if (a->block_pages[b])
 			memcpy(a->truth[b], a->ram[b], a->block_pages[b] * FA_PAGE);
+	for (int b = 0; b < FA_BLOCKS && a->dirty_all_at_pause; b++)
+		gpaset_add_range(&a->dirty, first_frame(a, b), a->block_pages[b]);
 	if (!(m->flags & SNAPD_PAUSE_NO_STATE))
 		fd = save_state(a, &out.state_bytes);
 	answer(a, &out, sizeof(out), SNAPD_MSG_PAUSED, m->h.req, fd);

@@ -37,6 +37,9 @@ struct fake_agent {
 	_Atomic int die_at;    /* close the connection, once */
 	_Atomic int shrink_at; /* truncate block 0, once, then answer */
 
+	bool no_truth;		 /* keep no copy of RAM at PAUSE */
+	bool dirty_all_at_pause; /* mark every page */
+
 	/* memory */
 	int shm_fd, ram_fd[FA_BLOCKS];
 	struct snapd_shm *shm;
