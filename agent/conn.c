@@ -139,7 +139,11 @@ static size_t next_block(struct snapd_vm *vm, struct block *b, union tell *msg, 
 static size_t next_told(struct snapd_vm *vm, union tell *msg, int *fd)
 {
 	struct conn *c = &vm->conn;
+	size_t len =
+		next_gone(vm, msg); /* first: a new piece may have the home of one that is gone */
 
+	if (len)
+		return len;
 	while (c->seen_pieces < vm->nr_pieces) {
 		struct piece *p = &vm->pieces[c->seen_pieces];
 		struct block *b = &vm->blocks[p->block];
@@ -159,7 +163,7 @@ static size_t next_told(struct snapd_vm *vm, union tell *msg, int *fd)
 							    .first_frame = p->first_frame}};
 		return sizeof(msg->piece);
 	}
-	return next_gone(vm, msg);
+	return 0;
 }
 
 /* A VM to be restored is ready when its vCPUs wait for it. */
