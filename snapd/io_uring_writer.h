@@ -30,7 +30,7 @@
 struct writer;
 
 struct writer_config {
-	uint32_t depth;     /* writes in flight; 0: 8 */
+	uint32_t depth;	    /* writes in flight; 0: 8 */
 	uint32_t nr_bufs;   /* 0: depth + 4 */
 	uint32_t buf_bytes; /* 0: 1 MiB; a multiple of 4096 */
 	/* Fault injection for tests: called before each write is queued; a negative

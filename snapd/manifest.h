@@ -23,13 +23,13 @@
 
 /* One past the highest frame that a manifest can name: 2^64 bytes of 4 KiB pages. */
 #define MANIFEST_GFN_MAX ((uint64_t)1 << 52)
-#define MANIFEST_GONE ((loc_t)3 << 60) /* kind 3, only in manifests */
+#define MANIFEST_GONE	 ((loc_t)3 << 60) /* kind 3, only in manifests */
 
 struct manifest_writer {
 	uint8_t *buf; /* owned */
 	size_t len, cap;
-	uint64_t next_gfn;  /* after the run being gathered */
-	uint64_t end_gfn;   /* end of the last run written out */
+	uint64_t next_gfn; /* after the run being gathered */
+	uint64_t end_gfn;  /* end of the last run written out */
 	uint64_t run_gfn, run_len;
 	loc_t run_loc, prev_loc; /* first of the run gathered; last page written out */
 	uint64_t nr_pages;

@@ -27,13 +27,15 @@ int seg_super_decode(const void *block, struct seg_ident *ret, struct err *e);
 static inline uint32_t batch_header_bytes(uint32_t nr_pages)
 {
 	return (uint32_t)(sizeof(struct batch_header) + nr_pages * sizeof(struct batch_page) +
-			  FMT_BLOCK - 1) & ~(FMT_BLOCK - 1);
+			  FMT_BLOCK - 1) &
+	       ~(FMT_BLOCK - 1);
 }
 
 /* Blocks that a decoded batch takes in its segment. */
 static inline uint32_t batch_blocks(const struct batch_header *h)
 {
-	return h->header_bytes / FMT_BLOCK + (uint32_t)((h->payload_bytes + FMT_BLOCK - 1) / FMT_BLOCK);
+	return h->header_bytes / FMT_BLOCK +
+	       (uint32_t)((h->payload_bytes + FMT_BLOCK - 1) / FMT_BLOCK);
 }
 
 /* Set magic, version and hash over header_bytes at `header`, padding zeroed by the
