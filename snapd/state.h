@@ -23,10 +23,10 @@
 
 #include "snapd/util/err.h"
 
-#define STATE_MAGIC "SNPSTATE"
-#define STATE_MAJOR 1
+#define STATE_MAGIC	"SNPSTATE"
+#define STATE_MAJOR	1
 #define STATE_MAX_BYTES (64u << 20)
-#define STATE_NAME_MAX 32
+#define STATE_NAME_MAX	32
 
 struct state_header {
 	char magic[8];
@@ -34,7 +34,7 @@ struct state_header {
 	uint16_t minor;
 	uint32_t nr_records;
 	uint64_t total_bytes; /* header included */
-	uint64_t hash;        /* XXH3-64 of everything behind the header */
+	uint64_t hash;	      /* XXH3-64 of everything behind the header */
 };
 static_assert(sizeof(struct state_header) == 32, "disk format");
 
@@ -92,7 +92,8 @@ struct snapd_state_reader {
 /* -EUCLEAN with the reason in *e unless the blob is valid; -EINVAL unless `buf`
  * is 8-byte aligned (malloc, mmap are).  The reader borrows `buf`. */
 int state_reader_init(struct snapd_state_reader *r, const void *buf, size_t len, struct err *e);
-/* -ENOENT when there is none; of several the first.  *data is borrowed from the blob, 8-aligned if the blob is. */
+/* -ENOENT when there is none; of several the first.  *data is borrowed from the blob, 8-aligned if
+ * the blob is. */
 int state_get(const struct snapd_state_reader *r, const char *name, uint32_t instance,
 	      uint16_t *version, const void **data, size_t *len_bytes);
 /* Walk: start with prev = NULL; NULL at the end.  The payload follows the record. */
