@@ -101,14 +101,16 @@ static bool is_root(struct forest *f, const struct node *n)
 	return !p || p >= n;
 }
 
-static void print_node(const struct node *n, const char *prefix, const char *mark)
+/* A restored VM's snapshots hang below the one that it started from: with its name. */
+static void print_node(const struct node *n, const char *vm, const char *prefix, const char *mark)
 {
+	bool other = strcmp(vm, get_text(n->snap, "vm")) != 0;
 	char when[32], changed[24];
 	json_t *s = n->snap;
 
-	printf("%s%s%llu%s%s  %s  %s%s%s\n", prefix, mark, (unsigned long long)n->id,
-	       *get_text(s, "name") ? " " : "", get_text(s, "name"),
-	       human_time(when, sizeof(when), get_u64(s, "taken_ns")),
+	printf("%s%s%s%s%llu%s%s  %s  %s%s%s\n", prefix, mark, other ? get_text(s, "vm") : "",
+	       other ? "@" : "", (unsigned long long)n->id, *get_text(s, "name") ? " " : "",
+	       get_text(s, "name"), human_time(when, sizeof(when), get_u64(s, "taken_ns")),
 	       human_bytes(changed, sizeof(changed),
 			   get_u64(s, "changed_pages") * get_u64(s, "page_size")),
 	       *get_text(s, "note") ? "  " : "", get_text(s, "note"));
@@ -116,7 +118,7 @@ static void print_node(const struct node *n, const char *prefix, const char *mar
 
 /* The line from `n` on.  Depth is that of forks, not of snapshots: the recursion is
  * over branches. */
-static void print_line(const struct node *n, const char *prefix)
+static void print_line(const struct node *n, const char *vm, const char *prefix)
 {
 	char *deeper;
 
@@ -125,9 +127,9 @@ static void print_line(const struct node *n, const char *prefix)
 	while (n) {
 		const struct node *c = n->child;
 
-		print_node(n, prefix, c ? "├─ " : "└─ ");
+		print_node(n, vm, prefix, c ? "├─ " : "└─ ");
 		for (; c && c->sibling; c = c->sibling)
-			print_line(c, deeper);
+			print_line(c, vm, deeper);
 		n = c;
 	}
 	free(deeper);
@@ -140,8 +142,10 @@ static void print_tree(json_t *list)
 	plant(&f, list);
 	for (size_t i = 0; i < f.nr; i++)
 		if (is_root(&f, &f.nodes[i])) {
-			printf("%s\n", get_text(f.nodes[i].snap, "vm"));
-			print_line(&f.nodes[i], "");
+			const char *vm = get_text(f.nodes[i].snap, "vm");
+
+			printf("%s\n", vm);
+			print_line(&f.nodes[i], vm, "");
 		}
 	free(f.nodes);
 }

@@ -70,7 +70,8 @@ static void percent(char *buf, size_t len, json_t *progress)
 	uint64_t done = get_u64(progress, "done"), total = get_u64(progress, "total");
 
 	if (total)
-		snprintf(buf, len, "%llu %%", (unsigned long long)(done * 100.0 / total));
+		snprintf(buf, len, "%llu %%",
+			 (unsigned long long)(MIN(done, total) * 100.0 / total));
 	else
 		snprintf(buf, len, "-");
 }

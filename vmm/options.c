@@ -350,6 +350,19 @@ static int options_check(struct options *opt)
 	return 0;
 }
 
+/* `snapctl restore` runs a recorded command line again: what it gives in the
+ * environment then goes before the options. */
+static void options_of_restore(struct options *opt)
+{
+	if (!getenv("SNAPD_RESTORE"))
+		return;
+	opt->restore = NULL;
+	if (getenv("SNAPD_VM_NAME"))
+		opt->name = getenv("SNAPD_VM_NAME");
+	if (getenv("SNAPD_AGENT_SOCKET"))
+		opt->socket = NULL;
+}
+
 int options_parse(struct options *opt, int argc, char **argv)
 {
 	int c, rc;
@@ -380,5 +393,6 @@ int options_parse(struct options *opt, int argc, char **argv)
 		fprintf(stderr, "snapvm: what is '%s'?\n", argv[optind]);
 		return -EINVAL;
 	}
+	options_of_restore(opt);
 	return options_check(opt);
 }
