@@ -130,8 +130,12 @@ static void *vcpu_loop(void *arg)
 
 	for (;;) {
 		r = snapd_vcpu_run(v->v);
-		if (r == -EINTR)
-			continue;
+		if (r == -EINTR) {
+			((volatile struct kvm_run *)run)->immediate_exit = 0;
+			atomic_fetch_add(&v->interrupted, 1);
+			if (!atomic_load(&v->leave))
+				continue;
+		}
 		if (r < 0)
 			break;
 		atomic_fetch_add(&v->exits, 1);
