@@ -153,21 +153,6 @@ static int ring_reset(struct snapd_vm *vm, uint64_t want, bool *is_short)
 	return r;
 }
 
-/* Frames that KVM may have left writable are suspects: dirty in every harvest,
- * until a RESET that was not cut short protects them, or a pause does. */
-static void suspects_update(struct snapd_vm *vm, size_t n, bool is_short)
-{
-	if (!is_short && !vm->has_suspects)
-		return;
-	for (size_t i = 0; i < n; i++) {
-		if (is_short)
-			gpaset_add(&vm->suspects, vm->frames[i]);
-		else
-			gpaset_clear_range(&vm->suspects, vm->frames[i], 1);
-	}
-	vm->has_suspects = gpaset_count(&vm->suspects, frames_end(vm)) > 0;
-}
-
 static void suspects_publish(struct snapd_vm *vm)
 {
 	uint64_t cursor = 0, frames[256];
@@ -230,6 +215,21 @@ static void reset_late(struct snapd_vm *vm)
 	vm->unreset = 0;
 }
 #else
+/* Frames that KVM may have left writable are suspects: dirty in every harvest,
+ * until a RESET that was not cut short protects them, or a pause does. */
+static void suspects_update(struct snapd_vm *vm, size_t n, bool is_short)
+{
+	if (!is_short && !vm->has_suspects)
+		return;
+	for (size_t i = 0; i < n; i++) {
+		if (is_short)
+			gpaset_add(&vm->suspects, vm->frames[i]);
+		else
+			gpaset_clear_range(&vm->suspects, vm->frames[i], 1);
+	}
+	vm->has_suspects = gpaset_count(&vm->suspects, frames_end(vm)) > 0;
+}
+
 static void reset_late(struct snapd_vm *vm)
 {
 }

@@ -276,7 +276,10 @@ static uint64_t free_gpa(const struct snapd_vm *vm)
  * those that the service made stale by writing page tables behind KVM's back. */
 int shadow_zap_all(struct snapd_vm *vm, struct err *e)
 {
-	struct view v = {.m = {.gpa = free_gpa(vm), .size_bytes = vm->page_size, .fd = -1}};
+	struct view v = {.m = {.slot = vm->table.nr_ids - 1,
+			       .gpa = free_gpa(vm),
+			       .size_bytes = vm->page_size,
+			       .fd = -1}};
 	int r = -EEXIST;
 
 	v.m.hva = mmap(NULL, vm->page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
@@ -424,7 +427,8 @@ static int slot_delete(struct snapd_vm *vm, const struct snapd_memslot *m, struc
 	copy.runs = malloc(MAX(copy.nr_runs, 1u) * sizeof(*copy.runs));
 	if (!copy.runs)
 		return err_set(e, ENOMEM, "no memory to delete slot %u", m->slot);
-	memcpy(copy.runs, v->runs, copy.nr_runs * sizeof(*copy.runs));
+	if (copy.nr_runs)
+		memcpy(copy.runs, v->runs, copy.nr_runs * sizeof(*copy.runs));
 	r = view_delete(vm, v, e);
 	if (r >= 0 && m->flags & SNAPD_SLOT_GONE)
 		backing_unplug(vm, &copy);

@@ -393,7 +393,7 @@ static enum next attend(struct snapd_vcpu *v, int *ret)
 	if (v->io_pending) { /* V4 */
 		atomic_fetch_or(immediate_exit(v->run), KICK_BIT);
 		*ret = kvm_run(v);
-		if (*ret != -EINTR)
+		if (*ret != -EINTR && *ret != -EAGAIN)
 			return NEXT_LEAVE;
 	}
 	park(v);

@@ -18,7 +18,7 @@
  *   vCPUs       vcpu.c; also harvest when they meet ring-full
  *   any other   snapd_vm_memslot(), marks, consumers
  *
- * Lock order: pause_lock → slots_lock → map_lock → harvest_lock; run_lock →
+ * Lock order: slots_lock → map_lock → harvest_lock; run_lock → harvest_lock, run_lock →
  * bind_lock.  No callback and no socket call is made under any of them, except
  * that slots_lock is held over KVM's memslot ioctls.
  */

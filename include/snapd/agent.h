@@ -200,7 +200,7 @@ struct kvm_run *snapd_vcpu_kvm_run(struct snapd_vcpu *vcpu);
  * pauses, and saving and loading of state are handled inside and never seen.
  *
  * The VMM may set kvm_run->immediate_exit as usual, to 0 or 1, for kicks of its
- * own; the agent uses the top bit of that byte.
+ * own; the agent uses the upper bits of that byte.
  *
  * 0        look at kvm_run->exit_reason
  * -EINTR   a signal that is not the agent's arrived

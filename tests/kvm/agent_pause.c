@@ -100,7 +100,7 @@ static void own_kick(struct agent_vcpu *v)
 {
 	uint64_t was = atomic_load(&v->interrupted);
 
-	((volatile struct kvm_run *)snapd_vcpu_kvm_run(v->v))->immediate_exit = 1;
+	__atomic_store_n(&snapd_vcpu_kvm_run(v->v)->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	pthread_kill(v->thread, SIGUSR1);
 	wait_until(atomic_load(&v->interrupted) != was);
 }

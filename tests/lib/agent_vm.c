@@ -131,7 +131,7 @@ static void *vcpu_loop(void *arg)
 	for (;;) {
 		r = snapd_vcpu_run(v->v);
 		if (r == -EINTR) {
-			((volatile struct kvm_run *)run)->immediate_exit = 0;
+			__atomic_store_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 			atomic_fetch_add(&v->interrupted, 1);
 			if (!atomic_load(&v->leave))
 				continue;
