@@ -206,7 +206,7 @@ static int target_read(struct snapd_vm *vm, const struct snapd_state_reader *r, 
 		       struct err *e)
 {
 	const struct state_slot *s;
-	struct snapd_memslot m;
+	struct snapd_memslot m = {0};
 	uint16_t version;
 	const void *data;
 	size_t len;

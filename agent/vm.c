@@ -94,12 +94,12 @@ bool grow_array(void *array_ptr, size_t *cap, size_t want, size_t elem_bytes)
 }
 
 /* The VM's answer, where it has one of its own; else the system's. */
-static int check_extension(struct snapd_vm *vm, long cap)
+static int check_extension(struct snapd_vm *vm, uint32_t cap)
 {
-	int r = vm_ioctl(vm, KVM_CHECK_EXTENSION, (void *)cap);
+	int r = arch_cap(&vm->kvm, cap);
 
-	if (r <= 0 && vm->kvm.kvm_fd >= 0)
-		r = arch_ioctl(&vm->kvm, vm->kvm.kvm_fd, KVM_CHECK_EXTENSION, (void *)cap);
+	if (!r && vm->kvm.kvm_fd >= 0)
+		r = arch_ioctl_value(&vm->kvm, vm->kvm.kvm_fd, KVM_CHECK_EXTENSION, cap);
 	return MAX(r, 0);
 }
 

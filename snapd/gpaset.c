@@ -184,7 +184,7 @@ size_t gpaset_take(struct gpaset *set, struct gpaset *inflight, uint64_t limit, 
 		for (uint64_t _m =                                                                 \
 			     atomic_load(&(set)->summary[_u]) &                                    \
 			     unit_mask(_u, (first) / WORD_FRAMES, DIV_ROUND_UP(end, WORD_FRAMES)); \
-		     _m && (word = _u * 64 + (uint64_t)__builtin_ctzll(_m), 1); _m &= _m - 1)
+		     _m && ((word) = _u * 64 + (uint64_t)__builtin_ctzll(_m), 1); _m &= _m - 1)
 
 size_t gpaset_peek(const struct gpaset *set, uint64_t limit, uint64_t *cursor, uint64_t *frames,
 		   size_t max)

@@ -26,7 +26,7 @@ struct agent_vcpu {
 	pthread_t thread;
 	uint32_t index;
 	_Atomic uint64_t exits, interrupted;
-	_Atomic bool leave; /* at the next -EINTR: end the thread */
+	_Atomic bool leave;    /* at the next -EINTR: end the thread */
 	_Atomic uint64_t told; /* value of the last guest_tell() */
 	_Atomic int result;    /* of the run call that ended the thread */
 	_Atomic bool running;  /* the thread is in its loop */
