@@ -199,7 +199,7 @@ def full_disk(args, build):
             print("full disk: skipped: cannot mount a tmpfs here")
             return
         try:
-            b.service_args = ["--segment-size", "4M"]
+            b.service_args = ["--segment", "4M"]
             b.start()
             vm = boot(b, args)
             good = []

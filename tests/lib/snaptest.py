@@ -82,6 +82,8 @@ class Bench:
             shutil.rmtree(self.dir, ignore_errors=True)
 
     def tool(self, name):
+        if os.path.isabs(name):
+            return name
         where = {"snapd": "snapd", "snapctl": "tools"}.get(name, "vmm")
         return os.path.join(self.build, where, name)
 
@@ -175,7 +177,8 @@ class Bench:
         return vm
 
     def snapshot(self, vm, timeout=60, **meta):
-        return self.job("POST", f"/v1/vms/{vm}/snapshots", meta, timeout)["snapshot"]
+        r = self.job("POST", f"/v1/vms/{vm}/snapshots", meta, timeout)
+        return r["snapshot"]
 
     def verify(self, sel, digest=True):
         return self.job("POST", f"/v1/snapshots/{sel}/verify", {"digest": digest})

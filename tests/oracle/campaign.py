@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from snaptest import Bench, Failed, need_accel, seed_from  # noqa: E402
 
 
@@ -47,6 +47,12 @@ class Campaign:
         if a.harvest_us:
             got += ["--harvest-us", a.harvest_us]
         return got
+
+    def start_service(self):
+        """Now with early capture of whatever is dirty, now with nearly none."""
+        self.b.service_args = ["--early-min-frames", str(self.rng.choice([16, 64, 512, 4096])),
+                               "--segment", "16M"]
+        self.b.start()
 
     def boot(self):
         self.vm = self.b.vm("guest", *self.vm_args(), program=self.args.program)
@@ -94,7 +100,7 @@ class Campaign:
         self.b.service.kill()
         self.b.service.wait()
         time.sleep(self.rng.random() * 0.1)
-        self.b.start()
+        self.start_service()
         self.b.vm_ready("guest")
         self.counts["kills"] += 1
         known = {i for i, _ in self.taken}
@@ -116,7 +122,7 @@ class Campaign:
 
     def run(self):
         a = self.args
-        self.b.start()
+        self.start_service()
         self.boot()
         self.step_snapshot()
         end = time.monotonic() + a.limit
