@@ -45,7 +45,7 @@ static void make_shm(struct fake_agent *a)
 	a->shm->nr_frames = FRAMES;
 	a->shm->dirty_off = 4096;
 	a->shm->inflight_off = 4096 + set;
-	a->shm->total_bytes = total;
+	a->shm->total_bytes = a->shm_bytes = total;
 	gpaset_init(&a->dirty, (uint8_t *)a->shm + 4096, FRAMES);
 	gpaset_init(&a->inflight, (uint8_t *)a->shm + 4096 + set, FRAMES);
 }
@@ -101,7 +101,7 @@ void fa_deinit(struct fake_agent *a)
 		close(a->ram_fd[b]);
 		free(a->truth[b]);
 	}
-	munmap(a->shm, a->shm->total_bytes);
+	munmap(a->shm, a->shm_bytes);
 	close(a->shm_fd);
 	pthread_cond_destroy(&a->gate_changed);
 	pthread_mutex_destroy(&a->gate);

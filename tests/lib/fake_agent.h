@@ -43,6 +43,7 @@ struct fake_agent {
 	/* memory */
 	int shm_fd, ram_fd[FA_BLOCKS];
 	struct snapd_shm *shm;
+	size_t shm_bytes;
 	struct gpaset dirty, inflight;
 	uint8_t *ram[FA_BLOCKS];
 	uint8_t *truth[FA_BLOCKS]; /* RAM at the last PAUSE */

@@ -233,7 +233,6 @@ static void test_lying_base(void)
 	b.rewriting = true;
 	b.rewrite_to = (struct snapd_point){999, 1};
 	check(service_attach(&service, &b), "attach");
-	b.rewriting = false;
 	fa_deinit(&a);
 	fa_deinit(&b);
 }
