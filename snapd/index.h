@@ -86,8 +86,10 @@ struct rec_blob {
 	struct batch_ref last; /* {0,0}: none */
 	uint64_t bytes;
 	uint64_t hash; /* XXH3-64 of the whole blob */
+	uint32_t parts;
+	uint32_t reserved;
 };
-static_assert(sizeof(struct rec_blob) == 24, "disk format");
+static_assert(sizeof(struct rec_blob) == 32, "disk format");
 
 struct rec_epoch {
 	struct rec_head head;
@@ -106,7 +108,7 @@ struct rec_epoch {
 	uint64_t pages_in, zero, unchanged, duplicate, stored, collisions, read_back;
 	uint64_t bytes_written;
 };
-static_assert(sizeof(struct rec_epoch) == 264, "disk format");
+static_assert(sizeof(struct rec_epoch) == 288, "disk format");
 
 struct rec_snapshot {
 	struct rec_head head;

@@ -285,6 +285,7 @@ static int append_part(struct appender *a, enum batch_type type, const uint8_t *
 	batch_blob_hash(h, buf->data + FMT_BLOCK);
 	batch_seal(h);
 	blob->last = (struct batch_ref){.segment = h->segment, .block = h->block};
+	blob->parts = index + 1;
 	*ret = len;
 	return submit(a, buf, total, e);
 }

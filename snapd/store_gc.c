@@ -8,12 +8,15 @@
  * of live timelines (and of those younger than YOUNG_NS, whose VM may not be on the
  * caller's list yet), pinned points, and the parents of epochs in flight.  A root
  * needs its records back to a checkpoint, the segments of their blobs, and every
- * segment that its whole map names.
+ * segment that their manifests name.  (That is somewhat more than its map names: a
+ * page that was overwritten on the way stays until the way is not needed; the rule
+ * for checkpoints bounds it by half a map for a root.)
  *
  * gc runs beside everything else:
  *   G1 A point that becomes a root while gc runs is noted under roots_lock
  *      (gc_note_root()).  The last step holds roots_lock, and is only taken when
- *      every noted root has been marked.
+ *      every noted root has been marked; where commits come faster than their maps
+ *      can be marked, the last few are marked under the lock.
  *   G2 Pages that an epoch in flight, or one committed since the start, refers to
  *      are known by segment (seg_ref()); those segments stay.
  *   G3 A segment is *condemned* in that last step, under segments_lock: from there
@@ -31,16 +34,15 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "snapd/manifest.h"
 #include "snapd/util/log.h"
 
 #define YOUNG_NS      (3600ull * 1000000000u)
+#define ROUNDS_MAX    4u /* of marking while others go on */
 #define FREE_KEPT_MAX 4u /* free segments kept for recycling */
 
 struct gc_epoch {
-	struct snapd_point at, parent, ancestor;
-	struct rec_blob blobs[3];
-	struct batch_ref record;
-	uint32_t chain_epochs;
+	struct snapd_point at, ancestor;
 	bool kept;
 };
 
@@ -191,13 +193,7 @@ static int add_epoch(struct gc *g, struct snapd_point at, const struct rec_epoch
 		g->epochs = p;
 		g->cap_epochs = cap;
 	}
-	g->epochs[g->nr_epochs++] =
-		(struct gc_epoch){.at = at,
-				  .parent = rec->parent,
-				  .ancestor = rec->ancestor,
-				  .blobs = {rec->manifest, rec->checkpoint, rec->state},
-				  .record = rec->record,
-				  .chain_epochs = rec->chain_epochs};
+	g->epochs[g->nr_epochs++] = (struct gc_epoch){.at = at, .ancestor = rec->ancestor};
 	return 0;
 }
 
@@ -280,53 +276,67 @@ static int mark_segment(struct gc *g, uint32_t id, struct err *e)
 	return seg_refs_add(&g->need, id) ? err_errno(e, ENOMEM, "gc") : 0;
 }
 
-/* All parts of a blob. */
+/* The segments of all parts of a blob. */
 static int mark_blob(struct gc *g, const struct rec_blob *blob, struct err *e)
 {
 	struct batch_ref at = blob->last;
-	uint64_t left = blob->bytes;
+	int r = 0;
 
-	while (left) {
+	for (uint32_t i = blob->parts; !r && i; i--) {
 		uint64_t payload;
-		int r = mark_segment(g, at.segment, e);
 
-		if (!r)
+		r = mark_segment(g, at.segment, e);
+		if (!r && i > 1)
 			r = store_blob_part(g->s, &at, &payload, e);
-		if (r)
-			return r;
-		left -= MIN(left, payload);
 	}
-	return 0;
-}
-
-static int mark_map(struct gc *g, struct snapd_point at, struct err *e)
-{
-	uint32_t last = UINT32_MAX;
-	struct pagemap_iter it;
-	struct pagemap *m;
-	uint64_t gfn;
-	loc_t loc;
-	int r;
-
-	r = store_map_load(g->s, at, false, &m, e);
-	if (r)
-		return r;
-	if (pagemap_iter_init(&it, m))
-		r = err_errno(e, ENOMEM, "gc");
-	while (!r && pagemap_iter_next(&it, &gfn, &loc)) {
-		if (loc_kind(loc) != LOC_PAGE || loc_segment(loc) == last)
-			continue;
-		last = loc_segment(loc);
-		r = mark_segment(g, last, e);
-	}
-	pagemap_iter_deinit(&it);
-	pagemap_destroy(m);
 	return r;
 }
 
-/* Records and blobs from a root back to its checkpoint.  A record that is newer
- * than gc's list is an epoch in flight's, whose segments G2 keeps; the way goes on. */
-static int mark_chain(struct gc *g, struct snapd_point at, struct err *e)
+/* The segments of all pages that a manifest or checkpoint names. */
+static int mark_pages(struct gc *g, const struct rec_blob *blob, enum batch_type type,
+		      struct err *e)
+{
+	_cleanup_free_ void *bytes = NULL;
+	struct manifest_reader reader;
+	struct manifest_run run;
+	int r;
+
+	if (!blob->bytes)
+		return 0;
+	r = store_blob_read(g->s, blob, type, "manifest", &bytes, e);
+	if (r)
+		return r;
+	manifest_reader_init(&reader, bytes, blob->bytes);
+	while ((r = manifest_next(&reader, &run, e)) > 0) {
+		if (loc_kind(run.loc) != LOC_PAGE)
+			continue;
+		r = mark_segment(g, loc_segment(run.loc), e);
+		if (r)
+			return r;
+	}
+	return r;
+}
+
+static int mark_epoch(struct gc *g, const struct rec_epoch *rec, struct err *e)
+{
+	bool own = !rec->chain_epochs && rec->checkpoint.bytes;
+	int r = mark_blob(g, &rec->manifest, e);
+
+	if (!r)
+		r = mark_blob(g, &rec->checkpoint, e);
+	if (!r)
+		r = mark_blob(g, &rec->state, e);
+	if (!r)
+		r = mark_segment(g, rec->record.segment, e);
+	if (r)
+		return r;
+	return own ? mark_pages(g, &rec->checkpoint, BATCH_CHECKPOINT, e)
+		   : mark_pages(g, &rec->manifest, BATCH_MANIFEST, e);
+}
+
+/* From a root back to its checkpoint, as far as it was not done yet.  A record
+ * that gc's list has not is newer. */
+static int mark_root(struct gc *g, struct snapd_point at, struct err *e)
 {
 	for (;;) {
 		struct rec_epoch rec;
@@ -342,17 +352,11 @@ static int mark_chain(struct gc *g, struct snapd_point at, struct err *e)
 		if (r)
 			return r < 0 ? r : 0;
 		x = find_epoch(g, at);
-		if (!x || !x->kept) {
-			r = mark_blob(g, &rec.manifest, e);
-			if (!r)
-				r = mark_blob(g, &rec.checkpoint, e);
-			if (!r)
-				r = mark_blob(g, &rec.state, e);
-			if (!r)
-				r = mark_segment(g, rec.record.segment, e);
-			if (r)
-				return r;
-		}
+		if (x && x->kept)
+			return 0;
+		r = mark_epoch(g, &rec, e);
+		if (r)
+			return r;
 		if (x)
 			x->kept = true;
 		if (!rec.chain_epochs)
@@ -364,11 +368,8 @@ static int mark_chain(struct gc *g, struct snapd_point at, struct err *e)
 static int mark_roots(struct gc *g, struct err *e)
 {
 	while (g->nr_roots) {
-		struct snapd_point at = g->roots[--g->nr_roots];
-		int r = mark_chain(g, at, e);
+		int r = mark_root(g, g->roots[--g->nr_roots], e);
 
-		if (!r)
-			r = mark_map(g, at, e);
 		if (r)
 			return r;
 	}
@@ -558,12 +559,15 @@ static int prune_txn(struct ix_txn *t, void *arg, struct err *e)
 	return r ? r : prune_timelines(g, t, e);
 }
 
-/* 1: not yet, there are new roots to mark.  Holds off new roots and epochs. */
-static int last_step(struct gc *g, struct err *e)
+/* 1: not yet, there are new roots to mark.  Holds off new roots and epochs; in the
+ * last round also while it marks those that came since the round before. */
+static int last_step(struct gc *g, bool last_round, struct err *e)
 {
 	scoped_lock(&g->s->roots_lock);
 	int r = take_new_roots(g, e);
 
+	if (r == 1 && last_round)
+		r = mark_roots(g, e);
 	if (!r)
 		r = condemn(g, e);
 	return r ? r : index_update(g->s->index, prune_txn, g, e);
@@ -642,12 +646,14 @@ int store_gc(struct store *s, const uint64_t *live_timelines, size_t nr, uint64_
 		return r;
 	if (!r)
 		r = collect(&g, e);
-	do {
+	for (uint32_t round = 1; !r; round++) {
+		r = mark_roots(&g, e);
 		if (!r)
-			r = mark_roots(&g, e);
-		if (!r)
-			r = last_step(&g, e);
-	} while (r == 1 && !(r = 0));
+			r = last_step(&g, round == ROUNDS_MAX, e);
+		if (r != 1)
+			break;
+		r = 0;
+	}
 	finish(&g, !r);
 	if (!r)
 		*freed = g.freed;
