@@ -21,7 +21,7 @@ from snaptest import Bench, Failed, need_accel, seed_from  # noqa: E402
 def one(b, rng, acked, figures):
     # The instant: anywhere from before the request is read to after the commit.
     job = b.call("POST", "/v1/vms/guest/snapshots", {})["job"]
-    time.sleep(rng.random() * rng.choice([0.02, 0.1, 0.4]))
+    time.sleep(rng.random() * rng.choice([0.03, 0.1, 0.3, 0.6]))
     try:
         job = b.get(f"/v1/jobs/{job['id']}")["job"]
     except (OSError, Failed):
