@@ -508,5 +508,6 @@ void *conn_thread(void *arg)
 		else
 			step_up(vm);
 	}
+	request_end(vm);
 	return NULL;
 }

@@ -71,6 +71,12 @@ void request_abandon(struct snapd_vm *vm)
 	release(vm);
 }
 
+void request_end(struct snapd_vm *vm)
+{
+	if (vm->service_paused)
+		release(vm);
+}
+
 uint64_t request_lease_end(const struct snapd_vm *vm)
 {
 	if (!vm->service_paused || vm->rewriting || atomic_load(&vm->restore_wait))

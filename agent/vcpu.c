@@ -348,6 +348,7 @@ static void park(struct snapd_vcpu *v)
 	pthread_mutex_lock(&vm->run_lock);
 	if (must_wait(vm)) {
 		atomic_store(&v->state, VCPU_PARKED);
+		v->kicked_ns = 0; /* the next pause kicks at once */
 		pthread_cond_broadcast(&vm->run_changed);
 		if (atomic_load(&vm->restore_wait))
 			wake_fd(vm->conn_wake); /* READY waits for the last to park */

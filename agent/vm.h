@@ -322,5 +322,7 @@ void conn_drop(struct snapd_vm *vm, const char *fmt, ...) __attribute__((format(
 void request_handle(struct snapd_vm *vm, const struct snapd_msg *h, int *fd);
 /* The connection is gone: a VM paused for a snapshot runs on at once. */
 void request_abandon(struct snapd_vm *vm);
+/* The VM is being detached: devices go on, waiting memslot calls return. */
+void request_end(struct snapd_vm *vm);
 /* When the service's hold on the VM ends, in ns; UINT64_MAX: not limited. */
 uint64_t request_lease_end(const struct snapd_vm *vm);
