@@ -53,10 +53,11 @@ struct puncher {
 	_Atomic int call_area;
 };
 
-struct punch_state { /* "snapvm.punch" version 1 */
+/* "snapvm.punch" version 1.  Which slots there are is the agent's to record. */
+struct punch_state {
 	uint64_t rng;
 	uint32_t nr_areas;
-	uint32_t other; /* bit i: area i has other memory than the main block's */
+	uint32_t reserved;
 };
 
 static uint64_t draw(struct puncher *p, uint64_t below)
@@ -412,14 +413,10 @@ void punch_on_plug(struct machine *m)
 int punch_save(struct machine *m, struct snapd_state_writer *w)
 {
 	struct punch_state s = {.nr_areas = m->nr_areas};
-	uint32_t i;
 
 	if (!m->puncher)
 		return 0;
 	s.rng = m->puncher->rng;
-	for (i = 0; i < m->nr_areas; i++)
-		if (m->areas[i].backing != &m->main)
-			s.other |= 1u << i;
 	return snapd_state_put(w, "snapvm.punch", 0, 1, &s, sizeof(s));
 }
 
