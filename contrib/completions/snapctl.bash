@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+# bash completion of snapctl
+_snapctl_words() {
+	snapctl "$@" --json 2>/dev/null
+}
+
+_snapctl_vms() {
+	_snapctl_words vms | sed -n 's/^      "name": "\(.*\)",*$/\1/p'
+}
+
+_snapctl_snaps() {
+	_snapctl_words list | awk -F'"' '/^      "id":/ {gsub(/[^0-9]/, "", $3); id = $3}
+		/^      "vm":/ {vm = $4; print id; print vm "@" id}
+		/^      "name":/ && $4 != "" {print vm "@" $4}'
+}
+
+_snapctl_jobs() {
+	_snapctl_words jobs | sed -n 's/^      "id": \([0-9]*\),*$/\1/p'
+}
+
+_snapctl() {
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
+	local verbs='vms snapshot list show diff rollback restore export import delete verify store jobs cancel version'
+	local options='--socket --json --no-progress --help'
+
+	COMPREPLY=()
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		word=${COMP_WORDS[i]}
+		case $word in
+		--socket | --name | --note | --tag | --snapshot-name) ((i++)) ;;
+		-*) ;;
+		*) if [ -z "$verb" ]; then verb=$word; else ((npos++)); fi ;;
+		esac
+	done
+	case $verb in
+	snapshot) options+=' --name --note --tag' ;;
+	list) options+=' --tree --flat' ;;
+	diff) options+=' --all' ;;
+	rollback) options+=' --check' ;;
+	restore) options+=' --name --print' ;;
+	export) options+=' --force' ;;
+	import) options+=' --name --snapshot-name --note --tag' ;;
+	verify) options+=' --digest' ;;
+	esac
+	case $prev in
+	--socket) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
+	--name | --note | --tag | --snapshot-name) return ;;
+	esac
+	if [[ $cur == -* ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
+		return
+	fi
+	case $verb:$npos in
+	:*) mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur") ;;
+	snapshot:0 | list:0 | rollback:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") ;;
+	show:0 | diff:[01] | rollback:1 | restore:0 | export:0 | delete:0 | verify:0)
+		mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_snaps)" -- "$cur")
+		;;
+	export:1 | import:0) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc' -- "$cur") ;;
+	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
+	esac
+}
+complete -F _snapctl snapctl

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+# fish completion of snapctl
+function __snapctl_vms
+	snapctl vms --json 2>/dev/null | string match -rg '^      "name": "(.*)",?$'
+end
+
+function __snapctl_snaps
+	snapctl list --json 2>/dev/null | awk -F'"' '/^      "id":/ {gsub(/[^0-9]/, "", $3); id = $3}
+		/^      "vm":/ {vm = $4; print id; print vm "@" id}
+		/^      "name":/ && $4 != "" {print vm "@" $4}'
+end
+
+function __snapctl_jobs
+	snapctl jobs --json 2>/dev/null | string match -rg '^      "id": ([0-9]+),?$'
+end
+
+complete -c snapctl -f
+complete -c snapctl -l socket -r -F -d 'socket of the service'
+complete -c snapctl -l json -d 'print JSON'
+complete -c snapctl -l no-progress -d 'no progress bar'
+complete -c snapctl -l help -d help
+
+complete -c snapctl -n __fish_use_subcommand -a vms -d 'list the attached VMs'
+complete -c snapctl -n __fish_use_subcommand -a snapshot -d 'take a snapshot of a running VM'
+complete -c snapctl -n __fish_use_subcommand -a list -d 'list snapshots'
+complete -c snapctl -n __fish_use_subcommand -a show -d 'tell all about a snapshot'
+complete -c snapctl -n __fish_use_subcommand -a diff -d 'which memory differs'
+complete -c snapctl -n __fish_use_subcommand -a rollback -d 'bring a running VM back'
+complete -c snapctl -n __fish_use_subcommand -a restore -d 'start a new VMM from a snapshot'
+complete -c snapctl -n __fish_use_subcommand -a export -d 'write memory and state to files'
+complete -c snapctl -n __fish_use_subcommand -a import -d 'read what export wrote'
+complete -c snapctl -n __fish_use_subcommand -a delete -d 'forget a snapshot'
+complete -c snapctl -n __fish_use_subcommand -a verify -d 'read and check every page'
+complete -c snapctl -n __fish_use_subcommand -a store -d 'figures of the store'
+complete -c snapctl -n __fish_use_subcommand -a jobs -d 'list jobs'
+complete -c snapctl -n __fish_use_subcommand -a cancel -d 'cancel a job'
+complete -c snapctl -n __fish_use_subcommand -a version -d 'versions'
+
+complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l name -x -d 'name'
+complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l note -x -d 'note'
+complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l tag -x -d 'tags'
+complete -c snapctl -n '__fish_seen_subcommand_from list' -l tree -d 'a tree'
+complete -c snapctl -n '__fish_seen_subcommand_from list' -l flat -d 'a table'
+complete -c snapctl -n '__fish_seen_subcommand_from diff' -l all -d 'every range'
+complete -c snapctl -n '__fish_seen_subcommand_from rollback' -l check -d 'compare afterwards'
+complete -c snapctl -n '__fish_seen_subcommand_from restore' -l name -x -d 'new name'
+complete -c snapctl -n '__fish_seen_subcommand_from restore' -l print -d 'print the command'
+complete -c snapctl -n '__fish_seen_subcommand_from export' -l force -d 'replace files'
+complete -c snapctl -n '__fish_seen_subcommand_from import' -l name -x -d 'VM'
+complete -c snapctl -n '__fish_seen_subcommand_from import' -l snapshot-name -x -d 'name'
+complete -c snapctl -n '__fish_seen_subcommand_from import' -l note -x -d 'note'
+complete -c snapctl -n '__fish_seen_subcommand_from import' -l tag -x -d 'tags'
+complete -c snapctl -n '__fish_seen_subcommand_from verify' -l digest -d 'SHA-256 of memory'
+
+complete -c snapctl -n '__fish_seen_subcommand_from snapshot list rollback' -a '(__snapctl_vms)'
+complete -c snapctl -n '__fish_seen_subcommand_from show diff rollback restore export delete verify' -a '(__snapctl_snaps)'
+complete -c snapctl -n '__fish_seen_subcommand_from export import' -F
+complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc'
+complete -c snapctl -n '__fish_seen_subcommand_from cancel' -a '(__snapctl_jobs)'
