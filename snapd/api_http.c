@@ -16,6 +16,7 @@
 #include "snapd/api_priv.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,7 @@
 #define CONN_TIMEOUT_S 30
 #define CONN_BUF_BYTES (256u << 10)
 #define RUNS_PER_WAKE  32
+#define SWEEP_MS       100
 
 #define api_of(src, member) ((struct api *)((char *)(src)-offsetof(struct api, member)))
 
@@ -73,6 +75,7 @@ static void connection(void *cls, struct MHD_Connection *c, void **ctx,
 		free(conn); /* request_new() refuses a connection without one */
 		return;
 	}
+	conn->fd = info->connect_fd;
 	conn->next = api->conns;
 	conn->pprev = &api->conns;
 	if (conn->next)
@@ -153,6 +156,30 @@ static uint64_t next_deadline(struct api *api)
 	return next;
 }
 
+/*
+ * A client that sends half a request and hangs up at once does both in one epoll
+ * edge; MHD then reads what came, waits for the next edge, and would notice the end
+ * by its time limit only, half a minute in which the user's places are taken.
+ * Shutting our reading side makes that edge.  A client that only ended its own
+ * sending still gets its answer.
+ */
+static void sweep(struct api *api)
+{
+	uint64_t now = api_now_ms();
+
+	if (now - api->swept_ms < SWEEP_MS)
+		return;
+	api->swept_ms = now;
+	for (struct conn *c = api->conns; c; c = c->next) {
+		struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
+
+		if (c->nudged || poll(&p, 1, 0) != 1 || !(p.revents & (POLLRDHUP | POLLHUP)))
+			continue;
+		shutdown(c->fd, SHUT_RD);
+		c->nudged = true;
+	}
+}
+
 static void arm_timer(struct api *api)
 {
 	uint64_t next = next_deadline(api), now = api_now_ms();
@@ -161,6 +188,8 @@ static void arm_timer(struct api *api)
 
 	if (MHD_get_timeout(api->mhd, &mhd_ms) == MHD_YES)
 		next = MIN(next, now + mhd_ms);
+	if (api->conns)
+		next = MIN(next, api->swept_ms + SWEEP_MS);
 	if (next != UINT64_MAX) {
 		uint64_t ms = next > now ? next - now : 0;
 
@@ -188,6 +217,7 @@ static void run(struct api *api)
 	MHD_UNSIGNED_LONG_LONG ms = 0;
 
 	wake_parked(api);
+	sweep(api);
 	for (int i = 0; i < RUNS_PER_WAKE; i++) {
 		MHD_run(api->mhd);
 		if (MHD_get_timeout(api->mhd, &ms) != MHD_YES || ms)

@@ -9,6 +9,8 @@
 
 struct conn {
 	uid_t uid;
+	int fd;	     /* MHD's */
+	bool nudged; /* see sweep() */
 	struct conn *next, **pprev;
 };
 
@@ -22,6 +24,7 @@ struct api {
 	struct conn *conns;
 	uint32_t nr_conns;
 	struct api_request *parked;
+	uint64_t swept_ms;
 	bool stopping;
 };
 
