@@ -14,10 +14,8 @@ void dedup_table_init(struct dedup_table *t, size_t max_slots)
 
 void dedup_table_deinit(struct dedup_table *t)
 {
-	free(t->keys);
-	free(t->locs);
-	t->keys = NULL;
-	t->locs = NULL;
+	free(t->slots);
+	t->slots = NULL;
 	t->nr_slots = t->nr_used = 0;
 }
 
@@ -32,7 +30,7 @@ static size_t probe(const struct dedup_table *t, uint64_t key)
 {
 	size_t i = slot_of(t, key);
 
-	while (t->keys[i] && t->keys[i] != key)
+	while (t->slots[i].key && t->slots[i].key != key)
 		i = (i + 1) & (t->nr_slots - 1);
 	return i;
 }
@@ -44,27 +42,20 @@ loc_t dedup_table_get(const struct dedup_table *t, uint64_t key)
 	if (!t->nr_slots)
 		return 0;
 	i = probe(t, key);
-	return t->keys[i] ? t->locs[i] : 0;
+	return t->slots[i].key ? t->slots[i].loc : 0;
 }
 
 static bool table_resize(struct dedup_table *t, size_t nr_slots)
 {
 	struct dedup_table bigger = {.nr_slots = nr_slots, .max_slots = t->max_slots};
 
-	bigger.keys = calloc(nr_slots, sizeof(*bigger.keys));
-	bigger.locs = malloc(nr_slots * sizeof(*bigger.locs));
-	if (!bigger.keys || !bigger.locs) {
-		dedup_table_deinit(&bigger);
+	bigger.slots = calloc(nr_slots, sizeof(*bigger.slots));
+	if (!bigger.slots)
 		return false;
-	}
 	for (size_t i = 0; i < t->nr_slots; i++) {
-		size_t to;
-
-		if (!t->keys[i])
+		if (!t->slots[i].key)
 			continue;
-		to = probe(&bigger, t->keys[i]);
-		bigger.keys[to] = t->keys[i];
-		bigger.locs[to] = t->locs[i];
+		bigger.slots[probe(&bigger, t->slots[i].key)] = t->slots[i];
 		bigger.nr_used++;
 	}
 	dedup_table_deinit(t);
@@ -96,16 +87,15 @@ void dedup_table_put(struct dedup_table *t, uint64_t key, loc_t loc)
 	if (!t->nr_slots)
 		return;
 	i = probe(t, key);
-	if (!t->keys[i] && !room) {
+	if (!t->slots[i].key && !room) {
 		i = slot_of(t, key); /* in place of a neighbour; an empty home slot stays so */
-		if (!t->keys[i])
+		if (!t->slots[i].key)
 			return;
 		/* Overwriting keeps probe chains whole, and the key is in its home slot. */
-	} else if (!t->keys[i]) {
+	} else if (!t->slots[i].key) {
 		t->nr_used++;
 	}
-	t->keys[i] = key;
-	t->locs[i] = loc;
+	t->slots[i] = (struct dedup_slot){key, loc};
 }
 
 void dedup_table_filter(struct dedup_table *t, bool (*keep)(void *opaque, loc_t loc), void *opaque)
@@ -113,8 +103,8 @@ void dedup_table_filter(struct dedup_table *t, bool (*keep)(void *opaque, loc_t 
 	struct dedup_table kept = {.max_slots = t->max_slots};
 
 	for (size_t i = 0; i < t->nr_slots; i++)
-		if (t->keys[i] && keep(opaque, t->locs[i]))
-			dedup_table_put(&kept, t->keys[i], t->locs[i]);
+		if (t->slots[i].key && keep(opaque, t->slots[i].loc))
+			dedup_table_put(&kept, t->slots[i].key, t->slots[i].loc);
 	dedup_table_deinit(t);
 	*t = kept;
 }

@@ -17,9 +17,13 @@
 
 #include "include/snapd/format.h"
 
+struct dedup_slot {
+	uint64_t key; /* 0: empty */
+	loc_t loc;
+};
+
 struct dedup_table {
-	uint64_t *keys; /* owned; 0: empty */
-	loc_t *locs;	/* owned */
+	struct dedup_slot *slots; /* owned; one cache line answers most questions */
 	size_t nr_slots, nr_used;
 	size_t max_slots; /* 0: no limit */
 };

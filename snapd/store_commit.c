@@ -456,8 +456,8 @@ static void publish_tails(struct epoch *ep)
 static void publish_duplicates(struct epoch *ep)
 {
 	for (size_t i = 0; i < ep->own.nr_slots; i++)
-		if (ep->own.keys[i])
-			dedup_put(&ep->s->dedup, ep->own.keys[i], ep->own.locs[i]);
+		if (ep->own.slots[i].key)
+			dedup_put(&ep->s->dedup, ep->own.slots[i].key, ep->own.slots[i].loc);
 }
 
 /* While gc runs, it must learn what this epoch refers to; it stays in flight (its
