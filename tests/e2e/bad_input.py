@@ -196,7 +196,7 @@ def full_disk(args, build):
     """A store on a small tmpfs: the epoch fails with the reason, the VM and what is committed stay."""
     with Bench(build) as b:
         os.mkdir(b.store)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "snapd-test", b.store]).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "snapd-test", b.store]).returncode:
             print("full disk: skipped: cannot mount a tmpfs here")
             return
         try:
@@ -212,7 +212,7 @@ def full_disk(args, build):
                 except Failed as e:
                     failed = e
                     break
-            check(failed, "24 MiB never became full")
+            check(failed, "48 MiB never became full")
             check("space" in failed.text.lower() or "full" in failed.text.lower(), f"unclear: {failed.text}")
             for _ in range(20):  # what a failed epoch took is free again: a smaller one may fit
                 p = b.snapctl("snapshot", "guest", "--json", check=False)
