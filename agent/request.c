@@ -41,10 +41,10 @@ static void fail(struct snapd_vm *vm, uint64_t req, const struct err *e)
 
 static void release(struct snapd_vm *vm)
 {
+	slots_freeze(vm, false);
 	if (vm->quiesced && vm->cb.unquiesce)
 		vm->cb.unquiesce(vm->opaque);
 	vm->quiesced = false;
-	slots_freeze(vm, false);
 	if (vm->service_paused)
 		vcpus_release(vm);
 	vm->service_paused = vm->rewriting = vm->loaded = false;
@@ -94,17 +94,18 @@ static int hold(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 	vcpus_hold(vm);
 	r = vcpus_wait_stopped(vm, timeout_ms, e);
 	if (r >= 0) {
-		slots_freeze(vm, true);
 		vm->quiesced = true;
 		r = vm->cb.quiesce ? vm->cb.quiesce(vm->opaque) : 0;
 		if (r < 0)
 			err_errno(e, -r, "the VMM refused to stop its devices");
 	}
-	if (r < 0)
+	if (r < 0) {
 		release(vm);
-	else
-		count(&vm->shm->pauses, 1);
-	return r < 0 ? r : 0;
+		return r;
+	}
+	slots_freeze(vm, true); /* not before: quiesce may wait for who changes slots */
+	count(&vm->shm->pauses, 1);
+	return 0;
 }
 
 /* ---- state out ---- */

@@ -107,8 +107,10 @@ enum snapd_log_level {
  *   unquiesce  go on.
  *   log        one line, no newline; one at a time, from any of the agent's threads.
  *
- * Neither may wait for a thread that may be inside snapd_vm_memslot(): that waits
- * for the end of the pause.
+ * Memslots stand still from quiesce's return to unquiesce: snapd_vm_memslot() then
+ * waits.  Whoever changes slots and memory in steps that belong together must be
+ * waited for in quiesce, and kept from beginning until unquiesce; save, load and
+ * layout must not wait for a thread that may be inside snapd_vm_memslot().
  */
 struct snapd_vm_callbacks {
 	int (*quiesce)(void *opaque);
