@@ -165,7 +165,7 @@ struct snapd_vm {
 	uint32_t page_size, page_shift;
 	int kick_signal;
 	struct snapd_state_writer host; /* "host.*", described once: 0.5 ms, not in a pause */
-	bool zap_all; /* deleting any slot drops every shadow page */
+	bool zap_all;			/* deleting any slot drops every shadow page */
 	uint64_t harvest_min_ns, harvest_max_ns;
 
 	int shm_fd;
