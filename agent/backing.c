@@ -359,6 +359,28 @@ void backing_unplug(struct snapd_vm *vm, const struct view *gone)
 	}
 }
 
+/* Is all of this piece among the `nr` pieces of a snapshot (ascending by home GFN)? */
+static bool is_among(const struct piece *p, const struct state_piece *kept, size_t nr)
+{
+	uint64_t at = p->home_gfn, end = at + p->nr_frames;
+
+	for (size_t i = 0; i < nr && at < end; i++)
+		if (kept[i].home_gfn <= at && at - kept[i].home_gfn < kept[i].nr_pages)
+			at = kept[i].home_gfn + kept[i].nr_pages;
+	return at >= end;
+}
+
+void backing_keep(struct snapd_vm *vm, const struct state_piece *kept, size_t nr)
+{
+	reap(vm); /* as in backing_unplug() */
+	for (size_t i = 0; i < vm->nr_pieces; i++) {
+		struct piece *p = &vm->pieces[i];
+
+		if (!p->gone && !is_shown(vm, p) && !is_among(p, kept, nr))
+			piece_end(vm, p);
+	}
+}
+
 void backing_deinit(struct snapd_vm *vm)
 {
 	for (size_t i = 0; i < vm->nr_blocks; i++)

@@ -296,6 +296,22 @@ static int apply(struct snapd_vm *vm, const struct target *t, uint64_t *cure_ns,
 	return r;
 }
 
+/* Memory that the snapshot does not know, such as a DIMM plugged in since, is no part of
+ * the VM any more: else it would be stored with the next one, and nobody could see it. */
+static int drop_unknown(struct snapd_vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	uint16_t version;
+	const void *data;
+	size_t len;
+
+	if (state_get(r, "pieces", 0, &version, &data, &len) < 0)
+		return err_set(e, E_CORRUPT, "the snapshot has no pieces record");
+	if (version != 1 || len % sizeof(struct state_piece))
+		return err_set(e, ENOTSUP, "pieces record of version %u, %zu bytes", version, len);
+	backing_keep(vm, data, len / sizeof(struct state_piece));
+	return 0;
+}
+
 int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_t *layout_ns,
 		uint64_t *cure_ns, struct err *e)
 {
@@ -310,6 +326,8 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 		same = is_current(vm, &t);
 		ret = apply(vm, &t, cure_ns, e);
 	}
+	if (ret >= 0)
+		ret = drop_unknown(vm, r, e);
 	pthread_mutex_unlock(&vm->slots_lock);
 	if (ret >= 0 && !same && vm->cb.layout)
 		vm->cb.layout(vm->opaque, t.slots, t.nr);

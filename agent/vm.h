@@ -262,6 +262,9 @@ int backing_resolve(struct snapd_vm *vm, const struct snapd_memslot *m, uint32_t
 /* A slot was deleted as GONE: end the pieces that no slot shows any more and that
  * went in whole. */
 void backing_unplug(struct snapd_vm *vm, const struct view *gone);
+/* RAM is what a snapshot's was, whose pieces are `kept`: what is not among them was not
+ * there then, and is given up.  slots_lock held, every vCPU stopped. */
+void backing_keep(struct snapd_vm *vm, const struct state_piece *kept, size_t nr);
 struct piece *piece_of_frame(struct snapd_vm *vm, uint64_t frame);
 struct piece *piece_of_home(struct snapd_vm *vm, uint64_t home_gfn);
 void backing_deinit(struct snapd_vm *vm);

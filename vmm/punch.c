@@ -462,13 +462,18 @@ static void area_set_backing(struct machine *m, struct area *a, const struct sna
 
 void punch_layout(struct machine *m, const struct snapd_memslot *slots, size_t nr)
 {
+	bool dimm = false;
 	struct area *a;
 	uint64_t offset;
 	size_t i;
 
 	for (i = 0; i < nr; i++) {
+		dimm |= slots[i].slot == SLOT_DIMM;
 		a = ram_area_of(m, slots[i].gpa, &offset);
 		if (a)
 			area_set_backing(m, a, &slots[i], offset);
 	}
+	/* It was not there then; the agent has given it up. */
+	if (!dimm)
+		ram_block_destroy(&m->dimm);
 }

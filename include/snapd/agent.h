@@ -103,7 +103,9 @@ enum snapd_log_level {
  *              memory already is what it was.
  *   layout     after a rollback or restore changed the memslots: the VMM's
  *              view, as if it had made these snapd_vm_memslot() calls itself;
- *              `fd` is the agent's own, valid in the call.
+ *              `fd` is the agent's own, valid in the call.  Memory that the
+ *              snapshot does not have (plugged in since) is given up as if by
+ *              SNAPD_SLOT_GONE.
  *   unquiesce  go on.
  *   log        one line, no newline; one at a time, from any of the agent's threads.
  *
