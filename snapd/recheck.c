@@ -7,20 +7,17 @@
  * Left out: pages that are dirty again (devices may write memory while they load),
  * and what runs by itself: clocks, timers' current counts, the host's description.
  */
-#include <linux/kvm.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "snapd/arch/arch.h"
 #include "snapd/state.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm_priv.h"
 
-#define BATCH_PAGES	  1024u
-#define LAPIC_TIMER_COUNT 0x390
-#define MSR_TSC		  0x10
-#define MSR_TSC_DEADLINE  0x6e0
+#define BATCH_PAGES 1024u
 
 /* ---- memory ---- */
 
@@ -131,28 +128,9 @@ static int check_memory(struct vm *vm, struct err *e)
 
 /* ---- state ---- */
 
-static bool same_msrs(const void *a, const void *b, size_t len)
-{
-	const struct kvm_msr_entry *x = a, *y = b;
-
-	for (size_t i = 0; i < len / sizeof(*x); i++)
-		if (x[i].index != y[i].index || (x[i].data != y[i].data && x[i].index != MSR_TSC &&
-						 x[i].index != MSR_TSC_DEADLINE))
-			return false;
-	return true;
-}
-
-static bool same_lapic(const uint8_t *a, const uint8_t *b, size_t len)
-{
-	const size_t at = LAPIC_TIMER_COUNT, after = at + 4;
-
-	return len > after && !memcmp(a, b, at) && !memcmp(a + after, b + after, len - after);
-}
-
 static bool is_left_out(const char *name)
 {
-	return !strncmp(name, "host.", 5) || !strcmp(name, "x86.clock") ||
-	       !strcmp(name, "x86.pit2") || !strcmp(name, "pieces");
+	return !strncmp(name, "host.", 5) || !strcmp(name, "pieces");
 }
 
 static bool same_record(const struct state_record *rec, const struct snapd_state_reader *now)
@@ -166,11 +144,7 @@ static bool same_record(const struct state_record *rec, const struct snapd_state
 	if (state_get(now, rec->name, rec->instance, &version, &data, &len) ||
 	    version != rec->version || len != rec->len_bytes)
 		return false;
-	if (!strcmp(rec->name, "x86.msrs"))
-		return same_msrs(rec + 1, data, len);
-	if (!strcmp(rec->name, "x86.lapic"))
-		return same_lapic((const uint8_t *)(rec + 1), data, len);
-	return !memcmp(rec + 1, data, len);
+	return arch_host()->same(rec->name, rec + 1, data, len);
 }
 
 static int compare_states(const struct goal *g, const void *state, size_t len, struct err *e)

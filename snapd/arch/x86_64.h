@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * x86_64: what its two files share.  x86_64.c saves and loads a VM's state;
- * x86_64_host.c describes the host and judges whether it can run a snapshot.
+ * x86_64: what its files share.  x86_64.c saves and loads a VM's state;
+ * x86_64_host.c describes the host and judges whether it can run a snapshot;
+ * x86_64_same.c compares records.
  */
 #pragma once
 
@@ -17,6 +18,8 @@
 #define X86_RECORD_CPUID   "x86.cpuid"
 #define X86_RECORD_TSC_KHZ "x86.tsc_khz"
 #define X86_RECORD_XSAVE   "x86.xsave"
+
+bool x86_same(const char *name, const void *a, const void *b, size_t len);
 
 /* One CPUID leaf in "x86.cpuid" and "host.x86.cpuid". */
 struct x86_cpuid_entry {
