@@ -60,7 +60,8 @@ int agents_start(struct daemon *d, struct err *e)
 {
 	int fd, err;
 
-	err = unixsock_listen(d->config.agent_socket, SOCK_SEQPACKET, d->config.socket_group, &fd, e);
+	err = unixsock_listen(d->config.agent_socket, SOCK_SEQPACKET, d->config.socket_group, &fd,
+			      e);
 	if (err)
 		return err;
 	agents = (struct agents){.src = {.fd = fd, .fn = on_connection},

@@ -52,7 +52,7 @@ static int parse_level(const char *value, int *ret)
 	};
 
 	for (int i = LOG_LVL_ERR; i <= LOG_LVL_DEBUG; i++) {
-		if (strcmp(value, names[i]))
+		if (strcmp(value, names[i]) != 0)
 			continue;
 		*ret = i;
 		return 0;
@@ -117,7 +117,7 @@ int config_set(struct daemon_config *c, const char *key, const char *value, stru
 		const struct setting *s = &settings[i];
 		void *field = (char *)c + s->offset;
 
-		if (strcmp(s->key, key))
+		if (strcmp(s->key, key) != 0)
 			continue;
 		if (s->kind == TEXT)
 			return set_text(field, value, e);
@@ -142,7 +142,7 @@ static int on_setting(void *arg, const char *section, const char *key, const cha
 {
 	struct from_file *f = arg;
 
-	if (strcmp(section, "snapd") && strcmp(section, "")) {
+	if (strcmp(section, "snapd") != 0 && section[0]) {
 		err_set(f->e, EINVAL, "unknown section [%s]", section);
 		return 0;
 	}

@@ -243,7 +243,7 @@ static int check_snapshot(struct vm *vm, const struct store_snapshot *snap, stru
 	struct store_vm source = {};
 	int err = store_vm_get(vm->d->store, snap->vm, &source, e);
 
-	if (!err && strcmp(source.arch, vm->arch))
+	if (!err && strcmp(source.arch, vm->arch) != 0)
 		err = err_set(e, EINVAL, "the snapshot is of a %s machine, this is %s", source.arch,
 			      vm->arch);
 	if (!err && snap->page_size != vm->mem.page_size)

@@ -179,6 +179,7 @@ static int read_more(struct rollback *r, struct err *e)
 				continue;
 			if (!vm_piece_has_frame(p, page->frame))
 				p = vm_mem_by_frame(&r->vm->mem, page->frame);
+			assert(p); /* check_layout() */
 			page->slot = r->slots_used++;
 			reqs[n++] = (struct page_read){
 				.gfn = p->p.home_gfn + page->frame - p->p.first_frame,
@@ -212,6 +213,7 @@ static void write_part(void *arg)
 
 		if (!vm_piece_has_frame(p, page->frame))
 			p = vm_mem_by_frame(&vm->mem, page->frame);
+		assert(p); /* check_layout() */
 		dst = vm_piece_page(&vm->mem, p, page->frame);
 		if (page->slot == NO_SLOT)
 			memset(dst, 0, page_size);

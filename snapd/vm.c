@@ -582,10 +582,12 @@ json_t *vm_describe(struct vm *vm)
 	struct vm_shm_stats stats = {};
 	const char *running;
 	struct vm_pub pub;
+	json_int_t ram_bytes;
 	uint32_t queued;
 
 	pthread_mutex_lock(&vm->lock);
 	pub = vm->pub;
+	ram_bytes = (json_int_t)pub.ram_frames * pub.page_size;
 	queued = vm->nr_queued;
 	running = vm->running ? job_kind_names[vm->running->kind] : NULL;
 	if (vm->shm.map)
@@ -597,33 +599,22 @@ json_t *vm_describe(struct vm *vm)
 		"name", vm->name, "state", vm_state_names[vm->state], "uid", (int)vm->uid, "pid",
 		(int)vm->pid, "arch", vm->arch, "attached_ns", (json_int_t)vm->attached_ns, "vcpus",
 		(int)pub.nr_vcpus, "ring_entries", (int)pub.ring_entries, "page_size",
-		(int)pub.page_size, "ram_bytes", (json_int_t)(pub.ram_frames * pub.page_size),
-		"dirty_frames", (json_int_t)stats.dirty_frames, "head_snapshot",
-		(json_int_t)pub.head_snapshot, "broken", pub.broken, "point", "timeline",
-		(json_int_t)pub.point.timeline, "epoch", (json_int_t)pub.point.epoch, "snapshots",
-		(json_int_t)pub.snapshots, "failures", (json_int_t)pub.failures, "job", running,
-		"queued", (int)queued, "last_pause", pause_json(&pub.pause), "counters",
-		counters_json(&stats));
+		(int)pub.page_size, "ram_bytes", ram_bytes, "dirty_frames",
+		(json_int_t)stats.dirty_frames, "head_snapshot", (json_int_t)pub.head_snapshot,
+		"broken", pub.broken, "point", "timeline", (json_int_t)pub.point.timeline, "epoch",
+		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
+		(json_int_t)pub.failures, "job", running, "queued", (int)queued, "last_pause",
+		pause_json(&pub.pause), "counters", counters_json(&stats));
 }
 
 json_t *vm_list_json(struct daemon *d, uint32_t uid)
 {
-	struct vm **vms = NULL;
 	json_t *list = json_array();
-	size_t n = 0, i = 0;
 
 	pthread_mutex_lock(&d->vms_lock);
 	for (struct vm *v = d->vms; v; v = v->next)
-		n++;
-	vms = calloc(n + 1, sizeof(*vms));
-	for (struct vm *v = d->vms; vms && v; v = v->next)
 		if (v->claimed && (!uid || v->uid == uid))
-			vms[i++] = vm_ref(v);
+			json_array_append_new(list, vm_describe(v));
 	pthread_mutex_unlock(&d->vms_lock);
-	while (i--) {
-		json_array_append_new(list, vm_describe(vms[i]));
-		vm_unref(vms[i]);
-	}
-	free(vms);
 	return list;
 }

@@ -109,10 +109,10 @@ static struct snapd_point find_point(struct vm *vm)
 	struct vm_base base;
 
 	if (vm_shm_get_base(&vm->shm, &base) || !base.point.timeline ||
-	    memcmp(base.store, store_uuid(vm->d->store), sizeof(base.store)))
+	    memcmp(base.store, store_uuid(vm->d->store), sizeof(base.store)) != 0)
 		return none;
 	if (store_timeline_get(vm->d->store, base.point.timeline, &t, NULL) ||
-	    memcmp(t.vm, vm->id, sizeof(t.vm)))
+	    memcmp(t.vm, vm->id, sizeof(t.vm)) != 0)
 		return none;
 	if (t.head - base.point.epoch > 1) /* unsigned: also when base is ahead */
 		return none;

@@ -58,7 +58,7 @@ int vm_mem_add_block(struct vm_mem *m, const struct snapd_msg_block *msg, int fd
 {
 	_cleanup_fd_ int fd = fd_taken;
 	struct vm_block *b;
-	bool is_tmpfs;
+	bool is_tmpfs = false;
 	void *map;
 	int err;
 
