@@ -80,6 +80,19 @@ static int check_pieces(struct vm *vm, struct goal *g, const struct snapd_state_
 	return err;
 }
 
+/* A VMM that starts each vCPU as it makes it says READY with fewer than there will
+ * be: more may come for a while. */
+static bool may_get_more(struct vm *vm, uint32_t wanted)
+{
+	uint64_t now = now_ns(CLOCK_MONOTONIC);
+
+	if (!(vm->hello.flags & SNAPD_HELLO_RESTORE) || vm->hello.nr_vcpus > wanted)
+		return false;
+	if (!vm->vcpus_until_ns)
+		vm->vcpus_until_ns = now + VM_VCPUS_WAIT_MS * 1000000ull;
+	return now < vm->vcpus_until_ns;
+}
+
 static int check_state(struct vm *vm, struct goal *g, struct err *e)
 {
 	struct snapd_state_reader r;
@@ -88,8 +101,9 @@ static int check_state(struct vm *vm, struct goal *g, struct err *e)
 	if (err)
 		return err;
 	if (count_vcpus(&r) != vm->hello.nr_vcpus)
-		return err_set(e, EINVAL, "the snapshot has %u vCPUs, %s has %u", count_vcpus(&r),
-			       vm->name, vm->hello.nr_vcpus);
+		return err_set(e, may_get_more(vm, count_vcpus(&r)) ? EAGAIN : EINVAL,
+			       "the snapshot has %u vCPUs, %s has %u", count_vcpus(&r), vm->name,
+			       vm->hello.nr_vcpus);
 	return check_pieces(vm, g, &r, e);
 }
 

@@ -269,7 +269,7 @@ int restore_vm(struct vm *vm, struct err *e)
 	restore_deinit(&r);
 	if (err) {
 		/* The agent tries again on any other code: EINVAL says that it is final. */
-		if (e && e->code != -ENOTCONN)
+		if (e && e->code != -ENOTCONN && e->code != -EAGAIN)
 			e->code = -EINVAL;
 		return err;
 	}

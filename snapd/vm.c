@@ -261,6 +261,8 @@ int vm_claim(struct vm *vm, struct pagemap **live, struct snapd_point *at, struc
 
 /* ---- the thread ---- */
 
+#define FEW_VCPUS_LOOK_MS 200
+
 static void handle_message(struct vm *vm)
 {
 	struct err e = {};
@@ -283,14 +285,15 @@ static void serve(struct vm *vm)
 	uint64_t n;
 
 	while (vm->sock >= 0 && !vm->stop) {
-		if (poll(p, 2, -1) < 0 && errno != EINTR)
+		if (poll(p, 2, vm->few_vcpus ? FEW_VCPUS_LOOK_MS : -1) < 0 && errno != EINTR)
 			break;
 		if (p[1].revents)
 			handle_message(vm);
 		if (p[0].revents)
 			(void)!read(vm->event_fd, &n, sizeof(n));
 		run_jobs(vm);
-		if (vm->ready && vm->sock >= 0) { /* told while a job waited */
+		/* told while a job waited; or vCPUs are waited for */
+		if ((vm->ready || vm->few_vcpus) && vm->sock >= 0) {
 			struct err e = {};
 
 			if (vm_on_ready(vm, &e))

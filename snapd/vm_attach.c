@@ -353,6 +353,11 @@ int vm_on_ready(struct vm *vm, struct err *e)
 		return err;
 	if (vm->hello.flags & SNAPD_HELLO_RESTORE) {
 		err = restore_vm(vm, e);
+		vm->few_vcpus = err == -EAGAIN;
+		if (vm->few_vcpus) { /* a later READY will tell of more, or time runs out */
+			err_clear(e);
+			return 0;
+		}
 		if (err)
 			return err;
 		vm->hello.flags &= ~SNAPD_HELLO_RESTORE;

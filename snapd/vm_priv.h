@@ -32,6 +32,7 @@
 #define VM_REQUEST_TIMEOUT_MS 20000
 #define VM_LOAD_TIMEOUT_MS    120000
 #define VM_LINGER_MS	      30000
+#define VM_VCPUS_WAIT_MS      5000 /* a restored VM's vCPUs may be attached one by one */
 
 struct capture;
 
@@ -95,10 +96,12 @@ struct vm {
 	struct vm_mem mem;
 	struct pagemap *live; /* owned; at `point`, with fingerprints */
 	struct snapd_point point;
-	bool told;	      /* first READY seen */
-	bool broken;	      /* a rollback failed half way: only another may run */
-	bool ready;	      /* a READY came and is not acted on */
-	struct gfn_run *gone; /* unplugged since the last epoch; owned */
+	bool told;		 /* first READY seen */
+	bool broken;		 /* a rollback failed half way: only another may run */
+	bool ready;		 /* a READY came and is not acted on */
+	bool few_vcpus;		 /* to be restored, and has fewer vCPUs than the snapshot yet */
+	uint64_t vcpus_until_ns; /* CLOCK_MONOTONIC: no more are waited for; 0: not asked */
+	struct gfn_run *gone;	 /* unplugged since the last epoch; owned */
 	size_t nr_gone;
 	struct capture *capture; /* owned; made at the first epoch */
 	struct staging staging;
