@@ -18,13 +18,13 @@ struct api;
 struct pool;
 
 struct daemon_config {
-	char *store_dir;     /* owned strings */
+	char *store_dir; /* owned strings */
 	char *api_socket;
 	char *agent_socket;
-	char *socket_group;  /* who may connect to either socket, besides root; NULL: all */
+	char *socket_group;	    /* who may connect to either socket, besides root; NULL: all */
 	uint64_t staging_max_bytes; /* per VM, for the pages copied in the pause; default 1 GiB */
 	uint64_t store_max_bytes;   /* 0: no limit */
-	uint32_t segment_bytes;     /* 0: default */
+	uint32_t segment_bytes;	    /* 0: default */
 	uint32_t pause_timeout_ms;  /* default 10000 */
 	uint32_t early_min_frames;  /* early capture only above this; default 4096 */
 	int log_level;
@@ -33,13 +33,13 @@ struct daemon_config {
 struct daemon {
 	struct daemon_config config;
 	struct store *store;
-	struct pool *pool;      /* copying and hashing, for all VMs */
+	struct pool *pool; /* copying and hashing, for all VMs */
 	struct api *api;
 	int epoll_fd;
-	int wake_fd;            /* eventfd: a job changed, a VM came or went */
+	int wake_fd; /* eventfd: a job changed, a VM came or went */
 	_Atomic bool stopping;
 
-	pthread_mutex_t vms_lock; /* vms list, names */
+	pthread_mutex_t vms_lock;   /* vms list, names */
 	pthread_cond_t vms_changed; /* a VM's thread ended, a VM was lost */
 	struct vm *vms;
 

@@ -25,9 +25,9 @@
 #include <stdint.h>
 
 struct gpaset {
-	_Atomic uint64_t *bits;    /* borrowed memory, page aligned */
+	_Atomic uint64_t *bits;	   /* borrowed memory, page aligned */
 	_Atomic uint64_t *summary; /* likewise */
-	uint64_t nr_frames;        /* capacity; a multiple of 4096 */
+	uint64_t nr_frames;	   /* capacity; a multiple of 4096 */
 };
 
 /* Bytes needed for a set of nr_frames (a multiple of 4096), a multiple of 4096. */

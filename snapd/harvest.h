@@ -34,19 +34,19 @@ struct kvm_dirty_gfn;
 
 /* Part of a slot: a run of frames of one piece (see snapd/protocol.h). */
 struct slot_run {
-	uint64_t offset;      /* first page, relative to the slot, in pages */
+	uint64_t offset; /* first page, relative to the slot, in pages */
 	uint64_t nr_frames;
 	uint64_t first_frame; /* bit in the sets */
 };
 
 struct slot_gen {
-	uint64_t generation;     /* unique for the VM's life; 0: entry unused */
+	uint64_t generation; /* unique for the VM's life; 0: entry unused */
 	uint64_t nr_pages;
-	uint32_t nr_runs;        /* 1 for nearly every slot; 0: not tracked (ROM) */
-	bool dead;               /* deleted; entries may still be in rings */
-	uint32_t next_dead;      /* links the dead ones: id + 1; 0: last */
-	uint64_t died_at;        /* value of `pass` when it died */
-	struct slot_run *runs;   /* owned; ascending, covering 0..nr_pages */
+	uint32_t nr_runs;	    /* 1 for nearly every slot; 0: not tracked (ROM) */
+	bool dead;		    /* deleted; entries may still be in rings */
+	uint32_t next_dead;	    /* links the dead ones: id + 1; 0: last */
+	uint64_t died_at;	    /* value of `pass` when it died */
+	struct slot_run *runs;	    /* owned; ascending, covering 0..nr_pages */
 	struct slot_run inline_run; /* where nr_runs is 1, runs points here */
 };
 
@@ -54,11 +54,11 @@ struct slot_gen {
 
 struct slot_table {
 	struct slot_gen *gens[SLOT_TABLE_SPACES]; /* indexed by kernel id; owned */
-	uint32_t nr_ids;                          /* per address space */
-	uint32_t next_id[SLOT_TABLE_SPACES];      /* where to look for a free id */
-	uint32_t first_dead[SLOT_TABLE_SPACES];   /* id + 1; 0: none */
+	uint32_t nr_ids;			  /* per address space */
+	uint32_t next_id[SLOT_TABLE_SPACES];	  /* where to look for a free id */
+	uint32_t first_dead[SLOT_TABLE_SPACES];	  /* id + 1; 0: none */
 	uint64_t next_generation;
-	uint64_t pass;                            /* completed passes */
+	uint64_t pass; /* completed passes */
 };
 
 int slot_table_init(struct slot_table *t, uint32_t nr_ids);
@@ -87,13 +87,13 @@ enum slot_resolve slot_table_resolve(const struct slot_table *t, uint32_t slot, 
 
 struct harvest_ring {
 	struct kvm_dirty_gfn *gfns; /* mapped; shared with the kernel */
-	uint32_t nr;                /* entries, a power of two */
-	uint32_t next;              /* first entry not yet collected, free-running */
+	uint32_t nr;		    /* entries, a power of two */
+	uint32_t next;		    /* first entry not yet collected, free-running */
 };
 
 struct harvest_result {
-	uint64_t collected;  /* entries marked for RESET: the sum RESET must return */
-	uint64_t resolved;   /* frames written out */
+	uint64_t collected; /* entries marked for RESET: the sum RESET must return */
+	uint64_t resolved;  /* frames written out */
 	uint64_t unresolved;
 };
 

@@ -36,11 +36,11 @@ struct epoch;
 
 struct store_config {
 	const char *dir;
-	bool create;            /* make it when it does not exist */
-	bool read_only;         /* beside a running daemon; no lock taken */
+	bool create;		/* make it when it does not exist */
+	bool read_only;		/* beside a running daemon; no lock taken */
 	uint32_t segment_bytes; /* of new segments; 0: default */
-	uint64_t max_bytes;     /* hard limit of segments on disk; 0: none */
-	bool no_prove;          /* bench only: trust hashes */
+	uint64_t max_bytes;	/* hard limit of segments on disk; 0: none */
+	bool no_prove;		/* bench only: trust hashes */
 	/* Tests: as struct writer_config */
 	int (*fault)(void *opaque, int fd, uint64_t offset, size_t len);
 	void *fault_opaque;
@@ -50,7 +50,7 @@ struct store_config {
  * reason says what to run); -EPROTO made by a newer version. */
 int store_open(const struct store_config *config, struct store **ret, struct err *e);
 void store_close(struct store *s);
-const uint8_t *store_uuid(const struct store *s);            /* 16 bytes */
+const uint8_t *store_uuid(const struct store *s); /* 16 bytes */
 const struct page_secret *store_secret(const struct store *s);
 
 /* ---- VMs ---- */
@@ -61,7 +61,7 @@ struct store_vm {
 	char arch[16];
 	uint32_t page_size;
 	uint64_t created_ns; /* CLOCK_REALTIME */
-	char *cmdline;       /* of the last attach, NUL-separated; owned by the struct */
+	char *cmdline;	     /* of the last attach, NUL-separated; owned by the struct */
 	size_t cmdline_len;
 };
 void store_vm_deinit(struct store_vm *vm);
@@ -74,7 +74,7 @@ struct store_timeline {
 	uint64_t id;
 	uint8_t vm[16];
 	struct snapd_point parent; /* {0,0}: starts empty */
-	uint64_t head;             /* last epoch, 0 none yet */
+	uint64_t head;		   /* last epoch, 0 none yet */
 	uint64_t created_ns;
 };
 int store_timeline_create(struct store *s, const uint8_t vm[16], struct snapd_point parent,
@@ -88,10 +88,10 @@ struct epoch_page {
 	struct pageid id;  /* of these bytes */
 };
 struct epoch_stats {
-	uint64_t pages_in;   /* given to epoch_put */
+	uint64_t pages_in; /* given to epoch_put */
 	uint64_t zero, unchanged, duplicate, stored;
-	uint64_t collisions; /* equal hash, other bytes: stored apart */
-	uint64_t read_back;  /* pages read from disk for a proof */
+	uint64_t collisions;	/* equal hash, other bytes: stored apart */
+	uint64_t read_back;	/* pages read from disk for a proof */
 	uint64_t bytes_written; /* to segments, headers and blobs included */
 };
 
@@ -174,11 +174,11 @@ int store_read_pages(struct store_reader *r, struct page_read *reqs, size_t nr, 
 struct store_stats {
 	uint64_t vms, timelines, epochs, snapshots;
 	uint64_t segments, segments_free;
-	uint64_t bytes_on_disk;  /* segments, allocated, and index */
-	uint64_t bytes_used;     /* segments up to their tails */
+	uint64_t bytes_on_disk; /* segments, allocated, and index */
+	uint64_t bytes_used;	/* segments up to their tails */
 	uint64_t bytes_index;
-	uint64_t bytes_logical;  /* sum over snapshots of their RAM, zero pages not counted */
-	uint64_t pages_stored;   /* page records in segments up to their tails */
+	uint64_t bytes_logical; /* sum over snapshots of their RAM, zero pages not counted */
+	uint64_t pages_stored;	/* page records in segments up to their tails */
 	uint64_t dedup_entries;
 };
 int store_get_stats(struct store *s, struct store_stats *ret, struct err *e);

@@ -41,9 +41,9 @@ extern "C" {
 #endif
 
 struct kvm_run;
-struct snapd_vm;           /* opaque; made by snapd_vm_attach() */
-struct snapd_vcpu;         /* opaque; freed with its VM */
-struct snapd_consumer;     /* opaque; a named set of dirty frames of its own */
+struct snapd_vm;	   /* opaque; made by snapd_vm_attach() */
+struct snapd_vcpu;	   /* opaque; freed with its VM */
+struct snapd_consumer;	   /* opaque; a named set of dirty frames of its own */
 struct snapd_state_writer; /* opaque; valid within the save callback */
 struct snapd_state_reader; /* opaque; valid within the load callback */
 
@@ -67,16 +67,16 @@ struct snapd_kvm_ops {
 #define SNAPD_SLOT_READONLY (1u << 0)
 /* With size_bytes = 0: the memory behind the slot is gone for good (hot-unplug),
  * not only out of sight; its pending dirty bits and its identity are dropped. */
-#define SNAPD_SLOT_GONE (1u << 1)
+#define SNAPD_SLOT_GONE	    (1u << 1)
 
 struct snapd_memslot {
-	uint32_t slot;       /* the VMM's id, unique in its address space */
-	uint16_t as_id;      /* KVM address space, 0 unless SMM */
-	uint16_t flags;      /* SNAPD_SLOT_* */
-	uint64_t gpa;        /* bytes, page aligned */
+	uint32_t slot;	     /* the VMM's id, unique in its address space */
+	uint16_t as_id;	     /* KVM address space, 0 unless SMM */
+	uint16_t flags;	     /* SNAPD_SLOT_* */
+	uint64_t gpa;	     /* bytes, page aligned */
 	uint64_t size_bytes; /* 0 deletes the slot */
-	void *hva;           /* the VMM's own MAP_SHARED mapping of fd at fd_offset */
-	int fd;              /* memfd, hugetlbfs or shm file; borrowed, duplicated inside; -1 for ROM */
+	void *hva;	     /* the VMM's own MAP_SHARED mapping of fd at fd_offset */
+	int fd; /* memfd, hugetlbfs or shm file; borrowed, duplicated inside; -1 for ROM */
 	uint32_t reserved;
 	uint64_t fd_offset; /* bytes, page aligned */
 };
@@ -129,24 +129,24 @@ struct snapd_vm_callbacks {
 /* Leave SLOT_ZAP_ALL alone.  By default the agent disables that x86 quirk where
  * KVM allows, so that deleting one slot does not make the whole working set
  * fault and be reported dirty again. */
-#define SNAPD_ATTACH_KEEP_ZAP_QUIRK (1u << 1)
+#define SNAPD_ATTACH_KEEP_ZAP_QUIRK  (1u << 1)
 
 struct snapd_vm_config {
-	uint32_t size_bytes; /* sizeof(struct snapd_vm_config): lets the struct grow */
-	uint32_t flags;      /* SNAPD_ATTACH_* */
-	int kvm_fd;          /* /dev/kvm; borrowed */
-	int vm_fd;           /* from KVM_CREATE_VM, no vCPU made yet; borrowed until detach */
-	const char *name;    /* NULL: $SNAPD_VM_NAME, else "vm-PID" */
-	const char *socket;  /* NULL: $SNAPD_AGENT_SOCKET, else /run/snapd/agent.sock */
-	const char *restore; /* snapshot to start from; NULL: $SNAPD_RESTORE, else none */
-	uint32_t ring_entries; /* per vCPU, a power of two; 0: as many as the kernel allows */
-	int kick_signal;       /* 0: SIGRTMIN + 4.  The agent installs its handler. */
-	uint32_t max_vcpus;    /* 0: 256 */
+	uint32_t size_bytes;	 /* sizeof(struct snapd_vm_config): lets the struct grow */
+	uint32_t flags;		 /* SNAPD_ATTACH_* */
+	int kvm_fd;		 /* /dev/kvm; borrowed */
+	int vm_fd;		 /* from KVM_CREATE_VM, no vCPU made yet; borrowed until detach */
+	const char *name;	 /* NULL: $SNAPD_VM_NAME, else "vm-PID" */
+	const char *socket;	 /* NULL: $SNAPD_AGENT_SOCKET, else /run/snapd/agent.sock */
+	const char *restore;	 /* snapshot to start from; NULL: $SNAPD_RESTORE, else none */
+	uint32_t ring_entries;	 /* per vCPU, a power of two; 0: as many as the kernel allows */
+	int kick_signal;	 /* 0: SIGRTMIN + 4.  The agent installs its handler. */
+	uint32_t max_vcpus;	 /* 0: 256 */
 	uint32_t harvest_min_us; /* pacing of the harvest thread; 0: 1000 */
 	uint32_t harvest_max_us; /* 0: 50000 */
 	const struct snapd_vm_callbacks *callbacks; /* NULL: none; borrowed until detach */
-	void *opaque;                               /* handed to every callback */
-	const struct snapd_kvm_ops *kvm;            /* NULL: the kernel; borrowed until detach */
+	void *opaque;				    /* handed to every callback */
+	const struct snapd_kvm_ops *kvm;	    /* NULL: the kernel; borrowed until detach */
 };
 
 /*
@@ -247,12 +247,12 @@ long snapd_consumer_take(struct snapd_consumer *consumer, uint64_t *gfns, size_t
 /* Figures since attach; all counts monotonic. */
 struct snapd_vm_stats {
 	uint64_t harvested;    /* ring entries collected */
-	uint64_t reset;        /* ring entries given back */
+	uint64_t reset;	       /* ring entries given back */
 	uint64_t published;    /* frames set in the capture set, repeats included */
 	uint64_t ring_full;    /* KVM_EXIT_DIRTY_RING_FULL seen */
 	uint64_t unresolved;   /* entries that named no slot; each made all memory dirty */
 	uint64_t host_marks;   /* frames marked by snapd_vm_mark_dirty() */
-	uint64_t kicks;        /* signals sent to vCPUs */
+	uint64_t kicks;	       /* signals sent to vCPUs */
 	uint64_t pauses;       /* whole-VM pauses */
 	uint64_t reconnects;   /* times the service came (back) */
 	uint64_t slot_changes; /* memslots added or deleted */

@@ -26,16 +26,16 @@
 
 #include "protocol.h" /* struct snapd_point */
 
-#define FMT_BLOCK 4096u
-#define FMT_MAJOR 1u
-#define FMT_MINOR 0u
-#define SEG_MAGIC "SNPSEG01"
+#define FMT_BLOCK	  4096u
+#define FMT_MAJOR	  1u
+#define FMT_MINOR	  0u
+#define SEG_MAGIC	  "SNPSEG01"
 #define SEG_BYTES_DEFAULT (64u << 20)
-#define SEG_BYTES_MIN (2u << 20)
-#define SEG_BYTES_MAX (1u << 30)
-#define BATCH_MAGIC 0x42504e53u /* "SNPB" */
-#define BATCH_BYTES_MAX (1u << 20) /* header and payload */
-#define BATCH_PAGES_MAX 252u       /* 4 KiB pages: header of 2 blocks, 254 blocks in all */
+#define SEG_BYTES_MIN	  (2u << 20)
+#define SEG_BYTES_MAX	  (1u << 30)
+#define BATCH_MAGIC	  0x42504e53u /* "SNPB" */
+#define BATCH_BYTES_MAX	  (1u << 20)  /* header and payload */
+#define BATCH_PAGES_MAX	  252u	      /* 4 KiB pages: header of 2 blocks, 254 blocks in all */
 
 struct seg_super {
 	char magic[8];
@@ -66,34 +66,34 @@ struct batch_ref {
 
 struct batch_header {
 	uint32_t magic;
-	uint16_t version; /* 1 */
-	uint8_t type;       /* enum batch_type */
-	uint8_t page_shift; /* PAGES: 12, 14, 16; else 0 */
-	uint32_t header_bytes; /* a multiple of FMT_BLOCK */
-	uint32_t nr_entries;   /* PAGES: pages; blobs: index of this part, from 0 */
+	uint16_t version;	/* 1 */
+	uint8_t type;		/* enum batch_type */
+	uint8_t page_shift;	/* PAGES: 12, 14, 16; else 0 */
+	uint32_t header_bytes;	/* a multiple of FMT_BLOCK */
+	uint32_t nr_entries;	/* PAGES: pages; blobs: index of this part, from 0 */
 	uint64_t payload_bytes; /* used bytes; the batch takes them rounded up to blocks */
-	uint32_t segment;      /* where this batch believes to be: a misdirected write shows */
+	uint32_t segment;	/* where this batch believes to be: a misdirected write shows */
 	uint32_t block;
-	uint64_t generation;   /* of the segment; else it is left over from an earlier life */
-	uint64_t seq;          /* order of writing, across the store */
+	uint64_t generation; /* of the segment; else it is left over from an earlier life */
+	uint64_t seq;	     /* order of writing, across the store */
 	uint8_t store[16];
 	uint8_t vm[16];
 	struct snapd_point point; /* the epoch it was written for */
-	uint64_t payload_lo;   /* blobs: XXH3-128 (no secret) of this part; PAGES: 0 */
+	uint64_t payload_lo;	  /* blobs: XXH3-128 (no secret) of this part; PAGES: 0 */
 	uint64_t payload_hi;
 	struct batch_ref prev; /* blobs: the part before this one */
-	uint64_t hash;         /* XXH3-64 of the header's bytes, this field taken as 0 */
+	uint64_t hash;	       /* XXH3-64 of the header's bytes, this field taken as 0 */
 };
 static_assert(sizeof(struct batch_header) == 128, "disk format");
 
 enum page_codec {
 	CODEC_RAW = 0, /* offset is a multiple of FMT_BLOCK */
-	/* 1 lz4, 2 zstd: reserved */
+		       /* 1 lz4, 2 zstd: reserved */
 };
 
 struct batch_page {
 	uint64_t id_lo, id_hi; /* struct pageid of the uncompressed bytes */
-	uint64_t gfn;          /* home GFN under which it was first stored */
+	uint64_t gfn;	       /* home GFN under which it was first stored */
 	uint32_t offset;       /* in the payload, bytes */
 	uint32_t len_codec;    /* stored bytes << 8 | enum page_codec */
 };

@@ -29,22 +29,22 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define SNAPD_PROTO_MAJOR 1
-#define SNAPD_PROTO_MINOR 0
-#define SNAPD_MSG_MAX 65536u
-#define SNAPD_NAME_MAX 64u  /* VM names, including the NUL */
+#define SNAPD_PROTO_MAJOR	   1
+#define SNAPD_PROTO_MINOR	   0
+#define SNAPD_MSG_MAX		   65536u
+#define SNAPD_NAME_MAX		   64u /* VM names, including the NUL */
 #define SNAPD_AGENT_SOCKET_DEFAULT "/run/snapd/agent.sock"
-#define SNAPD_API_SOCKET_DEFAULT "/run/snapd/api.sock"
+#define SNAPD_API_SOCKET_DEFAULT   "/run/snapd/api.sock"
 
 enum snapd_msg_type {
 	/* agent → service */
-	SNAPD_MSG_HELLO = 1,   /* + fd of the shared memory file */
-	SNAPD_MSG_BLOCK = 2,   /* + fd of the RAM block */
+	SNAPD_MSG_HELLO = 1, /* + fd of the shared memory file */
+	SNAPD_MSG_BLOCK = 2, /* + fd of the RAM block */
 	SNAPD_MSG_PIECE = 3,
-	SNAPD_MSG_GONE = 4,    /* a piece is gone for good */
-	SNAPD_MSG_READY = 5,   /* blocks and pieces so far are told; may come again */
+	SNAPD_MSG_GONE = 4,  /* a piece is gone for good */
+	SNAPD_MSG_READY = 5, /* blocks and pieces so far are told; may come again */
 	SNAPD_MSG_SYNCED = 6,
-	SNAPD_MSG_PAUSED = 7,  /* + fd of the state (a sealed memfd) */
+	SNAPD_MSG_PAUSED = 7, /* + fd of the state (a sealed memfd) */
 	SNAPD_MSG_LOADED = 8,
 	SNAPD_MSG_RESUMED = 9,
 	SNAPD_MSG_FAILED = 10, /* the request `req` failed; the VM runs as before */
@@ -54,17 +54,17 @@ enum snapd_msg_type {
 	SNAPD_MSG_SYNC = 34,
 	SNAPD_MSG_PAUSE = 35,
 	SNAPD_MSG_REWRITE = 36, /* no answer */
-	SNAPD_MSG_LOAD = 37,    /* + fd of the state */
+	SNAPD_MSG_LOAD = 37,	/* + fd of the state */
 	SNAPD_MSG_RESUME = 38,
 	/* either way */
 	SNAPD_MSG_ERROR = 64,
 };
 
 struct snapd_msg {
-	uint32_t len;  /* bytes, this header included */
-	uint16_t type; /* enum snapd_msg_type */
+	uint32_t len;	/* bytes, this header included */
+	uint16_t type;	/* enum snapd_msg_type */
 	uint16_t flags; /* 0 */
-	uint64_t req;  /* request number; 0 where there is none */
+	uint64_t req;	/* request number; 0 where there is none */
 };
 static_assert(sizeof(struct snapd_msg) == 16, "wire");
 
@@ -81,18 +81,18 @@ struct snapd_msg_hello {
 	struct snapd_msg h;
 	uint16_t major;
 	uint16_t minor;
-	uint32_t flags;      /* SNAPD_HELLO_* */
+	uint32_t flags;	      /* SNAPD_HELLO_* */
 	uint8_t instance[16]; /* random, one per snapd_vm_attach() */
 	char name[SNAPD_NAME_MAX];
-	char arch[16];       /* "x86_64", "aarch64" */
-	uint32_t page_size;  /* bytes; unit of frames */
+	char arch[16];	    /* "x86_64", "aarch64" */
+	uint32_t page_size; /* bytes; unit of frames */
 	uint32_t pid;
-	uint32_t nr_vcpus;   /* attached so far */
+	uint32_t nr_vcpus; /* attached so far */
 	uint32_t ring_entries;
-	uint64_t shm_bytes;  /* size of the shared memory file */
+	uint64_t shm_bytes; /* size of the shared memory file */
 	struct snapd_point rewrite_to;
-	char restore[128];   /* snapshot selector with RESTORE, else "" */
-	char cmdline[4096];  /* /proc/self/cmdline with NULs as they are, for `snapctl restore` */
+	char restore[128];  /* snapshot selector with RESTORE, else "" */
+	char cmdline[4096]; /* /proc/self/cmdline with NULs as they are, for `snapctl restore` */
 	uint32_t cmdline_len;
 	uint32_t reserved;
 };
@@ -100,15 +100,15 @@ struct snapd_msg_hello {
 /* A RAM block.  Sent before the pieces that name it. */
 struct snapd_msg_block {
 	struct snapd_msg h;
-	uint32_t block;      /* index, dense from 0 on each connection */
+	uint32_t block;	     /* index, dense from 0 on each connection */
 	uint32_t page_size;  /* of the file: 4096, or the huge page size */
 	uint64_t size_bytes; /* of the file */
 };
 
 struct snapd_piece {
-	uint32_t piece;       /* index, dense from 0 on each connection; frames and home GFN last */
+	uint32_t piece; /* index, dense from 0 on each connection; frames and home GFN last */
 	uint32_t block;
-	uint64_t block_page;  /* first page within the block, in pages */
+	uint64_t block_page; /* first page within the block, in pages */
 	uint64_t nr_frames;
 	uint64_t home_gfn;    /* store key of the first page */
 	uint64_t first_frame; /* bit of the first page in every set */
@@ -180,11 +180,11 @@ struct snapd_msg_pause {
 };
 struct snapd_msg_paused {
 	struct snapd_msg h;
-	uint64_t state_bytes;  /* 0 with NO_STATE */
+	uint64_t state_bytes; /* 0 with NO_STATE */
 	uint64_t publish_seq;
-	uint64_t stop_ns;      /* request seen → all vCPUs stopped */
-	uint64_t state_ns;     /* vCPU, VM and device state saved */
-	uint64_t harvest_ns;   /* last harvest and publish */
+	uint64_t stop_ns;    /* request seen → all vCPUs stopped */
+	uint64_t state_ns;   /* vCPU, VM and device state saved */
+	uint64_t harvest_ns; /* last harvest and publish */
 };
 
 /* REWRITE: from here on RAM is being changed towards `to`.  Should the service
@@ -235,19 +235,19 @@ struct snapd_msg_resumed {
  * to `dirty` again.  So at every instant dirty ∪ inflight holds every frame that
  * differs from `base`.
  */
-#define SNAPD_SHM_MAGIC 0x314d485344504e53ull /* "SNPDSHM1" */
-#define SNAPD_SHM_FRAMES (1ull << 28)         /* 1 TiB of 4 KiB frames */
+#define SNAPD_SHM_MAGIC	 0x314d485344504e53ull /* "SNPDSHM1" */
+#define SNAPD_SHM_FRAMES (1ull << 28)	       /* 1 TiB of 4 KiB frames */
 
 struct snapd_shm {
 	uint64_t magic;
 	uint32_t major;
 	uint32_t header_bytes;
-	uint64_t nr_frames;    /* capacity of each set */
+	uint64_t nr_frames; /* capacity of each set */
 	uint64_t dirty_off;
 	uint64_t inflight_off;
 	uint64_t total_bytes;
 	/* service writes; read at reconnect */
-	uint8_t store[16];     /* uuid of the store that `base` is a point of */
+	uint8_t store[16]; /* uuid of the store that `base` is a point of */
 	struct snapd_point base;
 	/* agent writes (release), service reads (acquire) */
 	_Alignas(64) _Atomic uint64_t publish_seq;
@@ -261,7 +261,7 @@ struct snapd_shm {
 	_Atomic uint64_t pauses;
 	_Atomic uint64_t reconnects;
 	_Atomic uint64_t slot_changes;
-	_Atomic uint64_t pending;     /* harvested, not yet reset and published */
-	_Atomic uint64_t harvest_ns;  /* spent in harvest + RESET */
+	_Atomic uint64_t pending;    /* harvested, not yet reset and published */
+	_Atomic uint64_t harvest_ns; /* spent in harvest + RESET */
 };
 static_assert(sizeof(struct snapd_shm) <= 4096, "one page");

@@ -25,8 +25,8 @@ static inline void cleanup_free(void *p)
 	free(*(void **)p);
 }
 
-#define _cleanup_(f) __attribute__((cleanup(f)))
-#define _cleanup_fd_ _cleanup_(cleanup_fd)
+#define _cleanup_(f)   __attribute__((cleanup(f)))
+#define _cleanup_fd_   _cleanup_(cleanup_fd)
 #define _cleanup_free_ _cleanup_(cleanup_free)
 
 /* Take the descriptor out of its owning variable. */
@@ -38,25 +38,25 @@ static inline int steal_fd(int *fd)
 	return v;
 }
 
-#define steal_ptr(pp)                                                                              \
-	({                                                                                         \
-		__typeof__(*(pp)) _v = *(pp);                                                      \
-		*(pp) = NULL;                                                                      \
-		_v;                                                                                \
+#define steal_ptr(pp)                         \
+	({                                    \
+		__typeof__(*(pp)) _v = *(pp); \
+		*(pp) = NULL;                 \
+		_v;                           \
 	})
 
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define DIV_ROUND_UP(n, d) (((n) + (d) - 1) / (d))
-#define ALIGN_UP(n, a) (((n) + (a) - 1) / (a) * (a))
-#define MIN(a, b)                                                                                  \
-	({                                                                                         \
-		__typeof__(a) _a = (a);                                                            \
-		__typeof__(b) _b = (b);                                                            \
-		_a < _b ? _a : _b;                                                                 \
+#define ARRAY_SIZE(a)	   (sizeof(a) / sizeof((a)[0]))
+#define DIV_ROUND_UP(n, d) (((n) + (d)-1) / (d))
+#define ALIGN_UP(n, a)	   (((n) + (a)-1) / (a) * (a))
+#define MIN(a, b)                       \
+	({                              \
+		__typeof__(a) _a = (a); \
+		__typeof__(b) _b = (b); \
+		_a < _b ? _a : _b;      \
 	})
-#define MAX(a, b)                                                                                  \
-	({                                                                                         \
-		__typeof__(a) _a = (a);                                                            \
-		__typeof__(b) _b = (b);                                                            \
-		_a > _b ? _a : _b;                                                                 \
+#define MAX(a, b)                       \
+	({                              \
+		__typeof__(a) _a = (a); \
+		__typeof__(b) _b = (b); \
+		_a > _b ? _a : _b;      \
 	})

@@ -17,7 +17,7 @@
 #define E_CORRUPT EUCLEAN
 
 struct err {
-	int code;       /* negative errno, 0 when unset */
+	int code;	/* negative errno, 0 when unset */
 	char text[512]; /* one line, no newline */
 };
 
