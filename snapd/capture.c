@@ -193,13 +193,15 @@ static void copy_chunk(void *arg)
 
 	for (uint32_t i = 0; i < k->nr; i++) {
 		struct epoch_page *p = &k->pages[i];
+		const uint8_t *next = i + 1 < k->nr ? k->src[i + 1] : NULL;
 
 		if (!k->src[i])
 			continue;
 		if (k->staged)
 			p->id = pageid_of(c->secret, k->src[i], c->page_size);
 		else
-			p->id = pageid_copy(c->secret, (void *)p->bytes, k->src[i], c->page_size);
+			p->id = pageid_copy_ahead(c->secret, (void *)p->bytes, k->src[i], next,
+						  c->page_size);
 	}
 }
 
