@@ -297,6 +297,7 @@ static int store_init(struct store *s, const struct store_config *c, struct err 
 	s->direct = true;
 	s->max_idle = (uint32_t)MIN(cpus < 1 ? 2 : cpus + 1, (long)ARRAY_SIZE(s->idle_writers));
 	pthread_mutex_init(&s->segments_lock, NULL);
+	pthread_cond_init(&s->made, NULL);
 	pthread_mutex_init(&s->roots_lock, NULL);
 	dedup_init(&s->dedup, dedup_max());
 	s->dir = strdup(c->dir);
@@ -370,6 +371,7 @@ void store_close(struct store *s)
 	close_fd(s->segments_fd);
 	close_fd(s->dir_fd);
 	close_fd(s->lock_fd); /* last: the lock goes with it */
+	pthread_cond_destroy(&s->made);
 	pthread_mutex_destroy(&s->segments_lock);
 	pthread_mutex_destroy(&s->roots_lock);
 	free(s->gc_refs.bits);

@@ -107,6 +107,15 @@ static int get_buffer(struct appender *a, struct wbuf **ret, struct err *e)
 	return r ? err_errno(e, -r, "writing to segments of %s", a->s->dir) : 0;
 }
 
+/* Half full: the next segment will be needed soon. */
+static void look_ahead(struct appender *a, struct append_seg *x)
+{
+	if (x->followed || x->tail < x->ident.segment_bytes / FMT_BLOCK / 2)
+		return;
+	x->followed = true;
+	seg_reserve_ahead(a->s);
+}
+
 /* Hand a batch of `len` bytes to the writer and move the tail. */
 static int submit(struct appender *a, struct wbuf *buf, uint32_t len, struct err *e)
 {
@@ -120,6 +129,7 @@ static int submit(struct appender *a, struct wbuf *buf, uint32_t len, struct err
 	x->tail += len / FMT_BLOCK;
 	a->bytes_written += len;
 	a->unsynced = true;
+	look_ahead(a, x);
 	return 0;
 }
 

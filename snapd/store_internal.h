@@ -14,6 +14,8 @@
  *
  * Locks, outermost first: roots_lock → segments_lock → LMDB.  segments_lock is
  * held to open files, and for one superblock's first check, not across other I/O.
+ * A thread that makes the next segment lives from seg_reserve_ahead() until it is
+ * done; space_close() waits for it.
  */
 #pragma once
 
@@ -41,6 +43,7 @@ struct seg {
 	bool busy;	/* an epoch appends to it */
 	bool indexed;	/* the index has its record */
 	bool damaged;	/* missing or short: never appended to */
+	bool ready;	/* FREE, and its superblock is durable: nothing to do to append */
 	bool proven;	/* superblock read or written in this process */
 	bool condemned; /* gc drops it: no new reference to its pages */
 	int fd;		/* -1, or open for `users` */
@@ -82,6 +85,10 @@ struct store {
 	uint32_t nr_segs;  /* slots */
 	uint64_t bytes_segments;
 	uint32_t nr_open_fds;
+	bool making_ahead;   /* `maker` is at work */
+	bool has_maker;	     /* `maker` is to be joined */
+	pthread_t maker;     /* makes the next segment before it is needed */
+	pthread_cond_t made; /* making_ahead was cleared */
 	struct writer *idle_writers[64];
 	struct store_reader *idle_readers[64];
 	uint32_t nr_idle_writers, nr_idle_readers, max_idle;
@@ -108,6 +115,8 @@ bool seg_ref(struct store *s, struct seg_refs *refs, loc_t loc);
 /* A segment to append to, marked busy, its file open; superblock durable. */
 int seg_take(struct store *s, struct seg **ret, struct err *e);
 void seg_return(struct store *s, struct seg *seg);
+/* Have a segment made in the background, unless there is one for the next seg_take(). */
+void seg_reserve_ahead(struct store *s);
 /* Open for reading or writing; *ident as of now.  -EUCLEAN when there is none. */
 int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg_ident *ident,
 	     struct err *e);
@@ -140,6 +149,7 @@ struct append_seg {
 	struct seg_ident ident;
 	uint32_t start, tail; /* blocks; start is the committed tail */
 	uint64_t pages;
+	bool followed; /* the next segment was asked for */
 };
 
 struct append_recent {

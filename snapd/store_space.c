@@ -3,13 +3,19 @@
  * Segment files: made, recycled, lent to one epoch at a time, opened for reading.
  *
  *   (none) ──make──► OPEN ──fills up──► SEALED ──gc──► FREE ──recycle──► OPEN
- *                                                        └──► (none)
+ *                     │                                 │ └──► (none)
+ *                     └── returned without a commit ──► FREE, ready ──► OPEN
  *
  * A file counts only once the index has a record of it, which the commit of the
  * first epoch in it makes; files without one are removed at the next start.  A
  * superblock is durable, and the directory entry too, before the first batch is
  * written.  A recycled segment gets a higher generation, so batches of its former
  * life can't be taken for new ones.
+ *
+ * Making a file takes two journal commits, 10 ms and more behind a disk queue that
+ * is kept full.  So when an epoch has filled half of its segment, a thread of its
+ * own makes or recycles the next one ahead, if none is in reserve: it takes one and
+ * returns it, ready.
  *
  * Threads: any.  segments_lock guards all of struct seg; files are opened, and at
  * times made, under it, pages are never read or written under it.  At most
@@ -346,40 +352,59 @@ static int make_segment(struct store *s, struct seg *seg, struct err *e)
 	return r;
 }
 
-/* One with room; else a free one; else a new one. */
-static int pick(struct store *s, struct seg **ret, bool *fresh, struct err *e)
+/* One with room; else a free one, best one that is ready; else NULL. */
+static struct seg *pick(struct store *s)
 {
+	struct seg *found = NULL;
+
 	for (uint32_t i = 0; i < s->nr_segs; i++)
-		if (can_append(s, s->segs[i])) {
-			*ret = s->segs[i];
-			return 0;
-		}
+		if (can_append(s, s->segs[i]))
+			return s->segs[i];
 	for (uint32_t i = 0; i < s->nr_segs; i++) {
 		struct seg *seg = s->segs[i];
 
-		if (seg && seg->state == SEG_FREE && !seg->busy && !seg->users && !seg->damaged) {
-			*ret = seg;
-			return 0;
-		}
+		if (seg && seg->state == SEG_FREE && !seg->busy && !seg->users && !seg->damaged &&
+		    (!found || (seg->ready && !found->ready)))
+			found = seg;
 	}
-	*fresh = true;
-	return reserve(s, ret, e);
+	return found;
+}
+
+/* A segment that whoever needs one next can have at once. */
+static bool has_reserve(const struct store *s)
+{
+	for (uint32_t i = 0; i < s->nr_segs; i++) {
+		const struct seg *seg = s->segs[i];
+
+		if (seg && seg->ready && !seg->busy && !seg->damaged)
+			return true;
+	}
+	return false;
+}
+
+static void make_busy(struct seg *seg)
+{
+	seg->busy = true;
+	if (seg->ready)
+		seg->state = SEG_OPEN;
+	seg->ready = false;
 }
 
 /* Whoever made a segment busy is the only one to change it. */
-int seg_take(struct store *s, struct seg **ret, struct err *e)
+static int take(struct store *s, bool ahead, struct seg **ret, struct err *e)
 {
-	bool fresh = false, recycled;
-	struct seg *seg = NULL;
+	bool fresh, recycled;
+	struct seg *seg;
 	int r;
 
 	pthread_mutex_lock(&s->segments_lock);
-	r = pick(s, &seg, &fresh, e);
-	if (!r && !fresh)
-		r = seg_use(s, seg, e);
+	while (!(seg = pick(s)) && s->making_ahead && !ahead)
+		pthread_cond_wait(&s->made, &s->segments_lock);
+	fresh = !seg;
+	r = fresh ? reserve(s, &seg, e) : seg_use(s, seg, e);
+	recycled = !r && !fresh && seg->state == SEG_FREE && !seg->ready;
 	if (!r)
-		seg->busy = true;
-	recycled = !r && !fresh && seg->state == SEG_FREE;
+		make_busy(seg);
 	pthread_mutex_unlock(&s->segments_lock);
 	if (r)
 		return r;
@@ -401,12 +426,55 @@ int seg_take(struct store *s, struct seg **ret, struct err *e)
 	return r;
 }
 
+int seg_take(struct store *s, struct seg **ret, struct err *e)
+{
+	return take(s, false, ret, e);
+}
+
+/* A failure is not reported: whoever needs the segment will meet it. */
+static void *make_ahead(void *arg)
+{
+	struct store *s = arg;
+	struct seg *seg;
+
+	if (!take(s, true, &seg, NULL))
+		seg_return(s, seg);
+	pthread_mutex_lock(&s->segments_lock);
+	s->making_ahead = false;
+	pthread_cond_broadcast(&s->made);
+	pthread_mutex_unlock(&s->segments_lock);
+	return NULL;
+}
+
+static void space_settle(struct store *s)
+{
+	if (s->has_maker)
+		pthread_join(s->maker, NULL);
+	s->has_maker = false;
+}
+
+void seg_reserve_ahead(struct store *s)
+{
+	scoped_lock(&s->segments_lock);
+
+	/* Injected faults count operations: those of an epoch have to stay in order. */
+	if (s->fault || s->making_ahead || has_reserve(s))
+		return;
+	space_settle(s); /* it has ended, or is about to */
+	s->has_maker = !pthread_create(&s->maker, NULL, make_ahead, s);
+	s->making_ahead = s->has_maker;
+}
+
 void seg_return(struct store *s, struct seg *seg)
 {
 	scoped_lock(&s->segments_lock);
 	assert(seg->busy && seg->users);
 	seg->busy = false;
 	seg->users--;
+	if (seg->tail == 1) { /* nothing in it counts */
+		seg->state = SEG_FREE;
+		seg->ready = true;
+	}
 }
 
 void seg_drop(struct store *s, struct seg *seg)
@@ -526,6 +594,7 @@ int space_recover(struct store *s, struct err *e)
 
 void space_close(struct store *s)
 {
+	space_settle(s);
 	for (uint32_t i = 0; i < s->nr_segs; i++) {
 		struct seg *seg = s->segs[i];
 
