@@ -45,6 +45,12 @@ loc_t dedup_table_get(const struct dedup_table *t, uint64_t key)
 	return t->slots[i].key ? t->slots[i].loc : 0;
 }
 
+void dedup_table_prefetch(const struct dedup_table *t, uint64_t key)
+{
+	if (t->nr_slots)
+		__builtin_prefetch(&t->slots[slot_of(t, key)]);
+}
+
 static bool table_resize(struct dedup_table *t, size_t nr_slots)
 {
 	struct dedup_table bigger = {.nr_slots = nr_slots, .max_slots = t->max_slots};
@@ -146,6 +152,15 @@ loc_t dedup_get(struct dedup *d, uint64_t key)
 	loc = dedup_table_get(&s->table, key);
 	pthread_mutex_unlock(&s->lock);
 	return loc;
+}
+
+void dedup_prefetch(struct dedup *d, uint64_t key)
+{
+	struct dedup_shard *s = shard_of(d, key);
+
+	pthread_mutex_lock(&s->lock);
+	dedup_table_prefetch(&s->table, key);
+	pthread_mutex_unlock(&s->lock);
 }
 
 void dedup_put(struct dedup *d, uint64_t key, loc_t loc)

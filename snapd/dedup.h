@@ -32,6 +32,8 @@ void dedup_table_init(struct dedup_table *t, size_t max_slots);
 void dedup_table_deinit(struct dedup_table *t);
 /* LOC_NONE (0) when there is none. */
 loc_t dedup_table_get(const struct dedup_table *t, uint64_t key);
+/* Memory begins to fetch what get and put of this key will look at. */
+void dedup_table_prefetch(const struct dedup_table *t, uint64_t key);
 /* Replaces an entry of the same key.  Out of memory: the entry is dropped. */
 void dedup_table_put(struct dedup_table *t, uint64_t key, loc_t loc);
 /* Keep only entries for which keep() says so. */
@@ -49,6 +51,7 @@ struct dedup {
 void dedup_init(struct dedup *d, size_t max_entries);
 void dedup_deinit(struct dedup *d);
 loc_t dedup_get(struct dedup *d, uint64_t key);
+void dedup_prefetch(struct dedup *d, uint64_t key);
 void dedup_put(struct dedup *d, uint64_t key, loc_t loc);
 void dedup_filter(struct dedup *d, bool (*keep)(void *opaque, loc_t loc), void *opaque);
 uint64_t dedup_nr(struct dedup *d);

@@ -30,6 +30,8 @@
 #include "snapd/manifest.h"
 #include "snapd/util/log.h"
 
+#define PREFETCH_PAGES 8u /* ahead of the page that is put */
+
 /* ---- begin and end ---- */
 
 static int load_parent(struct epoch *ep, uint64_t timeline, struct err *e)
@@ -418,13 +420,29 @@ static int put_page(struct epoch *ep, const struct epoch_page *given, struct err
 	return prover_full(&ep->prover) ? epoch_settle(ep, e) : 0;
 }
 
+/* Each look into the tables of hashes is a cache miss, or two; a few at once cost as
+ * much as one. */
+static void prefetch(struct epoch *ep, const struct epoch_page *page)
+{
+	uint64_t key = own_key(ep, page->id);
+
+	if (pageid_is_zero(page->id))
+		return;
+	dedup_table_prefetch(&ep->own, key);
+	dedup_prefetch(&ep->s->dedup, key);
+}
+
 int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
 {
 	int r = ep->failed;
 
 	if (r)
 		return err_set(e, -r, "this epoch has failed before");
+	for (size_t i = 0; i < MIN(nr, (size_t)PREFETCH_PAGES); i++)
+		prefetch(ep, &pages[i]);
 	for (size_t i = 0; !r && i < nr; i++) {
+		if (i + PREFETCH_PAGES < nr)
+			prefetch(ep, &pages[i + PREFETCH_PAGES]);
 		if (pages[i].gfn >= MANIFEST_GFN_MAX)
 			r = err_set(e, EINVAL, "frame %#llx is out of range",
 				    (unsigned long long)pages[i].gfn);
