@@ -168,7 +168,7 @@ int api_body_keys(struct api_request *req, const char *const *keys)
 	{
 		const char *const *k = keys;
 
-		while (*k && strcmp(*k, key))
+		while (*k && strcmp(*k, key) != 0)
 			k++;
 		if (!*k)
 			return err_set(&req->err, EINVAL, "unknown key \"%.40s\" in the request",
@@ -191,7 +191,7 @@ static bool match(const char *pattern, const char *url, const char *seg[], size_
 				return false;
 			seg[n] = url;
 			seg_len[n++] = ul;
-		} else if (pl != ul || memcmp(pattern, url, pl)) {
+		} else if (pl != ul || memcmp(pattern, url, pl) != 0) {
 			return false;
 		}
 		pattern += pl;
@@ -213,7 +213,7 @@ static int find_route(struct api_request *req, const char *method, const char *u
 
 		if (!match(r->path, url, seg, seg_len))
 			continue;
-		if (strcmp(r->method, method)) {
+		if (strcmp(r->method, method) != 0) {
 			snprintf(allow + strlen(allow), sizeof(allow) - strlen(allow), "%s%s",
 				 *allow ? ", " : "", r->method);
 			continue;
@@ -337,7 +337,7 @@ static enum MHD_Result collect_body(struct api_request *req, const char *data, s
 
 static int parse_body(struct api_request *req)
 {
-	json_error_t je;
+	json_error_t je = {0};
 
 	if (!req->body_len)
 		req->json = json_object();

@@ -42,7 +42,7 @@ int api_get_snapshots(struct api_request *req)
 	for (size_t i = 0; i < nr; i++) {
 		if (req->view && list[i].uid != req->view)
 			continue;
-		if (vm && strcmp(vm, list[i].vm_name))
+		if (vm && strcmp(vm, list[i].vm_name) != 0)
 			continue;
 		json_array_append_new(out, snapshot_json(&list[i]));
 	}

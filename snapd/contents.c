@@ -95,6 +95,6 @@ int contents_next(struct contents_walk *w, uint64_t *gfn, loc_t *loc, struct err
 	if (loc_kind(*loc) == LOC_NONE)
 		return err_set(e, E_CORRUPT, "snapshot %s@%llu: no page is recorded for GPA 0x%llx",
 			       c->snap.vm_name, (unsigned long long)c->snap.id,
-			       (unsigned long long)(*gfn * c->snap.page_size));
+			       (unsigned long long)*gfn * c->snap.page_size);
 	return 1;
 }

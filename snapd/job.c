@@ -289,7 +289,7 @@ static void finish(struct job *job, int rc, const struct err *e)
 		job->err = *e;
 		job->err.code = rc;
 		if (!e->code)
-			strcpy(job->err.text, strerror(-rc));
+			snprintf(job->err.text, sizeof(job->err.text), "%s", strerror(-rc));
 		err_ascii(&job->err);
 	}
 	end_locked(job, rc >= 0 ? JOB_DONE : rc == -ECANCELED ? JOB_CANCELLED : JOB_FAILED);

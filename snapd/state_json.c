@@ -143,7 +143,7 @@ int state_job(struct job *job, struct err *e)
 		return rc;
 	o = json_pack("{ss so so* sI so}", "format", "snapd-state-1", "snapshot",
 		      snapshot_json(&c.snap), "vm", snapshot_vm_json(d->store, &c.snap),
-		      "ram_bytes", (json_int_t)(c.nr_pages * c.snap.page_size), "records",
+		      "ram_bytes", (json_int_t)c.nr_pages * c.snap.page_size, "records",
 		      records_json(&c.reader, t->with_payload));
 	t->text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
 	json_decref(o);

@@ -9,6 +9,7 @@
  */
 #include "snapd/transfer.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -436,8 +437,8 @@ static int open_epoch(struct importer *m, struct err *e)
 
 	if (!rc)
 		rc = join_cmdline(m, &vm, e);
-	strcpy(vm.name, m->vm);
-	strcpy(vm.arch, m->arch);
+	snprintf(vm.name, sizeof(vm.name), "%s", m->vm);
+	snprintf(vm.arch, sizeof(vm.arch), "%s", m->arch);
 	if (!rc)
 		rc = store_vm_register(m->store, &vm, e);
 	if (!rc)
@@ -452,6 +453,7 @@ static int open_epoch(struct importer *m, struct err *e)
 
 static int prepare_pages(struct importer *m, struct err *e)
 {
+	assert(m->page_size); /* parse_header() */
 	m->batch_max = 4 * XFER_EXTENT_MAX / m->page_size;
 	m->bytes = aligned_alloc(4096, XFER_EXTENT_MAX);
 	m->zero = aligned_alloc(4096, m->page_size);
@@ -533,7 +535,7 @@ static int import_extent(struct importer *m, const struct xfer_extent *x, struct
 			return err_set(e, EINVAL,
 				       "import: the page at 0x%llx comes out of order or is not "
 				       "in the RAM that the state describes",
-				       (unsigned long long)(gfn * m->page_size));
+				       (unsigned long long)gfn * m->page_size);
 		rc = import_page(m, e);
 	}
 	return rc;

@@ -19,7 +19,7 @@ static int address(const char *path, struct sockaddr_un *un, struct err *e)
 	if (strlen(path) >= sizeof(un->sun_path))
 		return err_set(e, EINVAL, "%s: a socket's path has at most %zu bytes", path,
 			       sizeof(un->sun_path) - 1);
-	strcpy(un->sun_path, path);
+	memcpy(un->sun_path, path, strlen(path));
 	return 0;
 }
 

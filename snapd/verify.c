@@ -206,7 +206,7 @@ int verify_job(struct job *job, struct err *e)
 		return rc;
 	job->result = json_pack("{sI sI sI sI sI}", "snapshot", (json_int_t)id, "pages",
 				(json_int_t)v.c.nr_pages, "bytes",
-				(json_int_t)(v.c.nr_pages * v.c.snap.page_size), "zero",
+				(json_int_t)v.c.nr_pages * v.c.snap.page_size, "zero",
 				(json_int_t)v.nr_zero, "stored", (json_int_t)v.nr_stored);
 	if (!job->result)
 		return err_errno(e, ENOMEM, "verify");
@@ -225,8 +225,8 @@ static size_t add_ranges(json_t *ranges, const uint64_t *gfns, size_t nr, uint32
 			;
 		if (nr_ranges++ < DIFF_RANGES_MAX)
 			json_array_append_new(ranges,
-					      json_pack("[II]", (json_int_t)(gfns[i] * page_size),
-							(json_int_t)(n * page_size)));
+					      json_pack("[II]", (json_int_t)gfns[i] * page_size,
+							(json_int_t)n * page_size));
 	}
 	return nr_ranges;
 }
@@ -254,7 +254,7 @@ int diff_job(struct job *job, struct err *e)
 	nr_ranges = add_ranges(ranges, gfns, nr, a.snap.page_size);
 	job->result = json_pack("{sI sI sI sI sI so sb}", "a", (json_int_t)id_a, "b",
 				(json_int_t)id_b, "pages", (json_int_t)nr, "bytes",
-				(json_int_t)(nr * a.snap.page_size), "nr_ranges",
+				(json_int_t)nr * a.snap.page_size, "nr_ranges",
 				(json_int_t)nr_ranges, "ranges", ranges, "truncated",
 				nr_ranges > DIFF_RANGES_MAX);
 	return job->result ? 0 : err_errno(e, ENOMEM, "diff");

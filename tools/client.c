@@ -82,7 +82,7 @@ static int set_url(struct request *r, const char *fmt, const char *value1, const
 	_cleanup_free_ char *v1 = value1 ? url_escape(value1) : NULL;
 	_cleanup_free_ char *v2 = value2 ? url_escape(value2) : NULL;
 	_cleanup_free_ char *url = NULL;
-	const char *values[] = {v1, v2};
+	const char *values[] = {v1 ? v1 : "", v2 ? v2 : ""};
 	size_t len, n = 0;
 	FILE *f = open_memstream(&url, &len);
 
@@ -90,10 +90,12 @@ static int set_url(struct request *r, const char *fmt, const char *value1, const
 		return fail(EXIT_FAILED, "out of memory");
 	fputs("http://snapd", f);
 	for (const char *p = fmt; *p; p++)
-		if (*p == '%' && p[1] == 's')
-			p++, fputs(values[n++], f);
-		else
+		if (*p == '%' && p[1] == 's' && n < ARRAY_SIZE(values)) {
+			fputs(values[n++], f);
+			p++;
+		} else {
 			fputc(*p, f);
+		}
 	fclose(f);
 	curl_easy_setopt(r->curl, CURLOPT_URL, url);
 	return 0;
@@ -247,7 +249,7 @@ static bool ended(json_t *job)
 {
 	const char *state = job_text(job, "state");
 
-	return strcmp(state, "queued") && strcmp(state, "running");
+	return strcmp(state, "queued") != 0 && strcmp(state, "running") != 0;
 }
 
 /* *job is replaced by what the job has become. */

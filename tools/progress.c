@@ -75,7 +75,7 @@ void progress_show(const struct args *a, const char *what, uint64_t done, uint64
 	if (a->no_progress || !isatty(STDERR_FILENO))
 		return;
 	now = now_ms();
-	if (strcmp(what, line.what) || done < line.start_done) {
+	if (strcmp(what, line.what) != 0 || done < line.start_done) {
 		snprintf(line.what, sizeof(line.what), "%s", what);
 		line.start_ms = now;
 		line.start_done = done;

@@ -68,7 +68,7 @@ static int open_files(struct importing *m)
 	m->state = json_load_file(m->json_path, JSON_REJECT_DUPLICATES, &je);
 	if (!m->state)
 		return fail(EXIT_CORRUPT, "%s: line %d: %s", m->json_path, je.line, je.text);
-	if (strcmp(get_text(m->state, "format"), "snapd-state-1"))
+	if (strcmp(get_text(m->state, "format"), "snapd-state-1") != 0)
 		return fail(EXIT_CORRUPT, "%s is not what snapctl export writes", m->json_path);
 	m->fd = open(m->path, O_RDONLY | O_CLOEXEC);
 	if (m->fd < 0 || fstat(m->fd, &st))
@@ -244,9 +244,9 @@ int verb_import(const struct args *a)
 {
 	_cleanup_(cleanup_importing) struct importing m = {.path = a->pos[0], .fd = -1};
 	_cleanup_(cleanup_json) json_t *answer = NULL;
-	const void *blob;
+	const void *blob = NULL;
 	json_t *result;
-	size_t len;
+	size_t len = 0;
 	int rc;
 
 	if (state_writer_init(&m.blob))

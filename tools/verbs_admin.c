@@ -37,7 +37,7 @@ static int store_stats(const struct args *a)
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		uint64_t v = get_u64(o, rows[i].key);
 
-		if (v || strcmp(rows[i].key, "bytes_limit"))
+		if (v || strcmp(rows[i].key, "bytes_limit") != 0)
 			printf("%-20s %10s\n", rows[i].label,
 			       human_amount(text, sizeof(text), v, rows[i].bytes));
 	}

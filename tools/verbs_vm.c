@@ -132,8 +132,10 @@ static int print_command(char **argv)
 	static const char *const env[] = {"SNAPD_RESTORE", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(env); i++) {
+		const char *value = getenv(env[i]);
+
 		printf("%s=", env[i]);
-		print_quoted(getenv(env[i]));
+		print_quoted(value ? value : "");
 		putchar(' ');
 	}
 	for (int i = 0; argv[i]; i++) {
