@@ -12,7 +12,8 @@
  * slots: any slot, where KVM still zaps everything then; otherwise each slot that
  * may hold page tables, since KVM then drops the shadow pages of that slot only.
  * (madvise(MADV_DONTNEED) on the RAM mapping drops leaf entries only; an upper
- * level that points to the shadow of another table survives it.)
+ * level that points to the shadow of another table survives it.)  Where the hardware
+ * walks the guest's tables itself there is nothing to cure (arch_ops.shadows).
  */
 #include "agent/vm.h"
 
@@ -283,12 +284,13 @@ static bool is_current(struct snapd_vm *vm, const struct target *t)
 	return vm->nr_views == t->nr;
 }
 
-static int apply(struct snapd_vm *vm, const struct target *t, uint64_t *cure_ns, struct err *e)
+static int apply(struct snapd_vm *vm, const struct target *t, bool cure, uint64_t *cure_ns,
+		 struct err *e)
 {
 	uint64_t begin = now_ns();
-	int r = delete_views(vm, vm->zap_all ? t : NULL, e);
+	int r = delete_views(vm, cure && !vm->zap_all ? NULL : t, e);
 
-	if (!r && vm->zap_all)
+	if (!r && cure && vm->zap_all)
 		r = shadow_zap_all(vm, e);
 	if (r >= 0)
 		r = add_missing(vm, t, e);
@@ -324,7 +326,7 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 	ret = target_read(vm, r, &t, e);
 	if (ret >= 0) {
 		same = is_current(vm, &t);
-		ret = apply(vm, &t, cure_ns, e);
+		ret = apply(vm, &t, vm->arch->shadows(&vm->kvm, r), cure_ns, e);
 	}
 	if (ret >= 0)
 		ret = drop_unknown(vm, r, e);

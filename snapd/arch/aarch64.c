@@ -324,6 +324,12 @@ static bool arm_same(const char *name, const void *a, const void *b, size_t len)
 	return strcmp(name, "arm64.regs") ? !memcmp(a, b, len) : same_regs(a, b, len);
 }
 
+/* Stage 2 is walked beside the guest's own tables; this code saves no nested state. */
+static bool arm_shadows(const struct arch_vm *vm, const struct snapd_state_reader *r)
+{
+	return false;
+}
+
 const struct arch_ops arch_aarch64 = {
 	.name = "aarch64",
 	.address_spaces = 1,
@@ -334,5 +340,6 @@ const struct arch_ops arch_aarch64 = {
 	.vm_load = arm_vm_load,
 	.vcpu_save = arm_vcpu_save,
 	.vcpu_load = arm_vcpu_load,
+	.shadows = arm_shadows,
 	.same = arm_same,
 };

@@ -50,6 +50,10 @@ struct arch_ops {
 			 struct snapd_state_writer *w, struct err *e);
 	int (*vcpu_load)(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
 			 const struct snapd_state_reader *r, struct err *e);
+	/* Does KVM translate through tables made from the guest's own, so that rewriting
+	 * guest memory behind its back leaves stale ones?  False where the hardware walks
+	 * the guest's tables itself (EPT, NPT, stage 2) and the guest has no nested VMs. */
+	bool (*shadows)(const struct arch_vm *vm, const struct snapd_state_reader *r);
 	/* Do two payloads of one record, of equal length, mean the same state?  What runs
 	 * by itself (clocks, current timer counts) is left out. */
 	bool (*same)(const char *name, const void *a, const void *b, size_t len_bytes);

@@ -863,5 +863,6 @@ const struct arch_ops arch_x86_64 = {
 	.vm_load = x86_vm_load,
 	.vcpu_save = x86_vcpu_save,
 	.vcpu_load = x86_vcpu_load,
+	.shadows = x86_shadows,
 	.same = x86_same,
 };

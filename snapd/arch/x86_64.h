@@ -19,6 +19,7 @@
 #define X86_RECORD_TSC_KHZ "x86.tsc_khz"
 #define X86_RECORD_XSAVE   "x86.xsave"
 
+bool x86_shadows(const struct arch_vm *vm, const struct snapd_state_reader *r);
 bool x86_same(const char *name, const void *a, const void *b, size_t len);
 
 /* One CPUID leaf in "x86.cpuid" and "host.x86.cpuid". */

@@ -16,9 +16,11 @@
 #include "snapd/arch/x86_64.h"
 
 #include <cpuid.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "snapd/arch/host.h"
 #include "snapd/util/cleanup.h"
@@ -425,4 +427,40 @@ int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *re
 			warn_tsc(vm, rec);
 	}
 	return r;
+}
+
+/* ---- shadow paging ---- */
+
+static bool parameter_on(const char *path)
+{
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char c;
+
+	return fd >= 0 && read(fd, &c, 1) == 1 && (c == 'Y' || c == '1');
+}
+
+/* VMX or SVM shown to the guest: its own guests' tables are shadowed. */
+static bool may_nest(const struct snapd_state_reader *r)
+{
+	const struct x86_cpuid_entry *vmx, *svm;
+	struct cpuid c;
+	const void *data;
+	uint16_t version;
+	size_t len;
+
+	if (state_get(r, X86_RECORD_CPUID, 0, &version, &data, &len) ||
+	    cpuid_of(X86_RECORD_CPUID, version, data, len, &c, NULL))
+		return true;
+	vmx = entry_find(c.entries, c.nr, 0x1, 0);
+	svm = entry_find(c.entries, c.nr, 0x80000001, 0);
+	return (vmx && vmx->ecx & BIT32(5)) || (svm && svm->ecx & BIT32(2));
+}
+
+/* What the module says; a KVM of another make, or one in a sandbox without sysfs, is
+ * taken to shadow: the cure costs time, its absence corrupts guests. */
+bool x86_shadows(const struct arch_vm *vm, const struct snapd_state_reader *r)
+{
+	return !(parameter_on("/sys/module/kvm_intel/parameters/ept") ||
+		 parameter_on("/sys/module/kvm_amd/parameters/npt")) ||
+	       may_nest(r);
 }
