@@ -142,7 +142,7 @@ class Campaign:
             self.rng.choices(fns, weights)[0]()
             if self.rng.random() < 0.3:
                 time.sleep(self.rng.random() * 0.01)
-        if self.counts["epochs"] < a.epochs and not a.expect_miss:
+        if self.counts["epochs"] < (a.at_least or a.epochs) and not a.expect_miss:
             raise RuntimeError(f"only {self.counts['epochs']} of {a.epochs} epochs in {a.limit} s")
         self.stats = self.b.vm_info("guest")
         try:
@@ -158,6 +158,7 @@ def main():
     p.add_argument("--accel", default="kvm", choices=["kvm", "sim"])
     p.add_argument("--epochs", type=int, default=200)
     p.add_argument("--limit", type=float, default=300, help="seconds")
+    p.add_argument("--at-least", type=int, default=0, help="epochs in that time (default: all of them)")
     p.add_argument("--seed", type=int)
     p.add_argument("--mem", default="16M")
     p.add_argument("--vcpus", default="2")
