@@ -163,6 +163,8 @@ int machine_start(struct machine *m)
 		rc = device_start(m);
 	if (rc == 0)
 		rc = punch_start(m);
+	if (rc == 0)
+		rc = epochs_start(m);
 	if (rc)
 		fprintf(stderr, "snapvm: cannot start threads: %s\n", strerror(-rc));
 	return rc;
@@ -176,6 +178,7 @@ void machine_stop(struct machine *m)
 	atomic_store(&m->stopping, true);
 	punch_stop(m);
 	device_stop(m);
+	epochs_stop(m);
 	if (m->agent)
 		snapd_vm_stop(m->agent);
 	for (i = 0; i < m->opt->nr_vcpus; i++)
@@ -195,6 +198,7 @@ void machine_destroy(struct machine *m)
 	ram_destroy(m);
 	free(m->puncher);
 	free(m->device);
+	free(m->epochs);
 	pthread_mutex_destroy(&m->fail_lock);
 	pthread_mutex_destroy(&m->write_lock);
 }

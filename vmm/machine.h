@@ -65,6 +65,7 @@ struct vcpu {
 
 struct puncher;
 struct device;
+struct epochs;
 struct simkvm;
 
 struct machine {
@@ -91,6 +92,7 @@ struct machine {
 
 	struct puncher *puncher;
 	struct device *device;
+	struct epochs *epochs;
 };
 
 /* machine.c */
@@ -154,6 +156,11 @@ void device_stop(struct machine *m);
 uint64_t device_writes(struct machine *m);
 int device_save(struct machine *m, struct snapd_state_writer *w);
 int device_load(struct machine *m, const struct snapd_state_reader *r);
+
+/* epochs.c */
+int epochs_start(struct machine *m); /* nothing to do without --epoch-ms */
+void epochs_stop(struct machine *m);
+void epochs_get(struct machine *m, uint64_t *nr, uint64_t *pages);
 
 /* digest.c: SHA-256 over all RAM, as snapd/verify.h defines it. */
 int digest_save(struct machine *m, struct snapd_state_writer *w);

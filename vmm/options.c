@@ -36,6 +36,7 @@ static const char help_text[] =
 	"kvm      --accel A         kvm or sim (default kvm)\n"
 	"         --ring N          dirty ring entries per vCPU (default: the most there are)\n"
 	"         --harvest-us N    slowest harvest interval (default: the agent's)\n"
+	"         --epoch-ms N      look at dirty pages every N ms, as a display would\n"
 	"         --no-log          no dirty logging at all, for comparing speed\n"
 	"snapd    --name NAME       of the VM (default vm-PID)\n"
 	"         --socket PATH     of the service (default $SNAPD_AGENT_SOCKET)\n"
@@ -68,6 +69,7 @@ enum option_id {
 	OPT_ACCEL,
 	OPT_RING,
 	OPT_HARVEST,
+	OPT_EPOCH,
 	OPT_PLAIN,
 	OPT_NO_LOG,
 	OPT_NAME,
@@ -101,6 +103,7 @@ static const struct option long_options[] = {
 	{"accel", required_argument, NULL, OPT_ACCEL},
 	{"ring", required_argument, NULL, OPT_RING},
 	{"harvest-us", required_argument, NULL, OPT_HARVEST},
+	{"epoch-ms", required_argument, NULL, OPT_EPOCH},
 	{"plain", no_argument, NULL, OPT_PLAIN},
 	{"no-log", no_argument, NULL, OPT_NO_LOG},
 	{"name", required_argument, NULL, OPT_NAME},
@@ -284,6 +287,8 @@ static int parse_vmm_option(struct options *opt, int c)
 		return parse_u32("ring", optarg, 256, 65536, &opt->ring_entries);
 	case OPT_HARVEST:
 		return parse_u32("harvest-us", optarg, 1, 60000000, &opt->harvest_us);
+	case OPT_EPOCH:
+		return parse_u32("epoch-ms", optarg, 0, 3600000, &opt->epoch_ms);
 	case OPT_DURATION:
 		return parse_double("duration", optarg, 1e9, &opt->duration_s);
 	default:

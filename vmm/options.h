@@ -42,6 +42,7 @@ struct options {
 	uint32_t punch_patterns; /* bit enum punch_pattern */
 	bool punch_paused;
 	double device_rate;  /* pages per second, 0: no device */
+	uint32_t epoch_ms;   /* between two emptyings of a set of dirty pages, 0: none */
 	uint32_t harvest_us; /* slowest harvest, 0: the agent's own */
 	bool digest;
 	bool sim;

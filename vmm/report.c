@@ -80,6 +80,7 @@ static void put_agent(FILE *f, struct machine *m)
 static void put_json(FILE *f, struct machine *m, double seconds)
 {
 	struct totals t = add_up(m);
+	uint64_t epochs, pages;
 
 	fprintf(f, "{\"pid\":%d,\"name\":", (int)getpid());
 	put_string(f, m->opt->name ? m->opt->name : "");
@@ -91,6 +92,8 @@ static void put_json(FILE *f, struct machine *m, double seconds)
 		",\"hole_loads\":%" PRIu64 ",\"hole_stores\":%" PRIu64,
 		t.verified, t.device_ok, device_writes(m), t.hole_loads, t.hole_stores);
 	put_punches(f, m);
+	epochs_get(m, &epochs, &pages);
+	fprintf(f, ",\"epochs\":{\"total\":%" PRIu64 ",\"pages\":%" PRIu64 "}", epochs, pages);
 	put_agent(f, m);
 	fputs(",\"errors\":", f);
 	fputs(m->failure[0] ? "1,\"failure\":" : "0,\"failure\":", f);

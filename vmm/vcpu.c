@@ -144,8 +144,13 @@ int vcpu_create(struct machine *m, uint32_t index)
 int vcpu_start(struct vcpu *v)
 {
 	int rc = pthread_create(&v->thread, NULL, vcpu_thread, v);
+	char name[16];
 
 	v->started = rc == 0;
+	if (v->started) {
+		snprintf(name, sizeof(name), "vcpu%u", v->index);
+		pthread_setname_np(v->thread, name);
+	}
 	return -rc;
 }
 

@@ -20,6 +20,7 @@ runs = [["--workload", w] for w in ("sequential", "random", "hotcold", "mix")]
 runs += [["--punch", "100", "--punch-pattern", p, "--dimm", "4M"] for p in patterns]
 runs += [["--punch", "100", "--punch-pattern", "all", "--dimm", "4M", "--punch-mode", "paused", "--ring", "1024"],
          ["--workload", "sequential", "--writes", "3000", "--duration", "60", "--rate", "10000"],
+         ["--epoch-ms", "10", "--ring", "1024", "--punch", "20", "--punch-pattern", "mix"],
          ["--plain", "--vcpus", "1"]]
 
 print(f"seed {seed} (repeat with SNAPD_SEED={seed})")
@@ -38,6 +39,8 @@ for args in runs:
         assert r["verified"] and r["device_ok"], f"{what}: nothing was verified: {r}"
     if "--writes" in args:
         assert r["writes"] == [3000, 3000], f"{what}: {r['writes']}"
+    if "--epoch-ms" in args:
+        assert r["epochs"]["total"] > 1 and r["epochs"]["pages"], f"{what}: {r['epochs']}"
     for pattern in patterns:
         if pattern in args:
             assert r["punches"][pattern], f"{what}: {r['punches']}"
