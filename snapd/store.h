@@ -115,7 +115,10 @@ struct snapshot_meta {
 };
 /* Durable and visible, *live brought up to date, *ep freed; or the error, *live
  * as before, and *ep still there for epoch_abort().  -EEXIST: the name is taken.
- * -ENOSPC: disk or limit full. */
+ * -ENOSPC: disk or limit full.
+ * `meta` NULL: the epoch is no snapshot, only the timeline's new head, which the next
+ * epoch builds on; nothing names it, *ret_snapshot is 0, and store_gc() may drop it
+ * once it is no running VM's head. */
 int epoch_commit(struct epoch *ep, const void *state, size_t state_len,
 		 const struct snapshot_meta *meta, struct snapd_point *ret_point,
 		 uint64_t *ret_snapshot, struct epoch_stats *ret_stats, struct err *e);
