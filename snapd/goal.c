@@ -20,6 +20,8 @@
 
 void goal_deinit(struct goal *g)
 {
+	if (g->store)
+		store_unpin(g->store, g->at);
 	pagemap_destroy(g->map);
 	free(g->state);
 	if (g->state_fd >= 0)
@@ -132,6 +134,10 @@ int goal_load(struct vm *vm, struct snapd_point at, struct goal *g, struct err *
 
 	*g = GOAL_NONE;
 	g->at = at;
+	if (!err)
+		err = store_pin(vm->d->store, at, e);
+	if (!err)
+		g->store = vm->d->store;
 	if (!err)
 		err = store_state_load(vm->d->store, at, &g->state, &g->state_len, e);
 	if (!err)

@@ -172,6 +172,7 @@ int restore_vm(struct vm *vm, struct err *e);
 /* ---- goal.c: a point of the store to which a VM's memory is to be brought ---- */
 struct goal {
 	struct snapd_point at;
+	struct store *store; /* where `at` is pinned; NULL: nowhere */
 	struct pagemap *map; /* owned; with fingerprints */
 	void *state;	     /* owned */
 	size_t state_len;
@@ -183,7 +184,8 @@ struct goal {
 #define GOAL_NONE ((struct goal){.state_fd = -1})
 /*
  * Load what is at `at`, and check that this VM can become it: the same page size
- * and number of vCPUs, and all its memory is there.  -ENOENT: the VM's owner may
+ * and number of vCPUs, and all its memory is there.  Until goal_deinit() the store
+ * keeps its pages, whatever is deleted.  -ENOENT: the VM's owner may
  * not see it, or it is not there; -EINVAL: and what does not fit.
  */
 int goal_load(struct vm *vm, struct snapd_point at, struct goal *g, struct err *e);
