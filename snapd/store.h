@@ -188,15 +188,21 @@ int store_get_stats(struct store *s, struct store_stats *ret, struct err *e);
 /*
  * Keep what the map and the state at a point refer to, although its snapshot may be
  * deleted and store_gc() run: pin before store_map_load(), unpin when the last page
- * was read.  Heads of running VMs need no pin, store_gc() is told of them; nor does
+ * was read.  Heads of running VMs need no pin, store_gc() asks for them; nor does
  * an epoch's parent between begin and commit.  -ENOENT.  Any thread; counted.
  */
 int store_pin(struct store *s, struct snapd_point at, struct err *e);
 void store_unpin(struct store *s, struct snapd_point at);
 
-/* Drop segments in which no snapshot, timeline head or fork point needs
- * anything; *freed bytes given back or free for new pages.  `live_timelines`: those of
- * running VMs, whose heads stay.  Runs beside everything else; -EBUSY beside another
- * store_gc().  When something cannot be read, nothing is dropped. */
-int store_gc(struct store *s, const uint64_t *live_timelines, size_t nr, uint64_t *freed,
-	     struct err *e);
+/*
+ * Drop segments in which no snapshot, timeline head or fork point needs
+ * anything; *freed bytes given back or free for new pages.  Runs beside everything else;
+ * -EBUSY beside another store_gc().  When something cannot be read, nothing is dropped.
+ *
+ * `live` lists the timelines of running VMs, whose heads stay (*ret malloc()ed; 0 or
+ * -errno).  It is called once, without locks of the store, when each pin, epoch and
+ * timeline from then on is already noted: so whatever is listed before its pin is taken
+ * back, or before its epoch is committed, stays.  NULL: none.
+ */
+typedef int (*store_live_fn)(void *opaque, uint64_t **ret, size_t *nr);
+int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed, struct err *e);

@@ -55,7 +55,7 @@ struct gc {
 	struct seg_refs removed;   /* those condemned whose files go */
 	struct snapd_point *roots; /* owned; to be marked */
 	size_t nr_roots, cap_roots;
-	const uint64_t *live;
+	uint64_t *live; /* owned */
 	size_t nr_live;
 	uint64_t freed;
 };
@@ -211,7 +211,7 @@ static int list_epochs(struct gc *g, struct ix_txn *t, struct err *e)
 	return r;
 }
 
-/* Under roots_lock: from here on new roots are noted. */
+/* Under roots_lock: from here on new roots are noted, and live timelines listed. */
 static int start(struct gc *g, struct err *e)
 {
 	struct store *s = g->s;
@@ -627,15 +627,15 @@ static void gc_deinit(struct gc *g)
 {
 	free(g->epochs);
 	free(g->roots);
+	free(g->live);
 	free(g->need.bits);
 	free(g->condemned.bits);
 	free(g->removed.bits);
 }
 
-int store_gc(struct store *s, const uint64_t *live_timelines, size_t nr, uint64_t *freed,
-	     struct err *e)
+int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed, struct err *e)
 {
-	_cleanup_(gc_deinit) struct gc g = {.s = s, .live = live_timelines, .nr_live = nr};
+	_cleanup_(gc_deinit) struct gc g = {.s = s};
 	int r;
 
 	*freed = 0;
@@ -644,6 +644,8 @@ int store_gc(struct store *s, const uint64_t *live_timelines, size_t nr, uint64_
 	r = start(&g, e);
 	if (r == -EBUSY)
 		return r;
+	if (!r && live && (r = live(opaque, &g.live, &g.nr_live)))
+		err_errno(e, -r, "listing the timelines in use");
 	if (!r)
 		r = collect(&g, e);
 	for (uint32_t round = 1; !r; round++) {

@@ -274,16 +274,16 @@ int delete_job(struct job *job, struct err *e)
 	return 0;
 }
 
+static int live_timelines(void *daemon, uint64_t **ret, size_t *nr)
+{
+	return vm_live_timelines(daemon, ret, nr);
+}
+
 int gc_job(struct job *job, struct err *e)
 {
-	_cleanup_free_ uint64_t *heads = NULL;
 	uint64_t freed = 0;
-	size_t nr = 0;
-	int rc = vm_live_timelines(job->daemon, &heads, &nr);
+	int rc = store_gc(job->daemon->store, live_timelines, job->daemon, &freed, e);
 
-	if (rc)
-		return err_errno(e, -rc, "garbage collection");
-	rc = store_gc(job->daemon->store, heads, nr, &freed, e);
 	if (rc)
 		return rc;
 	job->result = json_pack("{sI}", "bytes_freed", (json_int_t)freed);

@@ -83,7 +83,7 @@ static void make_store(const char *dir, struct contents *c, struct rand *r)
 	pagemap_destroy(live);
 	CHECK_OK(store_snapshot_delete(s, c->ids[3], &e));
 	c->ids[3] = 0;
-	CHECK_OK(store_gc(s, &timeline, 1, &freed, &e));
+	CHECK_OK(store_gc(s, live_timeline, &timeline, &freed, &e));
 	store_close(s);
 }
 

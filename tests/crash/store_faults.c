@@ -244,7 +244,7 @@ static void fill_and_reclaim(struct guest *g, const char *what)
 		CHECK_OK(store_snapshot_delete(g->s, g->ids[i], &e));
 		g->ids[i] = 0;
 	}
-	CHECK_OK(store_gc(g->s, &g->timeline, 1, &freed, &e));
+	CHECK_OK(store_gc(g->s, live_timeline, &g->timeline, &freed, &e));
 	CHECK(freed);
 	CHECK_OK(try_epoch(g, &e));
 	check_snapshots(g);

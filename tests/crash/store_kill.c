@@ -59,7 +59,7 @@ static void drop_old(struct store *s, int fd, uint64_t timeline)
 		CHECK_OK(store_snapshot_delete(s, list[i].id, &e));
 	}
 	free(list);
-	CHECK_OK(store_gc(s, &timeline, 1, &freed, &e));
+	CHECK_OK(store_gc(s, live_timeline, &timeline, &freed, &e));
 }
 
 static void one_epoch(struct store *s, struct rand *r, const uint8_t *vm, uint64_t timeline,

@@ -52,6 +52,17 @@ static inline void remove_tree(const char *path)
 	nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+/* For store_gc(): the one timeline that `timeline` points to. */
+static inline int live_timeline(void *timeline, uint64_t **ret, size_t *nr)
+{
+	*ret = malloc(sizeof(**ret));
+	if (!*ret)
+		return -ENOMEM;
+	**ret = *(uint64_t *)timeline;
+	*nr = 1;
+	return 0;
+}
+
 /* A fresh directory below the working directory (a real disk, not a tmpfs). */
 static inline char *temp_dir(void)
 {

@@ -240,13 +240,23 @@ static void delete_one(struct world *w, struct model_snapshot *sn)
 	sn->id = 0;
 }
 
+static int live_timelines(void *world, uint64_t **ret, size_t *nr)
+{
+	const struct world *w = world;
+
+	*ret = calloc(VMS, sizeof(**ret));
+	if (!*ret)
+		return -ENOMEM;
+	for (*nr = 0; *nr < VMS; (*nr)++)
+		(*ret)[*nr] = w->vms[*nr].timeline;
+	return 0;
+}
+
 static void reclaim(struct world *w)
 {
-	uint64_t live[VMS], freed;
+	uint64_t freed;
 
-	for (uint32_t i = 0; i < VMS; i++)
-		live[i] = w->vms[i].timeline;
-	CHECK_OK(store_gc(w->store, live, VMS, &freed, &e));
+	CHECK_OK(store_gc(w->store, live_timelines, w, &freed, &e));
 }
 
 static void check_all(struct world *w)
@@ -287,7 +297,7 @@ static void check_empties(struct world *w)
 	for (uint32_t i = 0; i < SNAPSHOTS; i++)
 		if (w->snapshots[i].id)
 			delete_one(w, &w->snapshots[i]);
-	CHECK_OK(store_gc(w->store, NULL, 0, &freed, &e));
+	CHECK_OK(store_gc(w->store, NULL, NULL, &freed, &e));
 	CHECK_OK(store_get_stats(w->store, &stats, &e));
 	CHECK(!stats.snapshots && !stats.epochs && !stats.pages_stored && !stats.bytes_used);
 	CHECK(!stats.dedup_entries && stats.segments == stats.segments_free);

@@ -97,6 +97,18 @@ static void *writer_main(void *arg)
 
 /* ---- deleting and reclaiming ---- */
 
+static int live_timelines(void *shared, uint64_t **ret, size_t *nr)
+{
+	struct shared *sh = shared;
+
+	*ret = calloc(WRITERS, sizeof(**ret));
+	if (!*ret)
+		return -ENOMEM;
+	for (*nr = 0; *nr < WRITERS; (*nr)++)
+		(*ret)[*nr] = atomic_load(&sh->timelines[*nr]);
+	return 0;
+}
+
 static void *reclaimer_main(void *arg)
 {
 	struct actor *a = arg;
@@ -104,7 +116,7 @@ static void *reclaimer_main(void *arg)
 
 	while (atomic_load(&sh->writers)) {
 		struct store_snapshot *list;
-		uint64_t live[WRITERS], freed;
+		uint64_t freed;
 		size_t nr;
 
 		CHECK_OK(store_snapshot_list(sh->s, NULL, &list, &nr, &e));
@@ -112,9 +124,7 @@ static void *reclaimer_main(void *arg)
 			if (rand_below(&a->rand, 2))
 				CHECK_OK(store_snapshot_delete(sh->s, list[i].id, &e));
 		free(list);
-		for (uint32_t i = 0; i < WRITERS; i++)
-			live[i] = atomic_load(&sh->timelines[i]);
-		CHECK_OK(store_gc(sh->s, live, WRITERS, &freed, &e));
+		CHECK_OK(store_gc(sh->s, live_timelines, sh, &freed, &e));
 		atomic_fetch_add(&sh->freed, freed);
 	}
 	return NULL;
@@ -191,7 +201,7 @@ int main(int argc, char **argv)
 		read_one(&sh, reader, &list[i]);
 	for (size_t i = 0; i < nr - KEEP; i++)
 		CHECK_OK(store_snapshot_delete(sh.s, list[i].id, &e));
-	CHECK_OK(store_gc(sh.s, NULL, 0, &freed, &e));
+	CHECK_OK(store_gc(sh.s, NULL, NULL, &freed, &e));
 	sh.freed += freed;
 	for (size_t i = nr - KEEP; i < nr; i++)
 		read_one(&sh, reader, &list[i]);
