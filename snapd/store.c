@@ -541,6 +541,8 @@ static int timeline_create(struct ix_txn *t, void *arg, struct err *e)
 	n->id = counters.next_timeline++;
 	memcpy(rec.vm, n->vm, sizeof(rec.vm));
 	k = ix_key_u64(n->id);
+	/* An epoch stays as long as this one needs it; a timeline without epochs would go. */
+	rec.parent = at;
 	r = index_put(t, IX_TIMELINES, &k, &rec, sizeof(rec), NULL, 0, e);
 	if (r)
 		return r;
