@@ -211,6 +211,16 @@ static bool supersede(struct vm *vm, struct vm *rival)
 	return true;
 }
 
+/* Under vms_lock.  It may be reaped now; accepts NULL. */
+static void let_go(struct vm *former)
+{
+	if (!former)
+		return;
+	former->heirs--;
+	daemon_wake(former->d);
+	vm_unref(former);
+}
+
 /* Under vms_lock.  Returns with no rival left, or an error. */
 static int push_rivals_out(struct vm *vm, struct vm **former, struct err *e)
 {
@@ -221,8 +231,9 @@ static int push_rivals_out(struct vm *vm, struct vm **former, struct err *e)
 		uint64_t waited = now_ns(CLOCK_MONOTONIC) - begun;
 
 		if (is_same_instance(vm, rival) && rival != *former) {
-			vm_unref(*former);
+			let_go(*former);
 			*former = vm_ref(rival);
+			rival->heirs++;
 		}
 		if (!supersede(vm, rival) && waited > CLAIM_GRACE_NS)
 			return err_set(e, EEXIST, "a VM named '%s' is attached already (pid %u)",
@@ -252,10 +263,11 @@ int vm_claim(struct vm *vm, struct pagemap **live, struct snapd_point *at, struc
 		if (former) {
 			*live = steal_ptr(&former->live);
 			*at = former->point;
+			vm_keep_timeline(vm, former->point.timeline);
 		}
 	}
+	let_go(former);
 	pthread_mutex_unlock(&vm->d->vms_lock);
-	vm_unref(former);
 	return err;
 }
 
@@ -437,13 +449,13 @@ int vm_accept(struct daemon *d, int fd)
 	return err;
 }
 
-/* Take one out of the list: any, or one that has ended. */
+/* Take one out of the list: any, or one that has ended and that nobody takes over from. */
 static struct vm *unlist(struct daemon *d, bool any)
 {
 	struct vm **at, *vm = NULL;
 
 	pthread_mutex_lock(&d->vms_lock);
-	for (at = &d->vms; *at && !any && !(*at)->ended; at = &(*at)->next)
+	for (at = &d->vms; *at && !any && (!(*at)->ended || (*at)->heirs); at = &(*at)->next)
 		;
 	if (*at) {
 		vm = *at;

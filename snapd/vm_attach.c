@@ -124,13 +124,29 @@ static bool same_point(struct snapd_point a, struct snapd_point b)
 	return a.timeline == b.timeline && a.epoch == b.epoch;
 }
 
-/* Sets vm->point and vm->live.  Takes `known`, the map at `known_at`, or NULL. */
+/* A gc that runs already has its list of live timelines: it learns of this by the pin.
+ * Later ones see what vm_keep_timeline() told.  -errno: the point is lost. */
+static int load_live(struct vm *vm, struct err *e)
+{
+	struct store *s = vm->d->store;
+	int err = store_pin(s, vm->point, e);
+
+	if (err)
+		return err;
+	err = store_map_load(s, vm->point, true, &vm->live, e);
+	store_unpin(s, vm->point);
+	return err;
+}
+
+/* Sets vm->point and vm->live; the timeline is kept until the point is published.
+ * Takes `known`, the map at `known_at`, or NULL. */
 static int find_where_it_stands(struct vm *vm, struct pagemap *known, struct snapd_point known_at,
 				struct err *e)
 {
 	struct err why = {};
 
 	vm->point = find_point(vm);
+	vm_keep_timeline(vm, vm->point.timeline);
 	if (vm->point.timeline && known && same_point(known_at, vm->point)) {
 		vm->live = known;
 		return 0;
@@ -138,7 +154,7 @@ static int find_where_it_stands(struct vm *vm, struct pagemap *known, struct sna
 	pagemap_destroy(known);
 	if (!vm->point.timeline)
 		return pagemap_create(true, &vm->live);
-	if (!store_map_load(vm->d->store, vm->point, true, &vm->live, &why))
+	if (!load_live(vm, &why))
 		return 0;
 	log_warn("%s: cannot load where it stood, takes all memory for dirty: %s", vm->name,
 		 why.text);
@@ -187,6 +203,7 @@ int vm_hello(struct vm *vm)
 	if (!err) {
 		atomic_store(&vm->state, VM_TELLING);
 		vm_publish(vm);
+		vm_keep_timeline(vm, 0);
 		return 0;
 	}
 	if (!e.code)

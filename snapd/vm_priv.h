@@ -58,8 +58,9 @@ struct vm {
 	/* vms_lock */
 	struct vm *next;
 	pthread_t thread;
-	bool ended;   /* thread is about to return; live and point may be taken */
-	bool claimed; /* name, instance below count for others */
+	bool ended;	/* thread is about to return; live and point may be taken */
+	bool claimed;	/* name, instance below count for others */
+	uint32_t heirs; /* that take over from it: it stays listed, and its timeline live */
 
 	/* fixed once claimed */
 	uint32_t uid; /* of the peer; from accept on */
