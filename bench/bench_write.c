@@ -11,9 +11,15 @@
  * fio: 1 MiB blocks, depth 8, io_uring, one file, its own bandwidth figure.  Space
  * for it and for the writer alone is allocated and synced before the clock starts:
  * *fresh*, by fallocate only, or *recycled*, written before.  The store allocates
- * its own within the time, fresh.  Rounds alternate between the sides.
+ * its own within the time, fresh.  Rounds alternate between the sides.  Both sides
+ * remove their files after a round, so that neither writes to parts of the disk that
+ * the host behind a virtual disk has yet to allocate, when the other does not.
  *
- * SNAPD_BENCH_DIR names a directory on the disk to measure; 9 GiB must be free.
+ * Then figures without a goal, on a guest of 256 MiB: the latency of small epochs
+ * beside three fdatasync()s, as many as a commit has to wait for one after another;
+ * and pages that turn out to be stored already: read back and compared.
+ *
+ * SNAPD_BENCH_DIR names a directory on the disk to measure; 4 GiB must be free.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -182,10 +188,17 @@ static void report(const char *what, double *ours, double *fio, size_t nr, doubl
 
 /* ---- the store ---- */
 
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	return remove(path);
+}
+
 struct store_run {
 	struct store *store;
 	struct store_vm vm;
 	uint8_t *staging; /* STAGED pages */
+	uint64_t timeline;
+	struct pagemap *live;
 };
 
 #define STAGED 256u
@@ -198,79 +211,167 @@ static void check(int r, const struct err *e)
 
 static void store_run_init(struct store_run *s)
 {
-	static char path[sizeof(dir) + 8];
-	struct store_config config = {.dir = path, .create = true};
+	struct store_config config = {.dir = path_of("store", 0), .create = true};
 	struct err e = {0};
 
 	*s = (struct store_run){.vm = {.name = "bench", .arch = "x86_64", .page_size = PAGE}};
-	snprintf(path, sizeof(path), "%s/store", dir);
 	check(store_open(&config, &s->store, &e), &e);
 	check(store_vm_register(s->store, &s->vm, &e), &e);
+	check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &s->timeline, &e),
+	      &e);
+	check(pagemap_create(true, &s->live), &e);
 	s->staging = aligned_alloc(PAGE, STAGED * PAGE);
 	if (!s->staging)
 		bench_die("no memory");
 }
 
-static void put_pages(struct epoch *ep, const struct store_run *s, const uint8_t *ram)
+static void store_run_deinit(struct store_run *s)
+{
+	pagemap_destroy(s->live);
+	store_close(s->store);
+	free(s->staging);
+	nftw(path_of("store", 0), remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* Pages index[0, nr) of RAM, or the first nr of them. */
+static void put_pages(struct epoch *ep, const struct store_run *s, const uint8_t *ram,
+		      const uint32_t *index, uint32_t nr)
 {
 	const struct page_secret *key = store_secret(s->store);
 	struct epoch_page pages[STAGED];
 	struct err e = {0};
 
-	for (uint32_t first = 0; first < NR_PAGES; first += STAGED) {
-		for (uint32_t i = 0; i < STAGED; i++) {
-			const uint8_t *src = ram + (size_t)(first + i) * PAGE;
+	for (uint32_t first = 0; first < nr; first += STAGED) {
+		uint32_t n = MIN(STAGED, nr - first);
+
+		for (uint32_t i = 0; i < n; i++) {
+			uint32_t gfn = index ? index[first + i] : first + i;
+			uint32_t next = index && i + 1 < n ? index[first + i + 1] : gfn + 1;
 			uint8_t *dst = s->staging + (size_t)i * PAGE;
 
 			pages[i] = (struct epoch_page){
-				first + i, dst, pageid_copy_ahead(key, dst, src, src + PAGE, PAGE)};
+				gfn, dst,
+				pageid_copy_ahead(key, dst, ram + (size_t)gfn * PAGE,
+						  ram + (size_t)next * PAGE, PAGE)};
 		}
-		check(epoch_put(ep, pages, STAGED, &e), &e);
+		check(epoch_put(ep, pages, n, &e), &e);
 	}
+}
+
+/* Seconds from epoch_begin() until the epoch is durable. */
+static double run_epoch(struct store_run *s, const uint8_t *ram, const uint32_t *index, uint32_t nr,
+			struct epoch_stats *ret)
+{
+	uint64_t start = bench_now_ns();
+	struct snapd_point point;
+	struct epoch *ep;
+	struct err e = {0};
+
+	check(epoch_begin(s->store, s->vm.id, s->timeline, PAGE, s->live, &ep, &e), &e);
+	put_pages(ep, s, ram, index, nr);
+	check(epoch_commit(ep, NULL, 0, NULL, &point, NULL, ret, &e), &e);
+	return (double)(bench_now_ns() - start) / 1e9;
 }
 
 /* A whole guest as the first epoch of a timeline, of contents never seen before. */
-static double run_store(struct store_run *s, uint8_t *ram, uint64_t round)
+static double run_store(const uint8_t *ram)
 {
 	struct epoch_stats stats;
-	struct snapd_point point;
-	struct pagemap *live;
-	struct epoch *ep;
-	struct err e = {0};
-	uint64_t timeline, start, end;
-
-	for (size_t i = 0; i < NR_PAGES; i++)
-		*(uint64_t *)(ram + i * PAGE) = bench_rand(&round);
-	check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &timeline, &e),
-	      &e);
-	check(pagemap_create(true, &live), &e);
-	start = bench_now_ns();
-	check(epoch_begin(s->store, s->vm.id, timeline, PAGE, live, &ep, &e), &e);
-	put_pages(ep, s, ram);
-	check(epoch_commit(ep, NULL, 0, NULL, &point, NULL, &stats, &e), &e);
-	end = bench_now_ns();
-	if (stats.stored != NR_PAGES)
-		bench_die("only %lu pages were unique", (unsigned long)stats.stored);
-	pagemap_destroy(live);
-	return (double)(end - start) / 1e9;
-}
-
-static double measure_store(uint8_t *ram)
-{
-	double ours[STORE_ROUNDS], fio[STORE_ROUNDS], ratio[STORE_ROUNDS], r;
 	struct store_run s;
+	double seconds;
 
 	store_run_init(&s);
+	run_epoch(&s, ram, NULL, 0, &stats); /* a running service has its rings and buffers */
+	seconds = run_epoch(&s, ram, NULL, NR_PAGES, &stats);
+	if (stats.stored != NR_PAGES)
+		bench_die("only %lu pages were unique", (unsigned long)stats.stored);
+	store_run_deinit(&s);
+	return seconds;
+}
+
+static double measure_store(const uint8_t *ram)
+{
+	double ours[STORE_ROUNDS], fio[STORE_ROUNDS], ratio[STORE_ROUNDS], r;
+
 	for (unsigned int i = 0; i < STORE_ROUNDS; i++) {
-		ours[i] = run_store(&s, ram, 1000 + i);
+		ours[i] = run_store(ram);
 		fio[i] = run_fio(false);
 		ratio[i] = fio[i] / ours[i];
 	}
-	store_close(s.store);
-	free(s.staging);
 	r = bench_median(ratio, STORE_ROUNDS);
 	report("fresh, store", ours, fio, STORE_ROUNDS, r);
 	return r;
+}
+
+/* ---- epochs of a guest of 256 MiB ---- */
+
+#define GUEST_PAGES 65536u
+#define EPOCHS	    21
+
+static void change_pages(uint8_t *ram, const uint32_t *index, uint32_t nr, uint64_t *seed)
+{
+	for (uint32_t i = 0; i < nr; i++)
+		*(uint64_t *)(ram + (size_t)index[i] * PAGE) = bench_rand(seed);
+}
+
+/* Seconds of three small writes, each made durable. */
+static double run_syncs(int fd, const uint8_t *block)
+{
+	uint64_t start = bench_now_ns();
+
+	for (int i = 0; i < 3; i++)
+		if (pwrite(fd, block, PAGE, (off_t)(i * PAGE)) != PAGE || fdatasync(fd))
+			bench_die("%s", strerror(errno));
+	return (double)(bench_now_ns() - start) / 1e9;
+}
+
+static void measure_latency(struct store_run *s, uint8_t *ram, uint32_t nr)
+{
+	double seconds[EPOCHS], syncs[EPOCHS], median;
+	int fd = prepare_file(path_of("sync", 0), 3 * PAGE);
+	struct epoch_stats stats;
+	uint64_t seed = nr;
+
+	for (uint32_t i = 0; i < EPOCHS; i++) {
+		uint32_t *index = bench_scattered(nr, GUEST_PAGES, i + 1);
+
+		change_pages(ram, index, nr, &seed);
+		seconds[i] = run_epoch(s, ram, index, nr, &stats);
+		syncs[i] = run_syncs(fd, ram);
+		free(index);
+	}
+	close(fd);
+	median = bench_median(seconds, EPOCHS);
+	bench_note("epoch of %u changed pages: %.2f ms (best %.2f); three fdatasync %.2f ms", nr,
+		   1e3 * median, 1e3 * seconds[0], 1e3 * bench_median(syncs, EPOCHS));
+}
+
+static void measure_same(struct store_run *s, const uint8_t *ram, const char *what,
+			 const uint32_t *index, uint32_t nr)
+{
+	struct epoch_stats stats;
+	double seconds = run_epoch(s, ram, index, nr, &stats);
+
+	bench_note("epoch of %u pages, %s: %.2f us/page; %lu read back", nr, what,
+		   1e6 * seconds / nr, (unsigned long)stats.read_back);
+}
+
+static void measure_epochs(uint8_t *ram)
+{
+	uint32_t *index = bench_scattered(50000, GUEST_PAGES, 5);
+	struct epoch_stats stats;
+	struct store_run s;
+
+	store_run_init(&s);
+	run_epoch(&s, ram, NULL, GUEST_PAGES, &stats);
+	measure_same(&s, ram, "all unchanged", index, 50000);
+	measure_latency(&s, ram, 10);
+	measure_latency(&s, ram, 10000);
+	memset(ram, 0, (size_t)GUEST_PAGES * PAGE);
+	measure_same(&s, ram, "all zero now", index, 50000);
+	measure_same(&s, ram, "all zero as before", index, 50000);
+	free(index);
+	store_run_deinit(&s);
 }
 
 static double measure_writer(struct writer *w, const uint8_t *ram, bool recycled)
@@ -292,11 +393,6 @@ static double measure_writer(struct writer *w, const uint8_t *ram, bool recycled
 	r = bench_median(ratio, ROUNDS);
 	report(recycled ? "recycled, writer alone" : "fresh, writer alone", ours, fio, ROUNDS, r);
 	return r;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
 }
 
 static void remove_dir(void)
@@ -324,5 +420,6 @@ int main(void)
 	measure_writer(w, ram, false);
 	writer_destroy(w);
 	bench_ratio("write", measure_store(ram), BENCH_AT_LEAST, GOAL);
+	measure_epochs(ram);
 	return 0;
 }
