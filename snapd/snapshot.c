@@ -174,16 +174,21 @@ static void finish(struct snapshot *s, int err)
 	pthread_mutex_unlock(&vm->lock);
 }
 
-static json_t *result(const struct snapshot *s)
+/* It may be deleted already: then what is left to say is which it was. */
+static json_t *made_json(const struct snapshot *s)
 {
 	struct store_snapshot snap;
-	json_t *snap_json = store_snapshot_get(s->vm->d->store, s->id, &snap, NULL)
-				    ? NULL
-				    : snapshot_json(&snap);
 
+	if (store_snapshot_get(s->vm->d->store, s->id, &snap, NULL))
+		return json_pack("{s:I,s:s}", "id", (json_int_t)s->id, "vm", s->vm->name);
+	return snapshot_json(&snap);
+}
+
+static json_t *result(const struct snapshot *s)
+{
 	return json_pack(
-		"{s:o*,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "snapshot",
-		snap_json, "pages", (json_int_t)s->stored.pages_in, "zero",
+		"{s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "snapshot",
+		made_json(s), "pages", (json_int_t)s->stored.pages_in, "zero",
 		(json_int_t)s->stored.zero, "stored", (json_int_t)s->stored.stored, "early_pages",
 		(json_int_t)s->captured.early_pages, "hot_pages", (json_int_t)s->captured.hot_pages,
 		"paused_pages", (json_int_t)s->captured.paused_pages, "early_ns",
