@@ -230,11 +230,11 @@ static int parse_choice(const char *option, const char *s, const char *a, const 
 {
 	char want[32];
 
-	if (strcmp(s, a) && strcmp(s, b)) {
+	if (strcmp(s, a) != 0 && strcmp(s, b) != 0) {
 		snprintf(want, sizeof(want), "%s or %s", a, b);
 		return bad(option, s, want);
 	}
-	*ret = !strcmp(s, b);
+	*ret = strcmp(s, b) == 0;
 	return 0;
 }
 

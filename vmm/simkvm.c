@@ -147,14 +147,17 @@ static struct sim_slot *slot_new(const struct kvm_userspace_memory_region *r)
 {
 	struct sim_slot *s = calloc(1, sizeof(*s));
 	size_t words = DIV_ROUND_UP(r->memory_size / SIM_PAGE, 64ull);
+	uint8_t *hva;
 
 	if (!s)
 		return NULL;
+	/* NOLINTNEXTLINE(performance-no-int-to-ptr): the kernel's struct has an integer */
+	hva = (uint8_t *)(uintptr_t)r->userspace_addr;
 	*s = (struct sim_slot){.id = r->slot,
 			       .flags = r->flags,
 			       .gfn = r->guest_phys_addr / SIM_PAGE,
 			       .nr_pages = r->memory_size / SIM_PAGE,
-			       .hva = (uint8_t *)(uintptr_t)r->userspace_addr,
+			       .hva = hva,
 			       .writable = calloc(words, 8),
 			       .present = calloc(words, 8)};
 	if (s->writable && s->present)
@@ -195,7 +198,9 @@ static int slots_publish(struct simkvm *sim, const struct sim_slot *drop, struct
 	struct sim_slots *old = atomic_load(&sim->slots), *t;
 	uint32_t i;
 
-	t = malloc(sizeof(*t) + (old->nr + 1) * sizeof(t->slots[0]));
+	t = malloc(sizeof(*t) +
+		   (old->nr + 1) *
+			   sizeof(struct sim_slot *)); /* NOLINT(bugprone-sizeof-expression) */
 	if (!t)
 		return -ENOMEM;
 	t->nr = 0;
@@ -257,8 +262,7 @@ static int slot_change(struct simkvm *sim, struct sim_slot *s,
 	struct sim_slot *fresh;
 	int rc;
 
-	if (s->nr_pages != r->memory_size / SIM_PAGE ||
-	    s->hva != (uint8_t *)(uintptr_t)r->userspace_addr ||
+	if (s->nr_pages != r->memory_size / SIM_PAGE || (uintptr_t)s->hva != r->userspace_addr ||
 	    (s->flags ^ r->flags) & KVM_MEM_READONLY)
 		return -EINVAL;
 	if (s->gfn == r->guest_phys_addr / SIM_PAGE && s->flags == r->flags)

@@ -127,6 +127,7 @@ int vcpu_create(struct machine *m, uint32_t index)
 
 	v->machine = m;
 	v->index = index;
+	/* NOLINTNEXTLINE(performance-no-int-to-ptr): the ioctl takes a number */
 	v->fd = machine_ioctl(m, m->vm_fd, KVM_CREATE_VCPU, (void *)(uintptr_t)index);
 	if (v->fd < 0) {
 		fprintf(stderr, "snapvm: cannot create vCPU %u: %s\n", index, strerror(-v->fd));
