@@ -12,6 +12,7 @@ counts.  At the end every snapshot that is left verifies, and deleting most of t
 """
 import argparse
 import base64
+import collections
 import hashlib
 import json
 import os
@@ -63,6 +64,7 @@ class Race:
         self.count = dict(snapshots=0, deleted=0, collected=0, verified=0, exported=0, rolled_back=0, restored=0,
                           not_found=0, busy=0)
         self.freed = 0
+        self.picked = collections.deque(maxlen=2)
         self.threads = [threading.Thread(target=self.loop, args=(step, random.Random(rng.getrandbits(60)), *args))
                         for step, *args in [(self.snapshot, vm) for vm in VMS] +
                         [(self.delete,), (self.collect,), (self.verify,), (self.export,), (self.roll_back,),
@@ -92,7 +94,9 @@ class Race:
         check(not self.failures, "; ".join(self.failures))
 
     def pick(self, rng, vm=None):
-        return rng.choice(self.b.until(lambda: self.b.snapshots(vm), 20, "a snapshot"))["id"]
+        snap = rng.choice(self.b.until(lambda: self.b.snapshots(vm), 20, "a snapshot"))["id"]
+        self.picked.append(snap)
+        return snap
 
     # ---- what the threads do, over and over ----
 
@@ -105,14 +109,16 @@ class Race:
         if len(snaps) <= FEW:
             time.sleep(0.02)
             return
-        for snap in rng.sample(snaps, rng.randint(1, len(snaps) - FEW)):
-            self.b.job("DELETE", f"/v1/snapshots/{snap['id']}")
+        ids = [s["id"] for s in snaps]
+        read = [snap for snap in self.picked if snap in ids]  # most of all what is being read now
+        for snap in set(read + rng.sample(ids, rng.randint(1, len(ids) - FEW))):
+            self.b.job("DELETE", f"/v1/snapshots/{snap}")
             self.add("deleted")
 
     def collect(self, rng):
         self.freed += self.b.job("POST", "/v1/store/gc")["bytes_freed"]
         self.add("collected")
-        time.sleep(rng.random() * 0.05)
+        time.sleep(rng.random() * 0.01)
 
     def verify(self, rng):
         got = self.b.verify(self.pick(rng))
@@ -195,7 +201,7 @@ def main():
     rng = random.Random(seed_from(args.seed))
     with Bench(args.build, service_args=("--segment", "2M")) as b:
         b.start()
-        vms = [b.vm(name, "--accel", args.accel, "--mem", "8M", "--vcpus", "1", "--workload", "random", "--seed",
+        vms = [b.vm(name, "--accel", args.accel, "--mem", "16M", "--vcpus", "1", "--workload", "random", "--seed",
                     rng.getrandbits(30), "--digest") for name in VMS]
         for name in VMS:
             b.vm_ready(name)
