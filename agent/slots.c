@@ -429,6 +429,7 @@ static int slot_delete(struct snapd_vm *vm, const struct snapd_memslot *m, struc
 		return err_set(e, ENOMEM, "no memory to delete slot %u", m->slot);
 	if (copy.nr_runs)
 		memcpy(copy.runs, v->runs, copy.nr_runs * sizeof(*copy.runs));
+	quirk_count_delete(vm);
 	r = view_delete(vm, v, e);
 	if (r >= 0 && m->flags & SNAPD_SLOT_GONE)
 		backing_unplug(vm, &copy);

@@ -144,17 +144,22 @@ static int ring_enable(struct snapd_vm *vm, uint32_t wanted, struct err *e)
 	return 0;
 }
 
-/* Without the quirk, deleting a slot leaves other slots' mappings alone; with it
- * the guest faults its whole working set in again, all of it "dirty". */
-static void quirk_disable(struct snapd_vm *vm, uint32_t flags)
+/*
+ * SLOT_ZAP_ALL, an x86 quirk: deleting any slot drops every shadow page.  With it,
+ * one slot that comes and goes cures a rollback in 0.1 ms.  Without it, a VM that
+ * punches holes all the time need not fault its whole working set in again, all of
+ * it "dirty", each time.  It can be disabled for good only, so that is done when the
+ * VM has shown to be of the second kind.  slots_lock held.
+ */
+void quirk_count_delete(struct snapd_vm *vm)
 {
-	vm->zap_all = true;
 #ifdef __x86_64__
-	if (flags & SNAPD_ATTACH_KEEP_ZAP_QUIRK)
+	if (!vm->zap_all || vm->keep_quirk || ++vm->nr_deletes < QUIRK_DELETES)
 		return;
 	if (check_extension(vm, KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL)
 		vm->zap_all = enable_cap(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL) <
 			      0;
+	vm->keep_quirk = vm->zap_all;
 #endif
 }
 
@@ -364,7 +369,8 @@ static int vm_setup(struct snapd_vm *vm, const struct snapd_vm_config *c, struct
 		r = host_describe(vm, e);
 	if (r < 0)
 		return r;
-	quirk_disable(vm, c->flags);
+	vm->zap_all = true;
+	vm->keep_quirk = c->flags & SNAPD_ATTACH_KEEP_ZAP_QUIRK;
 	if (vm->restore[0]) {
 		atomic_store(&vm->restore_wait, true);
 		vcpus_hold(vm);

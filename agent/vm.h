@@ -103,6 +103,9 @@ enum vcpu_state {
 	VCPU_PARKED,	/* waits in snapd_vcpu_run() for the end of a pause */
 };
 
+/* Slots deleted by a VMM after which it is one that punches holes. */
+#define QUIRK_DELETES 64u
+
 struct snapd_vcpu;
 typedef int (*vcpu_job_fn)(struct snapd_vcpu *vcpu, struct err *e);
 
@@ -165,7 +168,6 @@ struct snapd_vm {
 	uint32_t page_size, page_shift;
 	int kick_signal;
 	struct snapd_state_writer host; /* "host.*", described once: 0.5 ms, not in a pause */
-	bool zap_all;			/* deleting any slot drops every shadow page */
 	uint64_t harvest_min_ns, harvest_max_ns;
 
 	int shm_fd;
@@ -176,7 +178,10 @@ struct snapd_vm {
 	/* slots_lock */
 	pthread_mutex_t slots_lock;
 	pthread_cond_t slots_thawed;
-	bool slots_frozen; /* a snapshot has the VM paused */
+	bool slots_frozen;   /* a snapshot has the VM paused */
+	bool zap_all;	     /* deleting any slot drops every shadow page */
+	bool keep_quirk;     /* and that stays so */
+	uint32_t nr_deletes; /* by the VMM, while it may change */
 	struct view *views;
 	size_t nr_views, cap_views;
 	struct view *roms; /* untracked slots ever seen, for layouts that bring them back */
@@ -274,6 +279,7 @@ int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e);
 int view_delete(struct snapd_vm *vm, struct view *v, struct err *e);
 struct view *view_find(struct snapd_vm *vm, uint32_t as_id, uint32_t slot);
 int slots_reprotect(struct snapd_vm *vm); /* every page of every slot; vCPUs stopped */
+void quirk_count_delete(struct snapd_vm *vm);
 int shadow_zap_all(struct snapd_vm *vm, struct err *e); /* needs vm.zap_all */
 void slots_freeze(struct snapd_vm *vm, bool frozen);	/* takes slots_lock */
 void slots_deinit(struct snapd_vm *vm);

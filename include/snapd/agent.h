@@ -127,8 +127,8 @@ struct snapd_vm_callbacks {
  * without it and connect later. */
 #define SNAPD_ATTACH_REQUIRE_SERVICE (1u << 0)
 /* Leave SLOT_ZAP_ALL alone.  By default the agent disables that x86 quirk where
- * KVM allows, so that deleting one slot does not make the whole working set
- * fault and be reported dirty again. */
+ * KVM allows once the VMM has deleted many slots, so that punching holes does not
+ * make the whole working set fault and be reported dirty again each time. */
 #define SNAPD_ATTACH_KEEP_ZAP_QUIRK  (1u << 1)
 
 struct snapd_vm_config {

@@ -51,6 +51,20 @@ static void rewrite(struct fake_service *s, uint8_t *sys, uint64_t gpa, uint64_t
 	close(state);
 }
 
+/* Slots come and go until the agent has done away with SLOT_ZAP_ALL. */
+static void punch_often(struct agent_vm *a)
+{
+	struct snapd_memslot m = {
+		.slot = 9, .gpa = 3ull << 30, .hva = a->g.data, .fd = a->g.data_fd};
+
+	for (int i = 0; i < 100; i++) {
+		m.size_bytes = HUGE;
+		check(!snapd_vm_memslot(a->vm, &m), "%s", snapd_vm_error(NULL));
+		m.size_bytes = 0;
+		check(!snapd_vm_memslot(a->vm, &m), "%s", snapd_vm_error(NULL));
+	}
+}
+
 static void test(uint32_t flags)
 {
 	struct agent_vm_config config = {.data_bytes = 4 * HUGE, .flags = flags};
@@ -68,6 +82,8 @@ static void test(uint32_t flags)
 	agent_vm_add(&a, GUEST_CODE(guest_look), KVM_GUEST_DATA_GPA + 4 * HUGE - KVM_GUEST_PAGE, 0,
 		     0, 0);
 	fake_open(&a, &s);
+	if (!flags)
+		punch_often(&a);
 	agent_vm_start(&a, 0);
 	wait_until(seen(&a) == 100);
 	for (int i = 0; i < 5; i++) {
