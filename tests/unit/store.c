@@ -207,6 +207,19 @@ static void test_parents(void)
 	CHECK(!sn.parent_snapshot);
 }
 
+/* A fork of a fork's beginning does not depend on that fork, which gc may remove. */
+static void test_fork_of_beginning(void)
+{
+	struct store_timeline tl;
+	uint64_t first, second;
+
+	snapshot("base", 1, 1);
+	CHECK_OK(store_timeline_create(f.s, f.vm, f.point, &first, &e));
+	CHECK_OK(store_timeline_create(f.s, f.vm, (struct snapd_point){first, 0}, &second, &e));
+	CHECK_OK(store_timeline_get(f.s, second, &tl, &e));
+	CHECK(tl.parent.timeline == f.point.timeline && tl.parent.epoch == f.point.epoch);
+}
+
 /* Two writers on a timeline: the second commit is refused. */
 static void test_conflict(void)
 {
@@ -415,9 +428,13 @@ static void test_index_growth(void)
 int main(void)
 {
 	static void (*const cases[])(void) = {
-		test_lock,	test_open,	 test_names,	      test_selectors, test_parents,
-		test_conflict,	test_collisions, test_full_collision, test_outcomes,  test_depth,
-		test_read_only, test_lost_index, test_index_growth,
+		test_lock,	   test_open,
+		test_names,	   test_selectors,
+		test_parents,	   test_conflict,
+		test_collisions,   test_full_collision,
+		test_outcomes,	   test_depth,
+		test_read_only,	   test_lost_index,
+		test_index_growth, test_fork_of_beginning,
 	};
 
 	log_set_level(LOG_LVL_ERR);
