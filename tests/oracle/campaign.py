@@ -57,7 +57,7 @@ class Campaign:
         self.b.start()
 
     def boot(self):
-        self.vm = self.b.vm("guest", *self.vm_args(), program=self.args.program)
+        self.vm = self.b.vm("guest", *self.vm_args(), program=self.args.program, nice=10)
         self.b.vm_ready("guest")
 
     def verify(self, snap):
