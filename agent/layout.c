@@ -70,6 +70,16 @@ static int emit_view(struct snapd_vm *vm, struct records *out, const struct view
 	return r;
 }
 
+/* By place, not by age: equal layouts make equal records. */
+static int compare_gpa(const void *a, const void *b)
+{
+	const struct state_slot *x = a, *y = b;
+
+	if (x->as_id != y->as_id)
+		return x->as_id < y->as_id ? -1 : 1;
+	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
+}
+
 static int compare_home(const void *a, const void *b)
 {
 	const struct state_piece *x = a, *y = b;
@@ -107,6 +117,8 @@ int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e
 	pthread_mutex_lock(&vm->slots_lock);
 	for (size_t i = 0; i < vm->nr_views && !r; i++)
 		r = emit_view(vm, &slots, &vm->views[i]);
+	if (!r && slots.nr)
+		qsort(slots.data, slots.nr, sizeof(struct state_slot), compare_gpa);
 	if (!r)
 		r = emit_pieces(vm, &pieces);
 	pthread_mutex_unlock(&vm->slots_lock);
