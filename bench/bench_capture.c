@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 
 #include "bench/bench.h"
-#include "snapd/pageid_ops.h"
+#include "snapd/store/pageid_ops.h"
 #include "snapd/util/cleanup.h"
 
 #define PAGE	      4096u

@@ -34,8 +34,8 @@
 
 #include "bench/bench.h"
 #include "snapd/io_uring_writer.h"
-#include "snapd/pageid.h"
-#include "snapd/segment.h"
+#include "snapd/store/pageid.h"
+#include "snapd/store/segment.h"
 #include "snapd/store.h"
 #include "snapd/util/cleanup.h"
 

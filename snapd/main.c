@@ -22,15 +22,15 @@
 #include <systemd/sd-daemon.h>
 #endif
 
-#include "snapd/agents.h"
-#include "snapd/api.h"
-#include "snapd/config.h"
-#include "snapd/daemon.h"
-#include "snapd/job.h"
+#include "snapd/daemon/agents.h"
+#include "snapd/api/api.h"
+#include "snapd/daemon/config.h"
+#include "snapd/daemon/daemon.h"
+#include "snapd/daemon/job.h"
 #include "snapd/store.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/log.h"
-#include "snapd/vm.h"
+#include "snapd/vm/vm.h"
 
 enum exit_code { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STORE = 3 };
 

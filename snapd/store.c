@@ -13,7 +13,7 @@
  *
  * Threads: any, see store.h.
  */
-#include "snapd/store_internal.h"
+#include "snapd/store/internal.h"
 
 #include <ctype.h>
 #include <fcntl.h>

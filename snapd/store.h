@@ -27,8 +27,8 @@
 #include <stddef.h>
 
 #include "include/snapd/format.h"
-#include "snapd/pageid.h"
-#include "snapd/pagemap.h"
+#include "snapd/store/pageid.h"
+#include "snapd/store/pagemap.h"
 #include "snapd/util/err.h"
 
 struct store;

@@ -162,7 +162,7 @@ int epochs_start(struct machine *m); /* nothing to do without --epoch-ms */
 void epochs_stop(struct machine *m);
 void epochs_get(struct machine *m, uint64_t *nr, uint64_t *pages);
 
-/* digest.c: SHA-256 over all RAM, as snapd/verify.h defines it. */
+/* digest.c: SHA-256 over all RAM, as snapd/daemon/verify.h defines it. */
 int digest_save(struct machine *m, struct snapd_state_writer *w);
 
 /* callbacks.c */

@@ -5,7 +5,7 @@
  */
 #include <errno.h>
 
-#include "snapd/manifest.h"
+#include "snapd/store/manifest.h"
 #include "tests/fuzz/fuzz.h"
 
 static void check_run(const struct manifest_run *run, uint64_t end)

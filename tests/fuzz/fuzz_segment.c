@@ -9,7 +9,7 @@
 
 #include <xxhash.h>
 
-#include "snapd/segment.h"
+#include "snapd/store/segment.h"
 #include "snapd/util/cleanup.h"
 #include "tests/fuzz/fuzz.h"
 

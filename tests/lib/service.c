@@ -11,7 +11,7 @@
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
-#include "snapd/vm_priv.h"
+#include "snapd/vm/priv.h"
 #include "tests/lib/check.h"
 
 static json_t *last_result;

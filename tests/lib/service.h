@@ -5,8 +5,8 @@
  */
 #pragma once
 
-#include "snapd/daemon.h"
-#include "snapd/job.h"
+#include "snapd/daemon/daemon.h"
+#include "snapd/daemon/job.h"
 #include "snapd/store.h"
 #include "tests/lib/fake_agent.h"
 

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "snapd/util/cleanup.h"
-#include "snapd/vm.h"
+#include "snapd/vm/vm.h"
 #include "tests/lib/check.h"
 #include "tests/lib/fake_agent.h"
 #include "tests/lib/rand.h"

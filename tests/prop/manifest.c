@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "snapd/manifest.h"
+#include "snapd/store/manifest.h"
 #include "tests/lib/rand.h"
 
 struct entry {

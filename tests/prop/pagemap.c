@@ -8,8 +8,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "snapd/manifest.h"
-#include "snapd/pagemap.h"
+#include "snapd/store/manifest.h"
+#include "snapd/store/pagemap.h"
 #include "tests/lib/rand.h"
 
 #define WINDOWS 4

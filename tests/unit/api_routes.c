@@ -8,7 +8,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "snapd/api.h"
+#include "snapd/api/api.h"
 
 #define ROUTES_MAX 64
 

@@ -12,7 +12,7 @@
 
 #include <xxhash.h>
 
-#include "snapd/pageid_ops.h"
+#include "snapd/store/pageid_ops.h"
 #include "tests/lib/rand.h"
 
 #define LEN_MAX 65536u

@@ -7,7 +7,7 @@
  */
 #include <sys/wait.h>
 
-#include "snapd/store_internal.h"
+#include "snapd/store/internal.h"
 #include "snapd/util/log.h"
 #include "tests/lib/store_model.h"
 

@@ -14,7 +14,7 @@
 
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
-#include "snapd/vm_priv.h"
+#include "snapd/vm/priv.h"
 #include "tests/lib/check.h"
 #include "tests/lib/fake_agent.h"
 #include "tests/lib/service.h"

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api: the table of routes, and what belongs to no resource.  A path is here if
+ * and only if it is in docs/openapi.yaml (tests/unit/test_api_routes.c).
+ */
+#include "snapd/api/request.h"
+
+#include "snapd/util/cleanup.h"
+
+const struct api_route api_routes[] = {
+	{"GET", "/metrics", api_get_metrics},
+	{"GET", "/v1/version", api_get_version},
+	{"GET", "/v1/vms", api_get_vms},
+	{"GET", "/v1/vms/{name}", api_get_vm},
+	{"POST", "/v1/vms/{name}/snapshots", api_post_snapshot},
+	{"POST", "/v1/vms/{name}/rollback", api_post_rollback},
+	{"GET", "/v1/snapshots", api_get_snapshots},
+	{"GET", "/v1/snapshots/{snapshot}", api_get_snapshot},
+	{"DELETE", "/v1/snapshots/{snapshot}", api_delete_snapshot},
+	{"POST", "/v1/snapshots/{snapshot}/verify", api_post_verify},
+	{"GET", "/v1/snapshots/{snapshot}/diff", api_get_diff},
+	{"GET", "/v1/snapshots/{snapshot}/memory", api_get_memory},
+	{"GET", "/v1/snapshots/{snapshot}/state", api_get_state},
+	{"POST", "/v1/import", api_post_import},
+	{"GET", "/v1/jobs", api_get_jobs},
+	{"GET", "/v1/jobs/{id}", api_get_job},
+	{"DELETE", "/v1/jobs/{id}", api_delete_job},
+	{"GET", "/v1/store/stats", api_get_store_stats},
+	{"POST", "/v1/store/gc", api_post_gc},
+};
+const size_t api_nr_routes = ARRAY_SIZE(api_routes);
+
+int api_get_version(struct api_request *req)
+{
+	return api_reply_json(req, 200,
+			      json_pack("{ss ss si ss}", "name", "snapd", "version", SNAPD_VERSION,
+					"api", 1, "agent_socket",
+					req->daemon->config.agent_socket));
+}

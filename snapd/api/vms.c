@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api_vms: attached VMs: list, look, snapshot, roll back.  Control thread; the
+ * work itself is a job on the VM's own thread.
+ */
+#include "snapd/api/request.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "snapd/daemon/name.h"
+#include "snapd/util/cleanup.h"
+#include "snapd/vm/vm.h"
+
+#define NOTE_MAX 255 /* struct store_snapshot */
+
+static void cleanup_vm(struct vm **vm)
+{
+	if (*vm)
+		vm_unref(*vm);
+}
+
+int api_get_vms(struct api_request *req)
+{
+	json_t *vms = vm_list_json(req->daemon, req->view);
+
+	return api_reply_json(req, 200, vms ? json_pack("{so}", "vms", vms) : NULL);
+}
+
+static struct vm *find_vm(struct api_request *req)
+{
+	struct vm *vm = vm_find(req->daemon, req->seg[0], req->view);
+
+	if (!vm)
+		err_set(&req->err, ENOENT, "no VM named %.64s is attached", req->seg[0]);
+	return vm;
+}
+
+int api_get_vm(struct api_request *req)
+{
+	_cleanup_(cleanup_vm) struct vm *vm = find_vm(req);
+	json_t *o;
+
+	if (!vm)
+		return -ENOENT;
+	o = vm_describe(vm);
+	return api_reply_json(req, 200, o ? json_pack("{so}", "vm", o) : NULL);
+}
+
+static int submit(struct api_request *req, struct vm *vm, struct job *job)
+{
+	int rc;
+
+	if (!job)
+		return -ENOMEM;
+	rc = vm_submit(vm, job);
+	if (rc == -ENOTCONN)
+		err_set(&req->err, ENOTCONN, "VM %.64s is not ready: its VMM is not connected",
+			req->seg[0]);
+	else if (rc)
+		err_set(&req->err, -rc, "VM %.64s has too many jobs queued already", req->seg[0]);
+	if (rc)
+		job_fail(job, -rc, "%s", req->err.text);
+	else
+		rc = api_reply_job(req, 202, job);
+	job_unref(job);
+	return rc;
+}
+
+static int text_arg(struct api_request *req, const char *key, const char **ret)
+{
+	json_t *v = json_object_get(req->json, key);
+
+	*ret = NULL;
+	if (!v || json_is_null(v))
+		return 0;
+	if (!json_is_string(v) || json_string_length(v) > NOTE_MAX)
+		return err_set(&req->err, EINVAL, "%s: a text of at most %d bytes", key, NOTE_MAX);
+	for (const char *p = json_string_value(v); *p; p++)
+		if (iscntrl((unsigned char)*p))
+			return err_set(&req->err, EINVAL, "%s: no control characters", key);
+	*ret = json_string_value(v);
+	return 0;
+}
+
+int api_post_snapshot(struct api_request *req)
+{
+	static const char *const keys[] = {"name", "note", "tags", NULL};
+	_cleanup_(cleanup_vm) struct vm *vm = NULL;
+	const char *name, *note, *tags;
+	int rc;
+
+	rc = api_body_keys(req, keys);
+	if (!rc)
+		rc = text_arg(req, "name", &name);
+	if (!rc)
+		rc = text_arg(req, "note", &note);
+	if (!rc)
+		rc = text_arg(req, "tags", &tags);
+	if (!rc && name)
+		rc = name_check("name", name, &req->err);
+	if (rc)
+		return rc;
+	vm = find_vm(req);
+	if (!vm)
+		return -ENOENT;
+	return submit(req, vm,
+		      job_new(req->daemon, JOB_SNAPSHOT, req->uid,
+			      json_pack("{ss ss* ss* ss*}", "vm", req->seg[0], "name", name, "note",
+					note, "tags", tags),
+			      snapshot_job));
+}
+
+/* "SNAP" of a rollback may be short for "VM@SNAP". */
+static int find_target(struct api_request *req, const char *selector, struct store_snapshot *ret)
+{
+	_cleanup_free_ char *full = NULL;
+	struct err ignored = {0};
+
+	if (!strchr(selector, '@') && asprintf(&full, "%s@%s", req->seg[0], selector) < 0)
+		return -ENOMEM;
+	if (full && !store_snapshot_find(req->daemon->store, full, req->view, ret, &ignored))
+		return 0;
+	return api_find_snapshot(req, selector, ret);
+}
+
+int api_post_rollback(struct api_request *req)
+{
+	static const char *const keys[] = {"snapshot", "check", NULL};
+	json_t *sel = json_object_get(req->json, "snapshot");
+	json_t *check = json_object_get(req->json, "check");
+	_cleanup_(cleanup_vm) struct vm *vm = NULL;
+	struct store_snapshot target;
+	char id[24];
+	int rc;
+
+	rc = api_body_keys(req, keys);
+	if (rc)
+		return rc;
+	if (!json_is_string(sel) || (check && !json_is_boolean(check)))
+		return err_set(&req->err, EINVAL,
+			       "a rollback needs \"snapshot\", a selector; \"check\" is a boolean");
+	vm = find_vm(req);
+	if (!vm)
+		return -ENOENT;
+	rc = find_target(req, json_string_value(sel), &target);
+	if (rc)
+		return rc;
+	snprintf(id, sizeof(id), "%llu", (unsigned long long)target.id);
+	return submit(req, vm,
+		      job_new(req->daemon, JOB_ROLLBACK, req->uid,
+			      json_pack("{ss ss sb}", "vm", req->seg[0], "snapshot", id, "check",
+					json_is_true(check)),
+			      rollback_job));
+}

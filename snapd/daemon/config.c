@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Options and configuration file.  Every setting of the file has an option of the
+ * same name with '-' for '_'; options win, in whatever order they stand.  Without
+ * --config the file /etc/snapd/snapd.conf is read if there is one.
+ */
+#include "snapd/daemon/config.h"
+
+#include <getopt.h>
+#include <ini.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "include/snapd/format.h"
+#include "snapd/util/cleanup.h"
+#include "snapd/util/log.h"
+
+#define CONFIG_DEFAULT "/etc/snapd/snapd.conf"
+#define STORE_DEFAULT  "/var/lib/snapd"
+
+enum kind { TEXT, BYTES, NUMBER, LEVEL };
+
+static const struct setting {
+	const char *key;
+	const char *option; /* long option; NULL: only in the file */
+	enum kind kind;
+	size_t offset;
+	size_t size;
+	uint64_t min, max;
+} settings[] = {
+#define AT(f) offsetof(struct daemon_config, f), sizeof(((struct daemon_config *)0)->f)
+	{"store", "store", TEXT, AT(store_dir), 0, 0},
+	{"socket", "socket", TEXT, AT(api_socket), 0, 0},
+	{"agent_socket", "agent-socket", TEXT, AT(agent_socket), 0, 0},
+	{"socket_group", "socket-group", TEXT, AT(socket_group), 0, 0},
+	{"staging_max", "staging-max", BYTES, AT(staging_max_bytes), 4 << 20, 1ull << 44},
+	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
+	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
+	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
+	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
+	{"log_level", "log-level", LEVEL, AT(log_level), 0, 0},
+#undef AT
+};
+
+static int parse_level(const char *value, int *ret)
+{
+	static const char *const names[] = {
+		[LOG_LVL_ERR] = "err",	 [LOG_LVL_WARN] = "warning", [LOG_LVL_NOTICE] = "notice",
+		[LOG_LVL_INFO] = "info", [LOG_LVL_DEBUG] = "debug",
+	};
+
+	for (int i = LOG_LVL_ERR; i <= LOG_LVL_DEBUG; i++) {
+		if (strcmp(value, names[i]) != 0)
+			continue;
+		*ret = i;
+		return 0;
+	}
+	return -EINVAL;
+}
+
+/* Digits and, for bytes, one of K, M, G, T. */
+static int parse_number(const char *value, bool bytes, uint64_t *ret)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	char *end;
+
+	if (value[0] < '0' || value[0] > '9')
+		return -EINVAL;
+	errno = 0;
+	*ret = strtoull(value, &end, 10);
+	if (errno)
+		return -EINVAL;
+	unit = bytes && *end ? strchr(units, *end) : NULL;
+	if (unit) {
+		int shift = 10 * (int)(unit - units + 1);
+
+		if (*ret > UINT64_MAX >> shift)
+			return -EINVAL;
+		*ret <<= shift;
+		end++;
+	}
+	return *end ? -EINVAL : 0;
+}
+
+static int set_number(const struct setting *s, void *field, const char *value, struct err *e)
+{
+	uint64_t v;
+
+	if (parse_number(value, s->kind == BYTES, &v) || v < s->min || v > s->max)
+		return err_set(e, EINVAL, "%s: '%s' is not a number from %llu to %llu%s", s->key,
+			       value, (unsigned long long)s->min, (unsigned long long)s->max,
+			       s->kind == BYTES ? " (K, M, G, T may follow)" : "");
+	if (s->size == sizeof(uint64_t))
+		*(uint64_t *)field = v;
+	else
+		*(uint32_t *)field = (uint32_t)v;
+	return 0;
+}
+
+static int set_text(void *field, const char *value, struct err *e)
+{
+	char *copy = strdup(value);
+
+	if (!copy)
+		return err_set(e, ENOMEM, "out of memory");
+	free(*(char **)field);
+	*(char **)field = copy;
+	return 0;
+}
+
+int config_set(struct daemon_config *c, const char *key, const char *value, struct err *e)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(settings); i++) {
+		const struct setting *s = &settings[i];
+		void *field = (char *)c + s->offset;
+
+		if (strcmp(s->key, key) != 0)
+			continue;
+		if (s->kind == TEXT)
+			return set_text(field, value, e);
+		if (s->kind != LEVEL)
+			return set_number(s, field, value, e);
+		if (!parse_level(value, field))
+			return 0;
+		return err_set(e, EINVAL,
+			       "log_level: '%s' is none of err, warning, notice, info, "
+			       "debug",
+			       value);
+	}
+	return err_set(e, EINVAL, "unknown setting '%s'", key);
+}
+
+struct from_file {
+	struct daemon_config *c;
+	struct err *e;
+};
+
+static int on_setting(void *arg, const char *section, const char *key, const char *value)
+{
+	struct from_file *f = arg;
+
+	if (strcmp(section, "snapd") != 0 && section[0]) {
+		err_set(f->e, EINVAL, "unknown section [%s]", section);
+		return 0;
+	}
+	return !config_set(f->c, key, value, f->e);
+}
+
+static int read_file(struct daemon_config *c, const char *path, bool must, struct err *e)
+{
+	struct err why = {};
+	int line;
+
+	if (!must && access(path, F_OK))
+		return 0;
+	line = ini_parse(path, on_setting, &(struct from_file){c, &why});
+	if (line < 0)
+		return err_errno(e, errno ? errno : EIO, "cannot read %s", path);
+	if (line > 0)
+		return err_set(e, EINVAL, "%s line %d: %s", path, line,
+			       why.text[0] ? why.text : "not 'name = value'");
+	return 0;
+}
+
+static void usage(void)
+{
+	puts("Usage: snapd [OPTION]...\n"
+	     "Checkpoints, restores and rolls back KVM guests whose VMM links libsnapd-agent.\n"
+	     "\n"
+	     "  --config FILE           settings, one 'name = value' a line, each of the options\n"
+	     "                          below with '_' for '-' (default " CONFIG_DEFAULT ")\n"
+	     "  --store DIR             where snapshots are kept (default " STORE_DEFAULT ")\n"
+	     "  --socket PATH           HTTP API (default " SNAPD_API_SOCKET_DEFAULT ")\n"
+	     "  --agent-socket PATH     for VMMs (default " SNAPD_AGENT_SOCKET_DEFAULT ")\n"
+	     "  --socket-group GROUP    only this group and root may connect (default: everyone;\n"
+	     "                          each user sees its own VMs only)\n"
+	     "  --staging-max BYTES     memory a VM, for pages copied in the pause (default 1G)\n"
+	     "  --store-max BYTES       limit of the store on disk (default 0: none)\n"
+	     "  --segment BYTES         size of new segment files (default 64M)\n"
+	     "  --pause-timeout-ms N    give a snapshot up when a VM does not stop (default "
+	     "10000)\n"
+	     "  --early-min-frames N    copy pages ahead of the pause only above it (default "
+	     "4096)\n"
+	     "  --log-level LEVEL       err, warning, notice, info, debug (default info)\n"
+	     "  --help, --version\n"
+	     "\n"
+	     "SIGTERM, SIGINT: abandon what is not committed, let every VM run on, end.\n"
+	     "Exit codes: 0 ended by signal, 1 failure, 2 usage, 3 store is in use or damaged.");
+}
+
+#define OPT_FIRST 256
+#define NR_FIXED  3
+
+static int fill_defaults(struct daemon_config *c, struct err *e)
+{
+	int err = c->store_dir ? 0 : set_text(&c->store_dir, STORE_DEFAULT, e);
+
+	if (!err && !c->api_socket)
+		err = set_text(&c->api_socket, SNAPD_API_SOCKET_DEFAULT, e);
+	if (!err && !c->agent_socket)
+		err = set_text(&c->agent_socket, SNAPD_AGENT_SOCKET_DEFAULT, e);
+	return err;
+}
+
+int config_from_args(struct daemon_config *c, int argc, char **argv, struct err *e)
+{
+	struct option longs[ARRAY_SIZE(settings) + NR_FIXED + 1] = {
+		{"config", required_argument, NULL, 'c'},
+		{"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'v'},
+	};
+	const char *values[ARRAY_SIZE(settings)] = {}, *file = NULL;
+	int opt, err;
+
+	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
+		longs[NR_FIXED + i] = (struct option){settings[i].option, required_argument, NULL,
+						      OPT_FIRST + (int)i};
+	optind = 1;
+	opterr = 0;
+	while ((opt = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+		if (opt == 'h' || opt == 'v') {
+			if (opt == 'h')
+				usage();
+			else
+				puts("snapd " SNAPD_VERSION);
+			return CONFIG_EXIT;
+		}
+		if (opt == '?')
+			return err_set(e, EINVAL, "%s: unknown option, or its value is missing",
+				       argv[optind - 1]);
+		if (opt == 'c')
+			file = optarg;
+		else
+			values[opt - OPT_FIRST] = optarg;
+	}
+	if (optind < argc)
+		return err_set(e, EINVAL, "unexpected argument '%s'", argv[optind]);
+	err = read_file(c, file ? file : CONFIG_DEFAULT, !!file, e);
+	for (size_t i = 0; !err && i < ARRAY_SIZE(settings); i++)
+		if (values[i])
+			err = config_set(c, settings[i].key, values[i], e);
+	return err ? err : fill_defaults(c, e);
+}

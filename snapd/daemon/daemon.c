@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+/* What a daemon has before it has a store or a socket: defaults, locks, the pool. */
+#include "snapd/daemon/daemon.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "snapd/daemon/pool.h"
+#include "snapd/util/log.h"
+
+#define STAGING_MAX_DEFAULT	 (1ull << 30)
+#define EARLY_MIN_FRAMES_DEFAULT 4096
+#define PAUSE_TIMEOUT_MS_DEFAULT 10000
+
+int daemon_init(struct daemon *d, struct err *e)
+{
+	struct epoll_event wake = {.events = EPOLLIN}; /* data.ptr NULL: loop.c's own */
+	int err;
+
+	*d = (struct daemon){
+		.config = {.staging_max_bytes = STAGING_MAX_DEFAULT,
+			   .pause_timeout_ms = PAUSE_TIMEOUT_MS_DEFAULT,
+			   .early_min_frames = EARLY_MIN_FRAMES_DEFAULT,
+			   .log_level = LOG_LVL_INFO},
+	};
+	pthread_mutex_init(&d->vms_lock, NULL);
+	pthread_cond_init(&d->vms_changed, NULL);
+	d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (d->epoll_fd < 0 || d->wake_fd < 0 ||
+	    epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, d->wake_fd, &wake))
+		return err_errno(e, errno, "epoll, eventfd");
+	err = pool_create(0, &d->pool);
+	return err ? err_errno(e, -err, "start threads") : 0;
+}
+
+void daemon_deinit(struct daemon *d)
+{
+	pool_destroy(d->pool);
+	if (d->epoll_fd >= 0)
+		close(d->epoll_fd);
+	if (d->wake_fd >= 0)
+		close(d->wake_fd);
+	pthread_cond_destroy(&d->vms_changed);
+	pthread_mutex_destroy(&d->vms_lock);
+	free(d->config.store_dir);
+	free(d->config.api_socket);
+	free(d->config.agent_socket);
+	free(d->config.socket_group);
+}

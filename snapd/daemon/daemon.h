@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * daemon: what the daemon's files share.  One struct daemon per process, made by
+ * main.c, torn down after every thread has ended.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "snapd/daemon/job.h"
+#include "snapd/store.h"
+
+struct vm;
+struct api;
+struct pool;
+
+struct daemon_config {
+	char *store_dir; /* owned strings */
+	char *api_socket;
+	char *agent_socket;
+	char *socket_group;	    /* who may connect to either socket, besides root; NULL: all */
+	uint64_t staging_max_bytes; /* per VM, for the pages copied in the pause; default 1 GiB */
+	uint64_t store_max_bytes;   /* 0: no limit */
+	uint32_t segment_bytes;	    /* 0: default */
+	uint32_t pause_timeout_ms;  /* default 10000 */
+	uint32_t early_min_frames;  /* early capture only above this; default 4096 */
+	int log_level;
+};
+
+struct daemon {
+	struct daemon_config config;
+	struct store *store;
+	struct pool *pool; /* copying and hashing, for all VMs */
+	struct api *api;
+	int epoll_fd;
+	int wake_fd; /* eventfd: a job changed, a VM came or went */
+	_Atomic bool stopping;
+
+	pthread_mutex_t vms_lock;   /* vms list, names */
+	pthread_cond_t vms_changed; /* a VM's thread ended, a VM was lost */
+	struct vm *vms;
+
+	struct jobs *jobs; /* registry: jobs_start(), jobs_stop() in job.h */
+};
+
+/* daemon.c: a daemon with default configuration, no store, no sockets; and its end,
+ * after vm_stop_all() and api_stop(). */
+int daemon_init(struct daemon *d, struct err *e);
+void daemon_deinit(struct daemon *d);
+
+/* loop.c: epoll dispatch.  `fn` runs on the control thread. */
+struct loop_source {
+	int fd;
+	void (*fn)(struct loop_source *src, uint32_t events);
+};
+int loop_add(struct daemon *d, struct loop_source *src, uint32_t events);
+void loop_del(struct daemon *d, struct loop_source *src);
+int loop_run(struct daemon *d); /* until d->stopping */
+/* Wake the control thread (any thread, async-signal-safe). */
+void daemon_wake(struct daemon *d);

@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One epoch: pages in, each to one of
+ *
+ *   zero        all bytes are 0
+ *   unchanged   the bytes are those that the map has for this frame
+ *   duplicate   the bytes are those of a page stored before, in the owner's domain
+ *   stored      appended to a segment
+ *
+ * A fingerprint or a batch header only proposes; memcmp() with the stored bytes
+ * decides (I8), from memory when the page was written lately, else from disk.
+ * Pages that need the disk wait in the prover and are resolved together.
+ *
+ *   E1 `overlay` holds what differs from `live`; `live` is not touched before the
+ *      commit.  Frames in `gone` are not part of the VM unless the overlay has them.
+ *   E2 A duplicate refers to a committed page only after seg_ref() said that its
+ *      segment stays, or to a page of this epoch.
+ *   E3 A frame is in the prover at most once; when it comes again, the prover is
+ *      resolved first.
+ *   E4 After an error of a put or commit only epoch_abort() is left, except that a
+ *      commit refused for its name (-EEXIST, -EINVAL) may be tried again.
+ *
+ * Threads: one at a time.  Memory: 16 bytes a changed page in the overlay, as many
+ * in `own`, and the bounded buffers of writer, prover and reader.
+ */
+#include "snapd/store/internal.h"
+
+#include <string.h>
+
+#include "snapd/store/manifest.h"
+#include "snapd/util/log.h"
+
+#define PREFETCH_PAGES 8u /* ahead of the page that is put */
+
+/* ---- begin and end ---- */
+
+static int load_parent(struct epoch *ep, uint64_t timeline, struct err *e)
+{
+	struct ix_key k = ix_key_u64(timeline), vk = ix_key_id(ep->vm);
+	struct rec_timeline tl;
+	struct rec_vm vm;
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(ep->s->index, &t, e);
+	if (r)
+		return r;
+	r = index_get(&t, IX_TIMELINES, &k, &tl, sizeof(tl), NULL, NULL, e);
+	if (!r)
+		r = index_get(&t, IX_VMS, &vk, &vm, sizeof(vm), NULL, NULL, e);
+	if (r == -ENOENT || (!r && memcmp(tl.vm, ep->vm, sizeof(tl.vm))))
+		r = err_set(e, ENOENT, "this VM has no timeline %llu",
+			    (unsigned long long)timeline);
+	if (!r) {
+		ep->uid = vm.uid;
+		ep->parent = (struct snapd_point){timeline, tl.last};
+		ep->point = (struct snapd_point){timeline, tl.last + 1};
+		r = store_epoch_record(&t, &ep->parent, &ep->parent_rec, e);
+	}
+	index_end(&t);
+	return r;
+}
+
+/* Known to gc from here on. */
+static int epoch_register(struct epoch *ep, uint64_t timeline, struct err *e)
+{
+	scoped_lock(&ep->s->roots_lock);
+	int r = load_parent(ep, timeline, e);
+
+	if (r < 0)
+		return r;
+	if (r > 0)
+		ep->parent = (struct snapd_point){0};
+	else if (ep->parent_rec.page_size != ep->page_size)
+		return err_set(e, EINVAL, "the VM's pages had %u bytes, now %u",
+			       ep->parent_rec.page_size, ep->page_size);
+	if (gc_note_root(ep->s, ep->parent))
+		return err_errno(e, ENOMEM, "epoch");
+	ep->next = ep->s->epochs;
+	ep->s->epochs = ep;
+	return 0;
+}
+
+static void epoch_unregister(struct epoch *ep)
+{
+	scoped_lock(&ep->s->roots_lock);
+	struct epoch **at = &ep->s->epochs;
+
+	while (*at && *at != ep)
+		at = &(*at)->next;
+	if (*at)
+		*at = ep->next;
+}
+
+int epoch_begin(struct store *s, const uint8_t vm[16], uint64_t timeline, uint32_t page_size,
+		struct pagemap *live, struct epoch **ret, struct err *e)
+{
+	struct epoch *ep;
+	int r;
+
+	if (s->read_only)
+		return err_set(e, EROFS, "store %s is open read-only", s->dir);
+	if (page_size != 4096 && page_size != 16384 && page_size != 65536)
+		return err_set(e, EINVAL, "page size %u is not supported", page_size);
+	ep = calloc(1, sizeof(*ep));
+	if (!ep)
+		return err_errno(e, ENOMEM, "epoch");
+	ep->s = s;
+	ep->live = live;
+	ep->page_size = page_size;
+	ep->page_shift = (uint32_t)__builtin_ctz(page_size);
+	memcpy(ep->vm, vm, sizeof(ep->vm));
+	dedup_table_init(&ep->own, 0);
+	r = epoch_register(ep, timeline, e);
+	if (!r && (pagemap_create(true, &ep->overlay) || prover_init(&ep->prover, page_size)))
+		r = err_errno(e, ENOMEM, "epoch");
+	if (!r)
+		r = append_init(&ep->append, s, vm, ep->point, ep->page_shift, e);
+	if (r) {
+		epoch_abort(ep);
+		return r;
+	}
+	*ret = ep;
+	return 0;
+}
+
+static void epoch_destroy(struct epoch *ep, bool forget)
+{
+	store_reader_put(ep->s, ep->reader, forget);
+	if (ep->append.s)
+		append_deinit(&ep->append);
+	epoch_unregister(ep);
+	prover_deinit(&ep->prover);
+	dedup_table_deinit(&ep->own);
+	pagemap_destroy(ep->overlay);
+	free(ep->gone);
+	free(ep->refs.bits);
+	free(ep);
+}
+
+void epoch_abort(struct epoch *ep)
+{
+	/* The reader may know headers of blocks that will be written again. */
+	if (ep)
+		epoch_destroy(ep, true);
+}
+
+void epoch_finish(struct epoch *ep)
+{
+	epoch_destroy(ep, false);
+}
+
+/* ---- what a frame is now ---- */
+
+static bool is_gone(const struct epoch *ep, uint64_t gfn)
+{
+	for (size_t i = 0; i < ep->nr_gone; i++)
+		if (gfn >= ep->gone[i].gfn && gfn < ep->gone[i].end)
+			return true;
+	return false;
+}
+
+static loc_t current_loc(const struct epoch *ep, uint64_t gfn, uint64_t *fp)
+{
+	loc_t loc = pagemap_get(ep->overlay, gfn);
+
+	if (loc) {
+		*fp = pagemap_fp(ep->overlay, gfn);
+		return loc;
+	}
+	if (is_gone(ep, gfn))
+		return 0;
+	*fp = pagemap_fp(ep->live, gfn);
+	return pagemap_get(ep->live, gfn);
+}
+
+static int set_loc(struct epoch *ep, uint64_t gfn, loc_t loc, uint64_t fp, struct err *e)
+{
+	int r = pagemap_set(ep->overlay, gfn, loc, fp);
+
+	return r ? err_errno(e, -r, "epoch") : 0;
+}
+
+/* ---- the four outcomes ---- */
+
+static int put_zero(struct epoch *ep, uint64_t gfn, struct err *e)
+{
+	uint64_t fp;
+
+	if (current_loc(ep, gfn, &fp) == LOC_ZERO_PAGE) {
+		ep->stats.unchanged++;
+		return 0;
+	}
+	ep->stats.zero++;
+	return set_loc(ep, gfn, LOC_ZERO_PAGE, 0, e);
+}
+
+static int put_duplicate(struct epoch *ep, uint64_t gfn, struct pageid id, loc_t loc, struct err *e)
+{
+	ep->stats.duplicate++;
+	return set_loc(ep, gfn, loc, id.lo, e);
+}
+
+static uint64_t own_key(const struct epoch *ep, struct pageid id)
+{
+	return dedup_key(id.lo, ep->uid, ep->page_shift);
+}
+
+static int put_stored(struct epoch *ep, uint64_t gfn, struct pageid id, const void *bytes,
+		      struct err *e)
+{
+	loc_t loc;
+	int r;
+
+	r = append_page(&ep->append, gfn, id, bytes, &loc, e);
+	if (r)
+		return r;
+	dedup_table_put(&ep->own, own_key(ep, id), loc);
+	ep->stats.stored++;
+	return set_loc(ep, gfn, loc, id.lo, e);
+}
+
+/* ---- proofs ---- */
+
+static loc_t find_duplicate(struct epoch *ep, struct pageid id)
+{
+	uint64_t key = own_key(ep, id);
+	loc_t loc = dedup_table_get(&ep->own, key);
+
+	if (loc)
+		return loc;
+	loc = dedup_get(&ep->s->dedup, key);
+	return loc && seg_ref(ep->s, &ep->refs, loc) ? loc : 0;
+}
+
+enum proof { PROVED, REFUTED, UNPROVED };
+
+/* What memory says about a candidate. */
+static enum proof prove_here(const struct epoch *ep, loc_t loc, bool known, const void *bytes)
+{
+	const void *there = append_owns(&ep->append, loc) ? append_recent(&ep->append, loc) : NULL;
+
+	if (there)
+		return memcmp(there, bytes, ep->page_size) ? REFUTED : PROVED;
+	return ep->s->no_prove && known ? PROVED : UNPROVED;
+}
+
+static int ensure_reader(struct epoch *ep, struct err *e)
+{
+	return ep->reader ? 0 : store_reader_get(ep->s, ep->page_size, &ep->reader, e);
+}
+
+/* Compare the candidates that `which` selects with what is stored. */
+static int probe_round(struct epoch *ep, loc_t (*which)(const struct pending *q), struct err *e)
+{
+	struct prover *p = &ep->prover;
+	uint32_t nr = 0;
+	bool own = false;
+	int r;
+
+	for (uint32_t i = 0; i < p->nr; i++) {
+		const struct pending *q = &p->entries[i];
+		loc_t loc = q->settled ? 0 : which(q);
+
+		if (!loc)
+			continue;
+		own |= append_owns(&ep->append, loc);
+		p->probes[nr++] =
+			(struct page_probe){.loc = loc, .id = q->id, .bytes = q->bytes, .index = i};
+	}
+	if (!nr)
+		return 0;
+	r = ensure_reader(ep, e);
+	if (!r && own)
+		r = append_settle(&ep->append, e);
+	if (!r)
+		r = reader_probe(ep->reader, p->probes, nr, e);
+	if (r)
+		return r;
+	ep->stats.read_back += nr;
+	for (uint32_t i = 0; i < nr; i++)
+		p->entries[p->probes[i].index].result = p->probes[i].result;
+	return 0;
+}
+
+static loc_t candidate_live(const struct pending *q)
+{
+	return q->live;
+}
+
+static loc_t candidate_dup(const struct pending *q)
+{
+	return q->dup;
+}
+
+static void count_collision(struct epoch *ep, struct pending *q, bool known)
+{
+	if (q->result == PROBE_COLLISION || (q->result == PROBE_DIFFERENT && known))
+		ep->stats.collisions++;
+	/* The hash that came with a page is only believed as long as it agrees. */
+	if (q->result == PROBE_COLLISION)
+		q->id = pageid_of(&ep->s->secret, q->bytes, ep->page_size);
+}
+
+/* A page that no candidate equals; its twin may have been stored a moment ago. */
+static int settle_stored(struct epoch *ep, struct pending *q, struct err *e)
+{
+	loc_t twin = dedup_table_get(&ep->own, own_key(ep, q->id));
+
+	if (twin && prove_here(ep, twin, true, q->bytes) == PROVED)
+		return put_duplicate(ep, q->gfn, q->id, twin, e);
+	return put_stored(ep, q->gfn, q->id, q->bytes, e);
+}
+
+static int settle(struct epoch *ep, struct err *e)
+{
+	struct prover *p = &ep->prover;
+	int r;
+
+	r = probe_round(ep, candidate_live, e);
+	for (uint32_t i = 0; !r && i < p->nr; i++) {
+		struct pending *q = &p->entries[i];
+
+		if (!q->live)
+			continue;
+		if (q->result == PROBE_EQUAL) {
+			q->settled = true;
+			ep->stats.unchanged++;
+		} else {
+			count_collision(ep, q, q->live_known);
+		}
+	}
+	if (!r)
+		r = probe_round(ep, candidate_dup, e);
+	for (uint32_t i = 0; !r && i < p->nr; i++) {
+		struct pending *q = &p->entries[i];
+
+		if (q->settled)
+			continue;
+		if (q->dup && q->result == PROBE_EQUAL) {
+			r = put_duplicate(ep, q->gfn, q->id, q->dup, e);
+			continue;
+		}
+		if (q->dup)
+			count_collision(ep, q, true);
+		r = settle_stored(ep, q, e);
+	}
+	return r;
+}
+
+int epoch_settle(struct epoch *ep, struct err *e)
+{
+	int r;
+
+	if (!ep->prover.nr)
+		return 0;
+	r = settle(ep, e);
+	if (!r)
+		prover_reset(&ep->prover);
+	return r;
+}
+
+/* ---- putting ---- */
+
+/* 1: the page is dealt with; 0: *live and *dup are what is left to prove. */
+static int prove_now(struct epoch *ep, const struct epoch_page *page, bool known, loc_t *live,
+		     loc_t *dup, struct err *e)
+{
+	enum proof proof = *live ? prove_here(ep, *live, known, page->bytes) : REFUTED;
+	int r;
+
+	if (proof == PROVED) {
+		ep->stats.unchanged++;
+		return 1;
+	}
+	if (proof == REFUTED)
+		*live = 0;
+	if (*dup == *live)
+		*dup = 0;
+	proof = *dup ? prove_here(ep, *dup, true, page->bytes) : REFUTED;
+	if (proof == PROVED) {
+		r = put_duplicate(ep, page->gfn, page->id, *dup, e);
+		return r ? r : 1;
+	}
+	if (proof == REFUTED) {
+		ep->stats.collisions += *dup != 0;
+		*dup = 0;
+	}
+	return 0;
+}
+
+static int put_page(struct epoch *ep, const struct epoch_page *given, struct err *e)
+{
+	struct epoch_page with_id = *given, *page = &with_id;
+	uint64_t fp = 0;
+	loc_t live, dup;
+	int r;
+
+	if (prover_has(&ep->prover, page->gfn)) {
+		r = epoch_settle(ep, e);
+		if (r)
+			return r;
+	}
+	ep->stats.pages_in++;
+	if (pageid_is_zero(page->id)) {
+		if (pageid_bytes_zero(page->bytes, ep->page_size))
+			return put_zero(ep, page->gfn, e);
+		page->id = pageid_of(&ep->s->secret, page->bytes, ep->page_size);
+	}
+	live = current_loc(ep, page->gfn, &fp);
+	if (loc_kind(live) != LOC_PAGE || (fp && fp != page->id.lo))
+		live = 0;
+	dup = find_duplicate(ep, page->id);
+	r = live || dup ? prove_now(ep, page, fp != 0, &live, &dup, e) : 0;
+	if (r)
+		return r < 0 ? r : 0;
+	if (!live && !dup)
+		return put_stored(ep, page->gfn, page->id, page->bytes, e);
+	prover_add(&ep->prover, page, live, fp != 0, dup);
+	return prover_full(&ep->prover) ? epoch_settle(ep, e) : 0;
+}
+
+/* Each look into the tables of hashes is a cache miss, or two; a few at once cost as
+ * much as one. */
+static void prefetch(struct epoch *ep, const struct epoch_page *page)
+{
+	uint64_t key = own_key(ep, page->id);
+
+	if (pageid_is_zero(page->id))
+		return;
+	dedup_table_prefetch(&ep->own, key);
+	dedup_prefetch(&ep->s->dedup, key);
+}
+
+int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
+{
+	int r = ep->failed;
+
+	if (r)
+		return err_set(e, -r, "this epoch has failed before");
+	for (size_t i = 0; i < MIN(nr, (size_t)PREFETCH_PAGES); i++)
+		prefetch(ep, &pages[i]);
+	for (size_t i = 0; !r && i < nr; i++) {
+		if (i + PREFETCH_PAGES < nr)
+			prefetch(ep, &pages[i + PREFETCH_PAGES]);
+		if (pages[i].gfn >= MANIFEST_GFN_MAX)
+			r = err_set(e, EINVAL, "frame %#llx is out of range",
+				    (unsigned long long)pages[i].gfn);
+		else
+			r = put_page(ep, &pages[i], e);
+	}
+	ep->failed = r;
+	return r;
+}
+
+/* Drop what the overlay has for [gfn, end). */
+static int clear_overlay(struct epoch *ep, uint64_t gfn, uint64_t end)
+{
+	return pagemap_set_run(ep->overlay, gfn, end - gfn, 0);
+}
+
+int epoch_gone(struct epoch *ep, uint64_t gfn, uint64_t n, struct err *e)
+{
+	int r;
+
+	if (!n)
+		return 0;
+	if (gfn >= MANIFEST_GFN_MAX || n > MANIFEST_GFN_MAX - gfn)
+		return err_set(e, EINVAL, "frames %#llx + %#llx are out of range",
+			       (unsigned long long)gfn, (unsigned long long)n);
+	r = epoch_settle(ep, e);
+	if (!r && clear_overlay(ep, gfn, gfn + n))
+		r = err_errno(e, ENOMEM, "epoch");
+	if (!r && ep->nr_gone == ep->cap_gone) {
+		size_t cap = ep->cap_gone ? ep->cap_gone * 2 : 8;
+		struct gone_range *gone = realloc(ep->gone, cap * sizeof(*gone));
+
+		if (!gone) {
+			r = err_errno(e, ENOMEM, "epoch");
+		} else {
+			ep->gone = gone;
+			ep->cap_gone = cap;
+		}
+	}
+	if (!r)
+		ep->gone[ep->nr_gone++] = (struct gone_range){gfn, gfn + n};
+	ep->failed = r;
+	return r;
+}

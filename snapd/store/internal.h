@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the store's files share; nobody else includes it.
+ *
+ *   store.c         open, recovery, VMs, timelines, snapshots, figures
+ *   store/space.c   segment files: made, recycled, lent to epochs, opened
+ *   store/append.c  pages and blobs → batches → a segment's tail
+ *   store/read.c    locs → headers → few large reads → checked pages
+ *   store/map.c     blobs; epoch records → whole maps; rebuilding the dedup table
+ *   store/epoch.c   one epoch: what to store, and whether it is stored already
+ *   store/commit.c  its manifest, checkpoint and records; the commit
+ *   store/prove.c   candidates waiting for their proof
+ *   store/gc.c      what is still needed; dropping the rest
+ *
+ * Locks, outermost first: roots_lock → segments_lock → LMDB.  segments_lock is
+ * held to open files, and for one superblock's first check, not across other I/O.
+ * A thread that makes the next segment lives from seg_reserve_ahead() until it is
+ * done; space_close() waits for it.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "snapd/store/dedup.h"
+#include "snapd/store/index.h"
+#include "snapd/io_uring_writer.h"
+#include "snapd/store/segment.h"
+#include "snapd/store.h"
+#include "snapd/util/cleanup.h"
+
+#define SEG_ID_MAX	    ((1u << 28) - 1)
+#define SEG_TAIL_MIN_BLOCKS 16u /* less room than this: the segment is sealed */
+
+struct seg {
+	uint32_t id; /* constant */
+	/* segments_lock: */
+	uint64_t generation;
+	uint64_t segment_bytes;
+	uint64_t pages; /* page records up to the tail */
+	uint32_t tail;	/* committed, in blocks */
+	enum seg_state state;
+	bool busy;	/* an epoch appends to it */
+	bool indexed;	/* the index has its record */
+	bool damaged;	/* missing or short: never appended to */
+	bool ready;	/* FREE, and its superblock is durable: nothing to do to append */
+	bool proven;	/* superblock read or written in this process */
+	bool condemned; /* gc drops it: no new reference to its pages */
+	int fd;		/* -1, or open for `users` */
+	uint32_t users;
+};
+
+/* A set of segments. */
+struct seg_refs {
+	uint8_t *bits; /* owned; under segments_lock */
+	uint32_t nr;
+};
+
+struct pin {
+	struct pin *next;
+	struct snapd_point at;
+};
+
+struct store {
+	/* Constant after open. */
+	char *dir;
+	int dir_fd, segments_fd, lock_fd;
+	bool read_only, no_prove;
+	uint32_t segment_bytes;
+	uint64_t max_bytes;
+	int (*fault)(void *opaque, int fd, uint64_t offset, size_t len);
+	void *fault_opaque;
+	uint8_t uuid[16];
+	struct page_secret secret;
+	struct rec_store record;
+	struct index *index;
+	_Atomic bool direct; /* O_DIRECT works here, as far as we know */
+
+	struct dedup dedup; /* locks of its own */
+
+	_Atomic uint64_t next_seq, next_snapshot;
+
+	pthread_mutex_t segments_lock;
+	struct seg **segs; /* by id; NULL: no such segment */
+	uint32_t nr_segs;  /* slots */
+	uint64_t bytes_segments;
+	uint32_t nr_open_fds;
+	bool making_ahead;   /* `maker` is at work */
+	bool has_maker;	     /* `maker` is to be joined */
+	pthread_t maker;     /* makes the next segment before it is needed */
+	pthread_cond_t made; /* making_ahead was cleared */
+	struct writer *idle_writers[64];
+	struct store_reader *idle_readers[64];
+	uint32_t nr_idle_writers, nr_idle_readers, max_idle;
+
+	/* What gc must not miss while it runs. */
+	pthread_mutex_t roots_lock; /* gc's last step against new references */
+	struct pin *pins;	    /* roots_lock */
+	struct epoch *epochs;	    /* in flight; roots_lock */
+	bool gc_active;		    /* roots_lock */
+	bool gc_spoiled;	    /* no memory to note something: gc gives up; roots_lock */
+	struct snapd_point *gc_new; /* roots that came while gc runs; roots_lock */
+	size_t nr_gc_new, cap_gc_new;
+	struct seg_refs gc_refs;    /* by commits while gc runs; segments_lock */
+	uint64_t gc_first_timeline; /* timelines from this id on are newer than gc */
+};
+
+/* ---- store/space.c ---- */
+
+int seg_add(struct store *s, uint32_t id, struct seg **ret); /* segments_lock held */
+struct seg *seg_find(const struct store *s, uint32_t id);    /* segments_lock held */
+/* A page that others committed is about to be referred to: false when it is not
+ * there (any more); else its segment is in *refs, and gc leaves it alone. */
+bool seg_ref(struct store *s, struct seg_refs *refs, loc_t loc);
+/* A segment to append to, marked busy, its file open; superblock durable. */
+int seg_take(struct store *s, struct seg **ret, struct err *e);
+void seg_return(struct store *s, struct seg *seg);
+/* Have a segment made in the background, unless there is one for the next seg_take(). */
+void seg_reserve_ahead(struct store *s);
+/* Open for reading or writing; *ident as of now.  -EUCLEAN when there is none. */
+int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg_ident *ident,
+	     struct err *e);
+void seg_close(struct store *s, struct seg *seg);
+int seg_refs_add(struct seg_refs *refs, uint32_t id);
+int seg_refs_merge(struct seg_refs *to, const struct seg_refs *from); /* segments_lock held */
+bool seg_refs_has(const struct seg_refs *refs, uint32_t id);	      /* segments_lock held */
+void seg_path(uint32_t id, char name[16]);
+/* Remove files that the index does not name; find out which are damaged. */
+int space_recover(struct store *s, struct err *e);
+/* -EUCLEAN when there are segment files. */
+int space_is_empty(struct store *s, struct err *e);
+void space_close(struct store *s);
+/* gc: remove the file of a free segment and forget it; segments_lock held. */
+void seg_drop(struct store *s, struct seg *seg);
+
+int store_writer_get(struct store *s, struct writer **ret, struct err *e);
+void store_writer_put(struct store *s, struct writer *w);
+int store_reader_get(struct store *s, uint32_t page_size, struct store_reader **ret, struct err *e);
+void store_reader_put(struct store *s, struct store_reader *r, bool forget);
+
+/* ---- store/append.c ---- */
+
+#define RECENT_MAX 12u
+
+/* A segment that this epoch appends to. */
+struct append_seg {
+	struct seg *seg; /* taken */
+	int fd;		 /* borrowed from seg */
+	struct seg_ident ident;
+	uint32_t start, tail; /* blocks; start is the committed tail */
+	uint64_t pages;
+	bool followed; /* the next segment was asked for */
+};
+
+struct append_recent {
+	struct wbuf *buf; /* pinned */
+	uint32_t segment, block, nr_pages;
+};
+
+struct appender {
+	struct store *s;
+	struct writer *w;
+	uint8_t vm[16];
+	struct snapd_point point;
+	uint32_t page_shift;
+	struct append_seg *segs; /* owned; the last one is in use */
+	size_t nr_segs, cap_segs;
+	/* The batch being filled, when buf is set. */
+	struct wbuf *buf;
+	uint32_t header_bytes; /* room left for the header */
+	uint32_t nr_pages, max_pages;
+	struct append_recent recent[RECENT_MAX];
+	uint32_t nr_recent, next_recent;
+	uint64_t bytes_written;
+	bool unsynced;
+};
+
+int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
+		uint32_t page_shift, struct err *e);
+/* Gives segments and writer back; what was written stays behind the tails unless
+ * the caller moved them. */
+void append_deinit(struct appender *a);
+int append_page(struct appender *a, uint64_t gfn, struct pageid id, const void *bytes, loc_t *ret,
+		struct err *e);
+int append_blob(struct appender *a, enum batch_type type, const void *bytes, size_t len,
+		struct rec_blob *ret, struct err *e);
+/* What was submitted can be read back; the batch being filled goes on. */
+int append_settle(struct appender *a, struct err *e);
+/* Everything so far is on stable storage. */
+int append_sync(struct appender *a, struct err *e);
+/* Bytes of a page that this appender wrote lately, or NULL. */
+const void *append_recent(const struct appender *a, loc_t loc);
+bool append_owns(const struct appender *a, loc_t loc);
+
+/* ---- store/read.c ---- */
+
+enum probe_result { PROBE_EQUAL, PROBE_DIFFERENT, PROBE_COLLISION, PROBE_UNREADABLE };
+struct page_probe {
+	loc_t loc;
+	struct pageid id;
+	const void *bytes;
+	enum probe_result result;
+	uint32_t index; /* the caller's */
+};
+/* Is what lies at loc the page `bytes`?  Sorts the array by loc.  Damage is a
+ * result, not an error. */
+int reader_probe(struct store_reader *r, struct page_probe *probes, size_t nr, struct err *e);
+void reader_forget(struct store_reader *r);
+
+/* ---- store/map.c ---- */
+
+/* malloc()ed, checked. */
+int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_type type,
+		    const char *what, void **ret, struct err *e);
+/* The record of a point; {t, 0} of a fork resolves to its parent.  1: the point is
+ * an empty beginning. */
+int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoch *ret,
+		       struct err *e);
+/* Step from a part of a blob to the one before; *payload: bytes in this one. */
+int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e);
+int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e);
+int store_dedup_rebuild(struct store *s, struct err *e);
+
+/* ---- store/prove.c ---- */
+
+#define PENDING_BYTES (4u << 20)
+#define PENDING_MAX   (PENDING_BYTES / 4096u)
+
+/* A page that may be stored already, until bytes decide. */
+struct pending {
+	uint64_t gfn;
+	struct pageid id;
+	loc_t live, dup;	  /* candidates; 0: none */
+	bool live_known;	  /* live's fingerprint was known and agreed */
+	const uint8_t *bytes;	  /* in the queue's arena */
+	enum probe_result result; /* of the last probe */
+	bool settled;
+};
+
+struct prover {
+	struct pending *entries;   /* owned, PENDING_MAX */
+	uint8_t *arena;		   /* owned, PENDING_BYTES */
+	struct page_probe *probes; /* owned, PENDING_MAX */
+	uint64_t *gfns;		   /* owned; hash set of the entries' gfn + 1 */
+	uint32_t nr, max;
+	uint32_t page_size;
+};
+int prover_init(struct prover *p, uint32_t page_size);
+void prover_deinit(struct prover *p);
+bool prover_has(const struct prover *p, uint64_t gfn);
+bool prover_full(const struct prover *p);
+void prover_add(struct prover *p, const struct epoch_page *page, loc_t live, bool live_known,
+		loc_t dup);
+void prover_reset(struct prover *p);
+
+/* ---- store/epoch.c ---- */
+
+struct gone_range {
+	uint64_t gfn, end;
+};
+
+struct epoch {
+	struct store *s;
+	struct epoch *next; /* roots_lock */
+	uint8_t vm[16];
+	uint32_t uid, page_size, page_shift;
+	struct snapd_point point;
+	struct snapd_point parent; /* {0,0}: none */
+	struct rec_epoch parent_rec;
+	struct pagemap *live;	 /* borrowed */
+	struct pagemap *overlay; /* owned: what this epoch changes */
+	struct gone_range *gone; /* owned, in the order given */
+	size_t nr_gone, cap_gone;
+	struct appender append;
+	struct store_reader *reader; /* lent by the store when first needed */
+	struct dedup_table own;	     /* pages that this epoch stored */
+	struct prover prover;
+	struct seg_refs refs;
+	struct epoch_stats stats;
+	int failed; /* -errno of a put; only abort is left */
+};
+/* Decide all pages that wait for a proof. */
+int epoch_settle(struct epoch *ep, struct err *e);
+/* As epoch_abort(), of an epoch that was committed. */
+void epoch_finish(struct epoch *ep);
+
+/* ---- store/gc.c ---- */
+
+/* A point becomes needed; roots_lock held. */
+int gc_note_root(struct store *s, struct snapd_point at);
+
+uint64_t store_now_ns(void);
+void store_unlock(pthread_mutex_t **lock);
+#define scoped_lock(l)                                                                       \
+	_cleanup_(store_unlock) __attribute__((unused)) pthread_mutex_t *scoped_lock_ = (l); \
+	pthread_mutex_lock(l)

@@ -1,0 +1,532 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Blobs, and what they hold: manifests and checkpoints → whole maps.
+ *
+ * A map at a point is the nearest checkpoint on the way back (through the forks),
+ * and the manifests since, applied in order.  epoch_commit() writes a checkpoint
+ * whenever that way gets long, so the cost does not depend on depth (I9).
+ *
+ * The dedup table is rebuilt at start from the headers of all page batches, 32
+ * segments at a time, without reading a page.
+ *
+ * Threads: any.
+ */
+#include "snapd/store/internal.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "snapd/store/manifest.h"
+#include "snapd/util/log.h"
+
+#define BLOB_BYTES_MAX ((uint64_t)8 << 30)
+#define PART_GUESS     (16u << 10) /* read at first */
+#define CHAIN_MAX      65536u	   /* epochs without a checkpoint; commit allows far fewer */
+
+/* ---- blobs ---- */
+
+struct part {
+	_Alignas(FMT_BLOCK) uint8_t bytes[BATCH_BYTES_MAX];
+};
+
+/* pread() of a segment, from block `at`; returns bytes read. */
+static int read_blocks(struct store *s, struct batch_ref at, uint8_t *buf, uint64_t len,
+		       struct seg_ident *ident, uint64_t *got, struct err *e)
+{
+	uint64_t offset = (uint64_t)at.block * FMT_BLOCK;
+	struct seg *seg;
+	ssize_t n;
+	int fd, r;
+
+	r = seg_open(s, at.segment, &seg, &fd, ident, e);
+	if (r)
+		return r;
+	if (!at.block || offset >= ident->segment_bytes) {
+		r = err_set(e, E_CORRUPT, "segment %08x has no block %u", at.segment, at.block);
+	} else {
+		n = pread(fd, buf, MIN(len, ident->segment_bytes - offset), (off_t)offset);
+		if (n < 0)
+			r = err_errno(e, errno, "reading segment %08x offset %llu", at.segment,
+				      (unsigned long long)offset);
+		*got = (uint64_t)MAX(n, (ssize_t)0);
+	}
+	seg_close(s, seg);
+	return r;
+}
+
+static int decode_part(const struct part *part, uint64_t len, const struct seg_ident *ident,
+		       struct batch_ref at, const struct batch_header **ret, struct err *e)
+{
+	const struct batch_page *pages;
+	int r = batch_decode(part->bytes, len, ident, at.block, ret, &pages, e);
+
+	return r == -ENODATA ? err_set(e, E_CORRUPT, "segment %08x block %u: cut off", at.segment,
+				       at.block)
+			     : r;
+}
+
+/* The header alone. */
+static int read_part_header(struct store *s, struct batch_ref at, struct part *part,
+			    const struct batch_header **ret, struct err *e)
+{
+	struct seg_ident ident;
+	uint64_t n;
+	int r = read_blocks(s, at, part->bytes, FMT_BLOCK, &ident, &n, e);
+
+	return r ? r : decode_part(part, n, &ident, at, ret, e);
+}
+
+/* Header and payload, in one read when it is as small as most are. */
+static int read_part(struct store *s, struct batch_ref at, enum batch_type type, struct part *part,
+		     const struct batch_header **ret, struct err *e)
+{
+	struct seg_ident ident;
+	uint64_t n, want = PART_GUESS;
+	int r;
+
+	r = read_blocks(s, at, part->bytes, want, &ident, &n, e);
+	if (!r)
+		r = decode_part(part, n, &ident, at, ret, e);
+	if (r)
+		return r;
+	want = ALIGN_UP((*ret)->header_bytes + (*ret)->payload_bytes, FMT_BLOCK);
+	if (want > n) {
+		r = read_blocks(s, at, part->bytes, want, &ident, &n, e);
+		if (!r)
+			r = decode_part(part, n, &ident, at, ret, e);
+		if (r)
+			return r;
+	}
+	if ((*ret)->type != type || (*ret)->header_bytes + (*ret)->payload_bytes > n)
+		return err_set(e, E_CORRUPT, "segment %08x block %u: cut off, or of another kind",
+			       at.segment, at.block);
+	return batch_blob_check(*ret, part->bytes + FMT_BLOCK, e);
+}
+
+static int read_parts(struct store *s, const struct rec_blob *blob, enum batch_type type,
+		      uint8_t *bytes, struct err *e)
+{
+	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));
+	struct batch_ref at = blob->last;
+	uint64_t left = blob->bytes;
+	const struct batch_header *h;
+	uint32_t index = 0;
+
+	if (!part)
+		return err_errno(e, ENOMEM, "reading a blob");
+	for (bool last = true; left; last = false) {
+		int r = read_part(s, at, type, part, &h, e);
+
+		if (r)
+			return r;
+		if (!h->payload_bytes || h->payload_bytes > left ||
+		    (!last && h->nr_entries != index - 1) ||
+		    (h->nr_entries == 0) != (h->payload_bytes == left))
+			return err_set(e, E_CORRUPT, "segment %08x block %u: a part out of order",
+				       at.segment, at.block);
+		left -= h->payload_bytes;
+		memcpy(bytes + left, part->bytes + FMT_BLOCK, h->payload_bytes);
+		index = h->nr_entries;
+		at = h->prev;
+	}
+	return 0;
+}
+
+int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_type type,
+		    const char *what, void **ret, struct err *e)
+{
+	_cleanup_free_ uint8_t *bytes = NULL;
+	struct err why = {0};
+	int r;
+
+	if (blob->bytes > BLOB_BYTES_MAX)
+		return err_set(e, E_CORRUPT, "%s: a blob of %llu bytes", what,
+			       (unsigned long long)blob->bytes);
+	bytes = malloc(blob->bytes + 1);
+	if (!bytes)
+		return err_errno(e, ENOMEM, "%s", what);
+	r = read_parts(s, blob, type, bytes, &why);
+	if (r)
+		return err_set(e, -r, "%s: %s", what, why.text);
+	if (XXH3_64bits(bytes, blob->bytes) != blob->hash)
+		return err_set(e, E_CORRUPT, "%s: segment %08x block %u: wrong checksum", what,
+			       blob->last.segment, blob->last.block);
+	*ret = steal_ptr(&bytes);
+	return 0;
+}
+
+int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e)
+{
+	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));
+	const struct batch_header *h = (const void *)part;
+	int r;
+
+	if (!part)
+		return err_errno(e, ENOMEM, "reading a blob");
+	r = read_part_header(s, *at, part, &h, e);
+	if (!r && (h->type == BATCH_PAGES || !h->payload_bytes))
+		r = err_set(e, E_CORRUPT, "segment %08x block %u: no part of a blob", at->segment,
+			    at->block);
+	if (r)
+		return r;
+	*payload = h->payload_bytes;
+	*at = h->prev;
+	return 0;
+}
+
+/* ---- points ---- */
+
+int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoch *ret,
+		       struct err *e)
+{
+	struct rec_timeline tl;
+	struct ix_key k;
+	int r;
+
+	/* A fork of a fork at its own beginning: each step goes to an older timeline. */
+	while (!at->epoch) {
+		if (!at->timeline)
+			return 1;
+		k = ix_key_u64(at->timeline);
+		r = index_get(t, IX_TIMELINES, &k, &tl, sizeof(tl), NULL, NULL, e);
+		if (r == -ENOENT)
+			return err_set(e, ENOENT, "there is no timeline %llu",
+				       (unsigned long long)at->timeline);
+		if (r)
+			return r;
+		if (tl.parent.timeline >= at->timeline)
+			return err_set(e, E_CORRUPT, "timeline %llu forks from a later one",
+				       (unsigned long long)at->timeline);
+		*at = tl.parent;
+	}
+	k = ix_key_point(*at);
+	r = index_get(t, IX_EPOCHS, &k, ret, sizeof(*ret), NULL, NULL, e);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no epoch %llu of timeline %llu",
+			       (unsigned long long)at->epoch, (unsigned long long)at->timeline);
+	return r;
+}
+
+/* ---- maps ---- */
+
+int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e)
+{
+	struct manifest_reader reader;
+	struct manifest_run run;
+	int r;
+
+	manifest_reader_init(&reader, bytes, len);
+	while ((r = manifest_next(&reader, &run, e)) > 0) {
+		r = pagemap_set_run(m, run.gfn, run.len, run.loc);
+		if (r)
+			return err_errno(e, -r, "building a map");
+	}
+	return r;
+}
+
+struct chain {
+	struct rec_epoch *records;  /* owned; newest first, the last one has the checkpoint */
+	struct snapd_point *points; /* owned */
+	size_t nr, cap;
+};
+
+static void chain_deinit(struct chain *c)
+{
+	free(c->records);
+	free(c->points);
+}
+
+static int chain_push(struct chain *c, const struct rec_epoch *rec, struct snapd_point at)
+{
+	if (c->nr == c->cap) {
+		size_t cap = c->cap ? c->cap * 2 : 16;
+		struct rec_epoch *records = realloc(c->records, cap * sizeof(*records));
+		struct snapd_point *points;
+
+		if (!records)
+			return -ENOMEM;
+		c->records = records;
+		points = realloc(c->points, cap * sizeof(*points));
+		if (!points)
+			return -ENOMEM;
+		c->points = points;
+		c->cap = cap;
+	}
+	c->points[c->nr] = at;
+	c->records[c->nr++] = *rec;
+	return 0;
+}
+
+/* Records from `at` back to the nearest checkpoint, or to the empty beginning. */
+static int chain_load(struct ix_txn *t, struct snapd_point at, struct chain *c, struct err *e)
+{
+	for (;;) {
+		struct rec_epoch rec;
+		int r = store_epoch_record(t, &at, &rec, e);
+
+		if (r)
+			return r < 0 ? r : 0;
+		if (c->nr >= CHAIN_MAX)
+			return err_set(e, E_CORRUPT, "timeline %llu: no checkpoint in %u epochs",
+				       (unsigned long long)at.timeline, CHAIN_MAX);
+		if (chain_push(c, &rec, at))
+			return err_errno(e, ENOMEM, "loading a map");
+		if (!rec.chain_epochs)
+			return 0;
+		at = rec.parent;
+	}
+}
+
+static int apply_blob(struct store *s, struct pagemap *m, const struct rec_blob *blob,
+		      enum batch_type type, struct snapd_point at, struct err *e)
+{
+	_cleanup_free_ void *bytes = NULL;
+	struct err why = {0};
+	char what[96];
+	int r;
+
+	snprintf(what, sizeof(what), "%s of epoch %llu of timeline %llu",
+		 type == BATCH_CHECKPOINT ? "checkpoint" : "manifest", (unsigned long long)at.epoch,
+		 (unsigned long long)at.timeline);
+	if (!blob->bytes)
+		return 0;
+	r = store_blob_read(s, blob, type, what, &bytes, e);
+	if (!r)
+		r = store_map_apply(m, bytes, blob->bytes, &why);
+	return why.code ? err_set(e, -r, "%s: %s", what, why.text) : r;
+}
+
+static int apply_chain(struct store *s, struct pagemap *m, const struct chain *c, struct err *e)
+{
+	for (size_t i = c->nr; i-- > 0;) {
+		const struct rec_epoch *rec = &c->records[i];
+		bool own = !rec->chain_epochs && rec->checkpoint.bytes;
+		int r = apply_blob(s, m, own ? &rec->checkpoint : &rec->manifest,
+				   own ? BATCH_CHECKPOINT : BATCH_MANIFEST, c->points[i], e);
+
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+int store_map_load(struct store *s, struct snapd_point at, bool with_fp, struct pagemap **ret,
+		   struct err *e)
+{
+	_cleanup_(chain_deinit) struct chain chain = {0};
+	struct pagemap *m;
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = chain_load(&t, at, &chain, e);
+	index_end(&t);
+	if (r)
+		return r;
+	if (pagemap_create(with_fp, &m))
+		return err_errno(e, ENOMEM, "loading a map");
+	r = apply_chain(s, m, &chain, e);
+	if (r) {
+		pagemap_destroy(m);
+		return r;
+	}
+	*ret = m;
+	return 0;
+}
+
+int store_state_load(struct store *s, struct snapd_point at, void **ret, size_t *len, struct err *e)
+{
+	struct rec_epoch rec;
+	struct ix_txn t;
+	char what[96];
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = store_epoch_record(&t, &at, &rec, e);
+	index_end(&t);
+	if (r)
+		return r < 0 ? r : err_set(e, ENOENT, "an empty timeline has no state");
+	snprintf(what, sizeof(what), "state of epoch %llu of timeline %llu",
+		 (unsigned long long)at.epoch, (unsigned long long)at.timeline);
+	r = store_blob_read(s, &rec.state, BATCH_STATE, what, ret, e);
+	if (!r)
+		*len = rec.state.bytes;
+	return r;
+}
+
+/* ---- the dedup table ---- */
+
+#define SCAN_SEGMENTS 32u
+#define SCAN_BYTES    (2u * FMT_BLOCK)
+#define VM_CACHE      64u
+
+struct scan_seg {
+	struct seg *seg; /* open */
+	struct seg_ident ident;
+	int fd;
+	uint32_t block, tail;
+	uint8_t *buf; /* borrowed */
+};
+
+struct scan {
+	struct store *s;
+	struct reader *io;
+	uint8_t *bufs;
+	struct scan_seg segs[SCAN_SEGMENTS];
+	uint32_t nr;
+	uint32_t next_id;
+	/* Owners, as the index knows them. */
+	uint8_t vms[VM_CACHE][16];
+	uint32_t uids[VM_CACHE];
+	uint32_t nr_vms;
+};
+
+static bool owner_of(struct scan *sc, const uint8_t vm[16], uint32_t *uid)
+{
+	struct ix_key k = ix_key_id(vm);
+	struct rec_vm rec;
+	struct ix_txn t;
+	int r;
+
+	for (uint32_t i = 0; i < sc->nr_vms; i++)
+		if (!memcmp(sc->vms[i], vm, 16)) {
+			*uid = sc->uids[i];
+			return true;
+		}
+	if (index_begin(sc->s->index, &t, NULL))
+		return false;
+	r = index_get(&t, IX_VMS, &k, &rec, sizeof(rec), NULL, NULL, NULL);
+	index_end(&t);
+	if (r)
+		return false;
+	if (sc->nr_vms < VM_CACHE) {
+		memcpy(sc->vms[sc->nr_vms], vm, 16);
+		sc->uids[sc->nr_vms++] = rec.uid;
+	}
+	*uid = rec.uid;
+	return true;
+}
+
+static void scan_batch(struct scan *sc, const struct batch_header *h, const struct batch_page *p)
+{
+	uint32_t uid;
+
+	if (!p || !owner_of(sc, h->vm, &uid))
+		return;
+	for (uint32_t i = 0; i < h->nr_entries; i++)
+		dedup_put(&sc->s->dedup, dedup_key(p[i].id_lo, uid, h->page_shift),
+			  loc_make(h->segment, h->block, i));
+}
+
+/* The next segment with data into slot `x`; false when there is none. */
+static bool scan_open(struct scan *sc, struct scan_seg *x)
+{
+	struct store *s = sc->s;
+
+	while (sc->next_id < s->nr_segs) {
+		uint32_t id = sc->next_id++;
+		const struct seg *seg = s->segs[id];
+
+		if (!seg || seg->state == SEG_FREE || seg->tail <= 1 || seg->damaged)
+			continue;
+		x->block = 1;
+		x->tail = seg->tail;
+		if (!seg_open(s, id, &x->seg, &x->fd, &x->ident, NULL))
+			return true;
+	}
+	return false;
+}
+
+/* A header arrived: use it, step over its batch; false at the segment's end. */
+static bool scan_step(struct scan *sc, struct scan_seg *x, int res)
+{
+	const struct batch_header *h;
+	const struct batch_page *p;
+	struct err why = {0};
+
+	if (res < 0 || batch_decode(x->buf, (size_t)res, &x->ident, x->block, &h, &p, &why)) {
+		log_warn("store %s: segment %08x is not readable from block %u on: %s", sc->s->dir,
+			 x->ident.segment, x->block, res < 0 ? strerror(-res) : why.text);
+		return false;
+	}
+	scan_batch(sc, h, p);
+	x->block += batch_blocks(h);
+	return x->block < x->tail;
+}
+
+static int scan_round(struct scan *sc, struct err *e)
+{
+	struct read_req reqs[SCAN_SEGMENTS];
+	int r;
+
+	for (uint32_t i = 0; i < sc->nr; i++) {
+		struct scan_seg *x = &sc->segs[i];
+		uint64_t at = (uint64_t)x->block * FMT_BLOCK;
+
+		reqs[i] = (struct read_req){.fd = x->fd,
+					    .offset = at,
+					    .dst = x->buf,
+					    .len = MIN((uint64_t)SCAN_BYTES,
+						       x->ident.segment_bytes - at)};
+	}
+	r = reader_run(sc->io, reqs, sc->nr);
+	if (r)
+		return err_errno(e, -r, "reading segments of %s", sc->s->dir);
+	for (uint32_t i = sc->nr; i-- > 0;) {
+		struct scan_seg *x = &sc->segs[i];
+		uint8_t *buf = x->buf;
+
+		if (scan_step(sc, x, reqs[i].res))
+			continue;
+		seg_close(sc->s, x->seg);
+		if (scan_open(sc, x))
+			continue;
+		*x = sc->segs[--sc->nr];
+		sc->segs[sc->nr].buf = buf;
+	}
+	return 0;
+}
+
+static int scan_all(struct scan *sc, struct err *e)
+{
+	int r = 0;
+
+	for (; sc->nr < SCAN_SEGMENTS; sc->nr++) {
+		struct scan_seg *x = &sc->segs[sc->nr];
+
+		x->buf = sc->bufs + (size_t)sc->nr * SCAN_BYTES;
+		if (!scan_open(sc, x))
+			break;
+	}
+	while (!r && sc->nr)
+		r = scan_round(sc, e);
+	for (uint32_t i = 0; i < sc->nr; i++)
+		seg_close(sc->s, sc->segs[i].seg);
+	return r;
+}
+
+int store_dedup_rebuild(struct store *s, struct err *e)
+{
+	_cleanup_free_ struct scan *sc = calloc(1, sizeof(*sc));
+	_cleanup_free_ uint8_t *bufs = aligned_alloc(FMT_BLOCK, SCAN_SEGMENTS * SCAN_BYTES);
+	int r;
+
+	if (!sc || !bufs)
+		return err_errno(e, ENOMEM, "store %s", s->dir);
+	sc->s = s;
+	sc->bufs = bufs;
+	r = reader_create(SCAN_SEGMENTS, &sc->io, e);
+	if (r)
+		return r;
+	r = scan_all(sc, e);
+	reader_destroy(sc->io);
+	return r;
+}

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * goal: what rollback and restore share: the point that a VM shall become, checked
+ * against the VM before anything is touched, and the last step, LOAD.
+ *
+ * Order around LOAD, so that a crash at any instant leaves the shared page true:
+ * the base is made invalid (everything dirty), the sets are emptied, LOAD runs (a
+ * device's load callback may mark pages dirty, and those marks count), and only
+ * then does the base name the new timeline.
+ */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "snapd/daemon/contents.h"
+#include "snapd/state.h"
+#include "snapd/util/cleanup.h"
+#include "snapd/vm/priv.h"
+
+void goal_deinit(struct goal *g)
+{
+	if (g->store)
+		store_unpin(g->store, g->at);
+	pagemap_destroy(g->map);
+	free(g->state);
+	if (g->state_fd >= 0)
+		close(g->state_fd);
+	*g = GOAL_NONE;
+}
+
+/* A point is as private as the VM that it belongs to. */
+static int may_read(struct vm *vm, struct snapd_point at, struct err *e)
+{
+	struct store_vm owner = {};
+	struct store_timeline t;
+	bool may;
+	int err = store_timeline_get(vm->d->store, at.timeline, &t, NULL);
+
+	if (!err)
+		err = store_vm_get(vm->d->store, t.vm, &owner, NULL);
+	may = !err && (!vm->uid || owner.uid == vm->uid);
+	store_vm_deinit(&owner);
+	return may ? 0 : err_set(e, ENOENT, "no such snapshot");
+}
+
+/* Each vCPU has its registers, in a record of its own. */
+static uint32_t count_vcpus(const struct snapd_state_reader *r)
+{
+	const struct state_record *rec = NULL;
+	uint32_t nr = 0;
+
+	while ((rec = state_next(r, rec)))
+		nr += !strcmp(rec->name, "x86.regs") || !strcmp(rec->name, "arm64.regs");
+	return nr;
+}
+
+static int check_piece(struct vm *vm, const struct state_piece *sp, struct err *e)
+{
+	for (uint64_t i = 0; i < sp->nr_pages;) {
+		const struct vm_piece *p = vm_mem_by_gfn(&vm->mem, sp->home_gfn + i);
+
+		if (!p)
+			return err_set(
+				e, EINVAL,
+				"the snapshot has memory at GPA 0x%llx, and %s has none there",
+				(unsigned long long)(sp->home_gfn + i) * vm->mem.page_size,
+				vm->name);
+		i = p->p.home_gfn + p->p.nr_frames - sp->home_gfn;
+	}
+	return 0;
+}
+
+static int check_pieces(struct vm *vm, struct goal *g, const struct snapd_state_reader *r,
+			struct err *e)
+{
+	uint64_t nr_pages;
+	int err = contents_pieces(r, &g->pieces, &g->nr_pieces, &nr_pages, e);
+
+	for (size_t i = 0; !err && i < g->nr_pieces; i++)
+		err = check_piece(vm, &g->pieces[i], e);
+	return err;
+}
+
+/* A VMM that starts each vCPU as it makes it says READY with fewer than there will
+ * be: more may come for a while. */
+static bool may_get_more(struct vm *vm, uint32_t wanted)
+{
+	uint64_t now = now_ns(CLOCK_MONOTONIC);
+
+	if (!(vm->hello.flags & SNAPD_HELLO_RESTORE) || vm->hello.nr_vcpus > wanted)
+		return false;
+	if (!vm->vcpus_until_ns)
+		vm->vcpus_until_ns = now + VM_VCPUS_WAIT_MS * 1000000ull;
+	return now < vm->vcpus_until_ns;
+}
+
+static int check_state(struct vm *vm, struct goal *g, struct err *e)
+{
+	struct snapd_state_reader r;
+	int err = state_reader_init(&r, g->state, g->state_len, e);
+
+	if (err)
+		return err;
+	if (count_vcpus(&r) != vm->hello.nr_vcpus)
+		return err_set(e, may_get_more(vm, count_vcpus(&r)) ? EAGAIN : EINVAL,
+			       "the snapshot has %u vCPUs, %s has %u", count_vcpus(&r), vm->name,
+			       vm->hello.nr_vcpus);
+	return check_pieces(vm, g, &r, e);
+}
+
+static int make_state_fd(struct goal *g, struct err *e)
+{
+	g->state_fd = memfd_create("snapd-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (g->state_fd < 0)
+		return err_errno(e, errno, "memfd for the state");
+	for (size_t at = 0; at < g->state_len;) {
+		ssize_t n =
+			pwrite(g->state_fd, (char *)g->state + at, g->state_len - at, (off_t)at);
+
+		if (n <= 0)
+			return err_errno(e, n ? errno : EIO, "write the state");
+		at += (size_t)n;
+	}
+	if (fcntl(g->state_fd, F_ADD_SEALS,
+		  F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL))
+		return err_errno(e, errno, "seal the state");
+	return 0;
+}
+
+int goal_load(struct vm *vm, struct snapd_point at, struct goal *g, struct err *e)
+{
+	int err = may_read(vm, at, e);
+
+	*g = GOAL_NONE;
+	g->at = at;
+	if (!err)
+		err = store_pin(vm->d->store, at, e);
+	if (!err)
+		g->store = vm->d->store;
+	if (!err)
+		err = store_state_load(vm->d->store, at, &g->state, &g->state_len, e);
+	if (!err)
+		err = check_state(vm, g, e);
+	if (!err)
+		err = store_map_load(vm->d->store, at, true, &g->map, e);
+	if (!err)
+		err = make_state_fd(g, e);
+	if (err)
+		goal_deinit(g);
+	return err;
+}
+
+/* First piece that ends above gfn, or nr_pieces. */
+static size_t piece_above(const struct goal *g, uint64_t gfn)
+{
+	size_t lo = 0, hi = g->nr_pieces;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (g->pieces[mid].home_gfn + g->pieces[mid].nr_pages <= gfn)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+bool goal_has(const struct goal *g, uint64_t gfn)
+{
+	size_t i = piece_above(g, gfn);
+
+	return i < g->nr_pieces && g->pieces[i].home_gfn <= gfn;
+}
+
+int goal_fork(struct vm *vm, struct goal *g, struct err *e)
+{
+	int err = store_timeline_create(vm->d->store, vm->id, g->at, &g->fork, e);
+
+	if (!err)
+		vm_keep_timeline(vm, g->fork);
+	return err;
+}
+
+/* The parts of a piece that the goal does not have are dirty.  O(pieces). */
+static int mark_extra(struct vm *vm, const struct goal *g, const struct snapd_piece *p)
+{
+	uint64_t gfn = p->home_gfn, end = p->home_gfn + p->nr_frames;
+	int err = 0;
+
+	for (size_t i = piece_above(g, gfn); !err && gfn < end; i++) {
+		uint64_t from = i < g->nr_pieces ? MIN(g->pieces[i].home_gfn, end) : end;
+
+		if (from > gfn)
+			err = vm_shm_add_range(&vm->shm, &vm->shm.dirty,
+					       p->first_frame + gfn - p->home_gfn, from - gfn);
+		gfn = i < g->nr_pieces ? g->pieces[i].home_gfn + g->pieces[i].nr_pages : end;
+	}
+	return err;
+}
+
+/* The sets say: everything is as at the goal, but memory that it did not have. */
+static int reset_sets(struct vm *vm, const struct goal *g)
+{
+	struct vm_base none = {};
+	int err = vm_shm_set_base(&vm->shm, &none);
+
+	if (!err)
+		err = vm_shm_clear(&vm->shm, &vm->shm.dirty, vm->mem.frames_end);
+	if (!err)
+		err = vm_shm_clear(&vm->shm, &vm->shm.inflight, vm->mem.frames_end);
+	for (uint32_t i = 0; !err && i < vm->mem.nr_pieces; i++)
+		err = mark_extra(vm, g, &vm->mem.by_gfn[i].p);
+	return err;
+}
+
+static int load(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, struct err *e)
+{
+	struct snapd_msg_load msg = {.state_bytes = g->state_len, .point = {g->fork, 0}};
+	int err = vm_request(vm, &msg, sizeof(msg), SNAPD_MSG_LOAD, g->state_fd, SNAPD_MSG_LOADED,
+			     sizeof(*ret), VM_LOAD_TIMEOUT_MS, e);
+
+	if (!err)
+		memcpy(ret, vm->in, sizeof(*ret));
+	return err;
+}
+
+int goal_enter(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, struct err *e)
+{
+	struct pagemap *map;
+	int err = reset_sets(vm, g);
+
+	if (err)
+		err_set(e, -err, "the VM's shared memory is gone");
+	else
+		err = load(vm, g, ret, e);
+	if (err) {
+		vm->broken = true;
+		if (vm->sock >= 0)
+			vm_make_fresh(vm, NULL);
+		return err;
+	}
+	vm->broken = false;
+	vm->nr_gone = 0;
+	/* Freeing the old map would be part of the pause: goal_deinit() does it. */
+	map = vm->live;
+	vm->live = NULL;
+	err = vm_set_point(vm, (struct snapd_point){g->fork, 0}, steal_ptr(&g->map), e);
+	g->map = map;
+	return err;
+}
