@@ -722,7 +722,7 @@ int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapsho
 		r = list ? 0 : err_errno(e, ENOMEM, "listing snapshots");
 	}
 	while (!r && n < all && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
-		if (vm && memcmp(rec.vm, vm, sizeof(rec.vm)))
+		if (vm && memcmp(rec.vm, vm, sizeof(rec.vm)) != 0)
 			r = 0;
 		else
 			r = snapshot_fill(&t, ix_be64(k.b), &rec, &list[n++], e);
@@ -769,7 +769,7 @@ static int parse_selector(const char *text, struct selector *sel, struct err *e)
 			       text);
 	memcpy(sel->vm, text, vm_len);
 	if (at && !parse_id(at + 1, &sel->id))
-		strcpy(sel->name, at + 1);
+		memcpy(sel->name, at + 1, strlen(at + 1) + 1);
 	return 0;
 }
 
@@ -777,9 +777,9 @@ static bool selects(const struct selector *sel, const struct store_snapshot *sn,
 {
 	if (uid && sn->uid != uid)
 		return false;
-	if (sel->vm[0] && strcmp(sel->vm, sn->vm_name))
+	if (sel->vm[0] && strcmp(sel->vm, sn->vm_name) != 0)
 		return false;
-	if (sel->name[0] && strcmp(sel->name, sn->name))
+	if (sel->name[0] && strcmp(sel->name, sn->name) != 0)
 		return false;
 	return !sel->id || sel->id == sn->id;
 }

@@ -48,7 +48,7 @@ static int load_parent(struct epoch *ep, uint64_t timeline, struct err *e)
 	r = index_get(&t, IX_TIMELINES, &k, &tl, sizeof(tl), NULL, NULL, e);
 	if (!r)
 		r = index_get(&t, IX_VMS, &vk, &vm, sizeof(vm), NULL, NULL, e);
-	if (r == -ENOENT || (!r && memcmp(tl.vm, ep->vm, sizeof(tl.vm))))
+	if (r == -ENOENT || (!r && memcmp(tl.vm, ep->vm, sizeof(tl.vm)) != 0))
 		r = err_set(e, ENOENT, "this VM has no timeline %llu",
 			    (unsigned long long)timeline);
 	if (!r) {

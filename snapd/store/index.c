@@ -520,7 +520,7 @@ int index_iter_next(struct ix_iter *it, struct ix_key *k, void *rec, size_t rec_
 	if (key.mv_size > sizeof(k->b))
 		return err_set(e, E_CORRUPT, "index %s: a key of %s has %zu bytes", it->t->ix->dir,
 			       db_names[it->db], key.mv_size);
-	if (key.mv_size < it->prefix.len || memcmp(key.mv_data, it->prefix.b, it->prefix.len))
+	if (key.mv_size < it->prefix.len || memcmp(key.mv_data, it->prefix.b, it->prefix.len) != 0)
 		return 0;
 	k->len = key.mv_size;
 	memcpy(k->b, key.mv_data, key.mv_size);

@@ -545,7 +545,7 @@ static int run_found(struct store_reader *r, struct page_job **found, size_t nr,
 
 static int run_window(struct store_reader *r, struct page_job *jobs, size_t nr, struct err *e)
 {
-	_cleanup_free_ struct page_job **found = malloc(nr * sizeof(struct page_job *));
+	_cleanup_free_ struct page_job **found = calloc(nr + 1, sizeof(struct page_job *));
 	size_t nr_found = 0;
 	int rc;
 

@@ -2,6 +2,7 @@
 /* One-line reasons for failures; see err.h. */
 #include "snapd/util/err.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,7 +13,7 @@ static void one_line(char *s)
 			*s = ' ';
 }
 
-int err_set(struct err *e, int code, const char *fmt, ...)
+void err_fill(struct err *e, int code, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -23,10 +24,9 @@ int err_set(struct err *e, int code, const char *fmt, ...)
 		va_end(ap);
 		one_line(e->text);
 	}
-	return -code;
 }
 
-int err_errno(struct err *e, int code, const char *fmt, ...)
+void err_fill_errno(struct err *e, int code, const char *fmt, ...)
 {
 	va_list ap;
 	size_t n;
@@ -40,5 +40,4 @@ int err_errno(struct err *e, int code, const char *fmt, ...)
 		snprintf(e->text + n, sizeof(e->text) - n, ": %s", strerror(code));
 		one_line(e->text);
 	}
-	return -code;
 }

@@ -44,6 +44,7 @@ void log_at(enum log_level lvl, const char *fmt, ...)
 		sink(sink_opaque, lvl, line);
 		return;
 	}
-	strcat(line, "\n");
-	(void)!write(STDERR_FILENO, line, strlen(line));
+	n = (int)strlen(line);
+	line[n++] = '\n';
+	(void)!write(STDERR_FILENO, line, (size_t)n);
 }
