@@ -105,7 +105,7 @@ int backing_check(const struct snapd_vm *vm, const struct snapd_memslot *s, stru
 	return check_mapping(s, &st, e);
 }
 
-static bool block_is(const struct block *b, const struct stat *st)
+bool block_is(const struct block *b, const struct stat *st)
 {
 	return b->fd >= 0 && b->dev == st->st_dev && b->ino == st->st_ino;
 }

@@ -290,6 +290,8 @@ int reap_last(struct snapd_vm *vm)
 	int r;
 
 	pthread_mutex_lock(&vm->slots_lock);
+	devlogs_collect(vm);
+	(void)backup_collect(vm); /* failed: all memory is dirty now */
 	cure = vm->has_suspects;
 	r = cure ? slots_reprotect(vm) : 0;
 	pthread_mutex_lock(&vm->harvest_lock);
@@ -449,6 +451,7 @@ long snapd_consumer_take(struct snapd_consumer *consumer, uint64_t *gfns, size_t
 
 	if (!again) {
 		consumer->next_gfn = 0;
+		devlogs_collect(consumer->vm);
 		reap(consumer->vm);
 	}
 	while (n < max && next_piece(consumer->vm, consumer->next_gfn, &p)) {

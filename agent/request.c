@@ -266,6 +266,7 @@ static void on_sync(struct snapd_vm *vm, const struct snapd_msg_sync *m)
 	struct snapd_msg_synced out = {.h = {.type = SNAPD_MSG_SYNCED, .req = m->h.req}};
 	uint64_t begin = now_ns(), before = atomic_load(&vm->shm->reset);
 
+	devlogs_collect(vm);
 	reap(vm);
 	out.publish_seq = atomic_load(&vm->shm->publish_seq);
 	out.reset_entries = atomic_load(&vm->shm->reset) - before;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * slots: the VMM's memslot calls → KVM's, under kernel slot ids of our own; and
- * which frames are at which GPA, for writes by the VMM itself.  Any thread.
+ * slots: the VMM's memslot calls → KVM's, under kernel slot ids of our own.  Any
+ * thread.
  *
  * A slot is added in this order: the generation's entry is in the table before
  * KVM can push for it; it is deleted in this one: KVM first, then the entry is
@@ -22,141 +22,6 @@ struct view *view_find(struct snapd_vm *vm, uint32_t as_id, uint32_t slot)
 		if (vm->views[i].m.slot == slot && vm->views[i].m.as_id == as_id)
 			return &vm->views[i];
 	return NULL;
-}
-
-/* ---- GPA → frames ---- */
-
-void ranges_add(struct snapd_vm *vm, struct range_list *l, struct gpa_range r)
-{
-	size_t i;
-
-	if (!GROW(l->r, l->nr, l->cap)) {
-		vm->map_lossy = true;
-		return;
-	}
-	for (i = l->nr; i && l->r[i - 1].gfn > r.gfn; i--)
-		l->r[i] = l->r[i - 1];
-	l->r[i] = r;
-	l->nr++;
-}
-
-/* Remove frames [first, first + n) from every range; a range may fall in two. */
-void ranges_drop_frames(struct snapd_vm *vm, struct range_list *l, uint64_t first, uint64_t n)
-{
-	for (size_t i = 0; i < l->nr;) {
-		struct gpa_range r = l->r[i];
-		uint64_t end = r.first_frame + r.nr, lo = MAX(first, r.first_frame);
-		uint64_t hi = MIN(first + n, end);
-
-		if (lo >= hi) {
-			i++;
-			continue;
-		}
-		memmove(&l->r[i], &l->r[i + 1], (--l->nr - i) * sizeof(r));
-		if (hi < end)
-			ranges_add(vm, l,
-				   (struct gpa_range){r.gfn + (hi - r.first_frame), end - hi, hi});
-		if (lo > r.first_frame)
-			ranges_add(vm, l,
-				   (struct gpa_range){r.gfn, lo - r.first_frame, r.first_frame});
-	}
-}
-
-/* A slot of address space 0 came: its frames are seen here, and in no hole. */
-static void map_show(struct snapd_vm *vm, const struct view *v)
-{
-	pthread_rwlock_wrlock(&vm->map_lock);
-	for (uint32_t i = 0; i < v->nr_runs && v->m.as_id == 0; i++) {
-		const struct slot_run *r = &v->runs[i];
-
-		ranges_drop_frames(vm, &vm->holes, r->first_frame, r->nr_frames);
-		ranges_add(vm, &vm->mapped,
-			   (struct gpa_range){(v->m.gpa >> vm->page_shift) + r->offset,
-					      r->nr_frames, r->first_frame});
-	}
-	pthread_rwlock_unlock(&vm->map_lock);
-}
-
-static void mapped_remove(struct snapd_vm *vm, uint64_t gfn, uint64_t n)
-{
-	struct range_list *l = &vm->mapped;
-	size_t out = 0;
-
-	for (size_t i = 0; i < l->nr; i++)
-		if (l->r[i].gfn < gfn || l->r[i].gfn >= gfn + n)
-			l->r[out++] = l->r[i];
-	l->nr = out;
-}
-
-static void map_hide(struct snapd_vm *vm, const struct view *v)
-{
-	uint64_t gfn = v->m.gpa >> vm->page_shift;
-
-	if (v->m.as_id != 0)
-		return;
-	pthread_rwlock_wrlock(&vm->map_lock);
-	mapped_remove(vm, gfn, v->m.size_bytes >> vm->page_shift);
-	for (uint32_t i = 0; i < v->nr_runs; i++) {
-		const struct slot_run *r = &v->runs[i];
-
-		ranges_drop_frames(vm, &vm->holes, r->first_frame, r->nr_frames);
-		ranges_add(vm, &vm->holes,
-			   (struct gpa_range){gfn + r->offset, r->nr_frames, r->first_frame});
-	}
-	pthread_rwlock_unlock(&vm->map_lock);
-}
-
-/* The first of the mapped ranges that ends above gfn. */
-static size_t mapped_from(const struct range_list *l, uint64_t gfn)
-{
-	size_t lo = 0, hi = l->nr;
-
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-
-		if (l->r[mid].gfn + l->r[mid].nr <= gfn)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return lo;
-}
-
-/* map_lock held: the list of sets stands. */
-static uint64_t mark_range(struct snapd_vm *vm, const struct gpa_range *r, uint64_t gfn,
-			   uint64_t end)
-{
-	uint64_t lo = MAX(gfn, r->gfn), hi = MIN(end, r->gfn + r->nr), first;
-
-	if (lo >= hi)
-		return 0;
-	first = r->first_frame + (lo - r->gfn);
-	each_set_add(vm, first, hi - lo);
-	return hi - lo;
-}
-
-int snapd_vm_mark_dirty(struct snapd_vm *vm, uint64_t gpa, uint64_t len_bytes)
-{
-	uint64_t gfn = gpa >> vm->page_shift, end, marked = 0;
-	const struct range_list *l = &vm->mapped;
-
-	err_clear(&agent_err);
-	if (!len_bytes)
-		return 0;
-	if (gpa + (len_bytes - 1) < gpa)
-		return err_set(&agent_err, EINVAL, "range 0x%" PRIx64 "+0x%" PRIx64 " wraps", gpa,
-			       len_bytes);
-	end = ((gpa + (len_bytes - 1)) >> vm->page_shift) + 1;
-	pthread_rwlock_rdlock(&vm->map_lock);
-	if (vm->map_lossy)
-		each_set_add(vm, 0, frames_end(vm));
-	for (size_t i = mapped_from(l, gfn); i < l->nr && l->r[i].gfn < end; i++)
-		marked += mark_range(vm, &l->r[i], gfn, end);
-	for (size_t i = 0; i < vm->holes.nr; i++)
-		marked += mark_range(vm, &vm->holes.r[i], gfn, end);
-	pthread_rwlock_unlock(&vm->map_lock);
-	count(&vm->shm->host_marks, marked);
-	return 0;
 }
 
 /* ---- KVM's slots ---- */
@@ -397,19 +262,21 @@ int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 		return err_errno(e, -r, "KVM refused slot %u", m->slot);
 	}
 	vm->views[vm->nr_views++] = v;
-	map_show(vm, &v);
+	gpamap_show(vm, &v);
 	count(&vm->shm->slot_changes, 1);
 	return 0;
 }
 
 int view_delete(struct snapd_vm *vm, struct view *v, struct err *e)
 {
-	int r = kvm_set_slot(vm, v, 0);
+	int r;
 
+	(void)backup_collect_view(vm, v); /* failed: all memory is dirty now */
+	r = kvm_set_slot(vm, v, 0);
 	if (r < 0)
 		return err_errno(e, -r, "KVM did not delete slot %u", v->m.slot);
 	table_kill(vm, v);
-	map_hide(vm, v);
+	gpamap_hide(vm, v);
 	free(v->runs);
 	*v = vm->views[--vm->nr_views];
 	count(&vm->shm->slot_changes, 1);

@@ -32,6 +32,9 @@
 #ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
 #define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
 #endif
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225
+#endif
 #ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
 #define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
 #endif
@@ -141,6 +144,9 @@ static int ring_enable(struct snapd_vm *vm, uint32_t wanted, struct err *e)
 			       RING_ENTRIES_MIN);
 	if (r < 0)
 		return err_errno(e, -r, "KVM_ENABLE_CAP(dirty ring)");
+	/* Where KVM itself writes without a vCPU; must come before the first memslot. */
+	if (check_extension(vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0)
+		vm->backup_bitmap = enable_cap(vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0) >= 0;
 	return 0;
 }
 
@@ -245,7 +251,7 @@ static int shm_create(struct snapd_vm *vm, struct err *e)
 	const size_t set = gpaset_bytes(SNAPD_SHM_FRAMES);
 	void *p;
 
-	vm->shm_bytes = 4096 + 2 * set;
+	vm->shm_bytes = 4096 + 3 * set;
 	vm->shm_fd = memfd_create("snapd-sets", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (vm->shm_fd < 0 || ftruncate(vm->shm_fd, (off_t)vm->shm_bytes) < 0 ||
 	    fcntl(vm->shm_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
@@ -261,8 +267,10 @@ static int shm_create(struct snapd_vm *vm, struct err *e)
 	vm->shm->nr_frames = SNAPD_SHM_FRAMES;
 	vm->shm->dirty_off = 4096;
 	vm->shm->inflight_off = 4096 + set;
+	vm->shm->discarded_off = 4096 + 2 * set;
 	vm->shm->total_bytes = vm->shm_bytes;
 	gpaset_init(&vm->dirty, (char *)p + 4096, SNAPD_SHM_FRAMES);
+	gpaset_init(&vm->discarded, (char *)p + vm->shm->discarded_off, SNAPD_SHM_FRAMES);
 	return 0;
 }
 
@@ -424,6 +432,7 @@ static void sets_destroy(struct snapd_vm *vm)
 		next = c->next;
 		consumer_free(c);
 	}
+	devlogs_deinit(vm);
 	if (vm->unplugged_mem)
 		munmap(vm->unplugged_mem, set_bytes());
 	if (vm->suspects_mem)

@@ -4,7 +4,9 @@
  *
  *   vm.c       attach, detach, figures, error texts
  *   backing.c  RAM files and pieces: which frames a slot's pages are
- *   slots.c    memslots, who sees which GPA, marks by the VMM
+ *   slots.c    memslots
+ *   gpamap.c   which frames are at which GPA
+ *   writers.c  who writes without a vCPU: marks, discards, device logs, backup bitmaps
  *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
  *   reap.c     ring entries → sets; the harvest thread; consumers' sets
  *   vcpu.c     running, parking and kicking vCPUs; work on their threads
@@ -30,6 +32,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include <linux/kvm.h>
@@ -94,6 +97,15 @@ struct snapd_consumer {
 	void *mem;
 	uint64_t next_gfn; /* where take goes on; the taker's */
 	char name[32];
+};
+
+/* A dirty log by GPA, written by a device. */
+struct snapd_devlog {
+	struct snapd_vm *vm;
+	struct snapd_devlog *next; /* map_lock and harvest_lock to change, either to read */
+	_Atomic uint64_t *words;   /* shared with the device; mapped here */
+	size_t nr_words;
+	int fd; /* owned */
 };
 
 enum vcpu_state {
@@ -165,6 +177,7 @@ struct snapd_vm {
 	uint32_t ring_entries;
 	uint32_t max_vcpus;
 	uint32_t address_spaces;
+	bool backup_bitmap; /* KVM logs writes without a vCPU in a bitmap per slot */
 	uint32_t page_size, page_shift;
 	int kick_signal;
 	struct snapd_state_writer host; /* "host.*", described once: 0.5 ms, not in a pause */
@@ -174,6 +187,7 @@ struct snapd_vm {
 	size_t shm_bytes;
 	struct snapd_shm *shm; /* shared with the service, which may write anything here */
 	struct gpaset dirty;
+	struct gpaset discarded; /* frames that the VMM gave back: hints for the service */
 
 	/* slots_lock */
 	pthread_mutex_t slots_lock;
@@ -207,6 +221,7 @@ struct snapd_vm {
 	struct slot_table table;
 	uint64_t *frames; /* REAP_FRAMES */
 	struct snapd_consumer *consumers;
+	struct snapd_devlog *devlogs;
 	struct gpaset suspects; /* frames that KVM may have left unprotected */
 	void *suspects_mem;
 	bool has_suspects;
@@ -270,6 +285,7 @@ void backing_unplug(struct snapd_vm *vm, const struct view *gone);
 /* RAM is what a snapshot's was, whose pieces are `kept`: what is not among them was not
  * there then, and is given up.  slots_lock held, every vCPU stopped. */
 void backing_keep(struct snapd_vm *vm, const struct state_piece *kept, size_t nr);
+bool block_is(const struct block *b, const struct stat *st);
 struct piece *piece_of_frame(struct snapd_vm *vm, uint64_t frame);
 struct piece *piece_of_home(struct snapd_vm *vm, uint64_t home_gfn);
 void backing_deinit(struct snapd_vm *vm);
@@ -283,8 +299,24 @@ void quirk_count_delete(struct snapd_vm *vm);
 int shadow_zap_all(struct snapd_vm *vm, struct err *e); /* needs vm.zap_all */
 void slots_freeze(struct snapd_vm *vm, bool frozen);	/* takes slots_lock */
 void slots_deinit(struct snapd_vm *vm);
-void ranges_add(struct snapd_vm *vm, struct range_list *l, struct gpa_range r);
+
+/* gpamap.c */
+void gpamap_show(struct snapd_vm *vm, const struct view *v); /* takes map_lock */
+void gpamap_hide(struct snapd_vm *vm, const struct view *v);
 void ranges_drop_frames(struct snapd_vm *vm, struct range_list *l, uint64_t first, uint64_t n);
+/* GFNs [gfn, end) into every set; how many frames.  map_lock held. */
+uint64_t gpamap_add_dirty(struct snapd_vm *vm, uint64_t gfn, uint64_t end);
+
+/* writers.c */
+/* Device logs → sets.  A harvest that ends an epoch, or tells anyone that all is
+ * published, comes after it. */
+void devlogs_collect(struct snapd_vm *vm);
+void devlogs_collect_locked(struct snapd_vm *vm); /* map_lock held, harvest_lock not */
+void devlogs_deinit(struct snapd_vm *vm);
+/* KVM's backup bitmaps → sets, of all slots or one.  slots_lock held.  A slot's goes
+ * with the slot; and saving or loading device state may set bits. */
+int backup_collect(struct snapd_vm *vm);
+int backup_collect_view(struct snapd_vm *vm, const struct view *v);
 
 /* layout.c, connection thread, vCPUs stopped; take slots_lock */
 int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e);

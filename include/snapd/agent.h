@@ -23,7 +23,7 @@
  *   attach ──► memslot*, vcpu_attach* ──► vcpu_run (each vCPU on its own
  *   thread) ──► detach (after every vCPU thread has left vcpu_run for good)
  *
- * snapd_vm_memslot(), _mark_dirty() and the consumer calls may be made at any
+ * snapd_vm_memslot(), marks, device log and consumer calls may be made at any
  * time between attach and detach, from any thread but a callback.
  *
  * Errors: 0, or a negative errno; snapd_vm_error() has the reason in words.
@@ -43,6 +43,7 @@ extern "C" {
 struct kvm_run;
 struct snapd_vm;	   /* opaque; made by snapd_vm_attach() */
 struct snapd_vcpu;	   /* opaque; freed with its VM */
+struct snapd_devlog;	   /* opaque; a dirty log that a device writes */
 struct snapd_consumer;	   /* opaque; a named set of dirty frames of its own */
 struct snapd_state_writer; /* opaque; valid within the save callback */
 struct snapd_state_reader; /* opaque; valid within the load callback */
@@ -92,8 +93,8 @@ enum snapd_log_level {
 /*
  * All callbacks are optional and run on the agent's own thread, never on a
  * vCPU's.  Between quiesce and unquiesce every vCPU is stopped.  They must not
- * call back into the agent, except that quiesce, save and load may call
- * snapd_vm_mark_dirty().
+ * call back into the agent, except that quiesce, save and load may mark memory:
+ * snapd_vm_mark_dirty(), snapd_vm_mark_file_dirty(), snapd_vm_discarded().
  *
  *   quiesce    stop every writer of guest memory other than vCPUs, and finish
  *              its snapd_vm_mark_dirty() calls.  0, or -errno to refuse the
@@ -191,6 +192,48 @@ int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot);
  * address at which it was last seen.
  */
 int snapd_vm_mark_dirty(struct snapd_vm *vm, uint64_t gpa, uint64_t len_bytes);
+
+/*
+ * The same by file and offset, for memory that has no GPA in address space 0 (SMRAM), or
+ * whose GPA may change meanwhile.  Parts that were never in a memslot are ignored.
+ * -EINVAL the range wraps; -EBADF.
+ */
+int snapd_vm_mark_file_dirty(struct snapd_vm *vm, int fd, uint64_t offset, uint64_t len_bytes);
+
+/*
+ * Tell that [offset, offset + len) of a RAM file was given back to the host: a balloon,
+ * free page reporting, FALLOC_FL_PUNCH_HOLE, MADV_REMOVE.  The pages read as zeros now,
+ * and KVM tells nobody.  Call it *after* the discard.  The next snapshot has zero pages
+ * there and does not allocate them again.  Telling of a discard that freed nothing, or
+ * of a page written since, is harmless.  Errors as above.
+ */
+int snapd_vm_discarded(struct snapd_vm *vm, int fd, uint64_t offset, uint64_t len_bytes);
+
+/*
+ * A dirty log for a device that writes guest memory by itself: one bit for each 4096
+ * bytes of GPA in address space 0, bit n % 8 of byte n / 8, as VHOST_SET_LOG_BASE and
+ * VHOST_USER_SET_LOG_BASE have it.  The device sets the bit (atomically) *after* it
+ * wrote; the agent takes the bits at each harvest.  Several devices may share a log.
+ *
+ *   base, len_bytes  for VHOST_SET_LOG_BASE, or a thread of the VMM
+ *   fd               for VHOST_USER_SET_LOG_BASE; the agent's, valid until destroy
+ *
+ * Bits mean the memory that is at the GPA: before a memslot is deleted or moved the
+ * device must have stopped writing there (as VHOST_SET_MEM_TABLE makes it), and in
+ * the quiesce callback it must stop and have logged everything.
+ *
+ * create: gpa_end is exclusive, bytes; -EINVAL beyond 2^52.  destroy: takes the last
+ * bits; the device writes no more.  Accepts NULL.  Never from the callbacks.
+ */
+struct snapd_devlog_mem {
+	void *base;
+	uint64_t len_bytes;
+	int fd;
+	uint32_t reserved;
+};
+int snapd_devlog_create(struct snapd_vm *vm, uint64_t gpa_end, struct snapd_devlog **ret,
+			struct snapd_devlog_mem *mem);
+void snapd_devlog_destroy(struct snapd_devlog *log);
 
 /* Attach a vCPU.  `vcpu_fd` is borrowed until detach. */
 int snapd_vcpu_attach(struct snapd_vm *vm, int vcpu_fd, uint32_t vcpu_id, struct snapd_vcpu **ret);

@@ -224,6 +224,7 @@ struct snapd_msg_resumed {
  *   offset 0       struct snapd_shm        (one page)
  *   dirty_off      gpaset: frames dirty and not yet taken
  *   inflight_off   gpaset: frames taken for the epoch that is being made
+ *   discarded_off  gpaset: frames that the VMM once gave back to the host (balloon)
  *
  * A gpaset of N frames (snapd/gpaset.h): bits u64[ceil(N/64)], then summary
  * u64[ceil(N/4096)], one bit for each word of bits, each part page aligned.
@@ -234,6 +235,10 @@ struct snapd_msg_resumed {
  * fails, or the service finds inflight bits after its own restart, it adds them
  * to `dirty` again.  So at every instant dirty ∪ inflight holds every frame that
  * differs from `base`.
+ *
+ * `discarded` is a hint and nothing more: the file may have a hole there, which reading
+ * through a mapping would fill.  The agent sets it before the same frame in `dirty`; the
+ * service clears it when it finds data there.
  */
 #define SNAPD_SHM_MAGIC	 0x314d485344504e53ull /* "SNPDSHM1" */
 #define SNAPD_SHM_FRAMES (1ull << 28)	       /* 1 TiB of 4 KiB frames */
@@ -263,5 +268,6 @@ struct snapd_shm {
 	_Atomic uint64_t slot_changes;
 	_Atomic uint64_t pending;    /* harvested, not yet reset and published */
 	_Atomic uint64_t harvest_ns; /* spent in harvest + RESET */
+	uint64_t discarded_off;	     /* constant; 0: no such set */
 };
 static_assert(sizeof(struct snapd_shm) <= 4096, "one page");
