@@ -107,7 +107,8 @@ int machine_ioctl(struct machine *m, int fd, unsigned long request, void *arg);
 /* ram.c: blocks, memslots, and what lies behind an address. */
 int ram_create(struct machine *m);
 void ram_destroy(struct machine *m);
-int ram_block_create(struct ram_block *b, const char *name, size_t len_bytes);
+int ram_block_create(struct ram_block *b, const char *name, size_t len_bytes,
+		     enum ram_backing backing);
 void ram_block_destroy(struct ram_block *b);
 int ram_map_slot(struct machine *m, uint32_t slot, uint64_t gpa, const struct ram_block *b,
 		 uint64_t offset, uint64_t len_bytes);

@@ -13,6 +13,7 @@
 const char *const punch_names[PUNCH_NR_PATTERNS] = {"hole", "resize",	    "newid", "merge",
 						    "move", "otherbacking", "remove"};
 const char *const workload_names[GUEST_NR_WORKLOADS] = {"sequential", "random", "hotcold", "mix"};
+const char *const backing_names[RAM_NR_BACKINGS] = {"memfd", "shm", "hugetlb"};
 
 static const char help_text[] =
 	"usage: snapvm [OPTION]...\n"
@@ -20,6 +21,7 @@ static const char help_text[] =
 	"\n"
 	"guest    --mem SIZE        main memory, e.g. 64M, 4G (default 64M)\n"
 	"         --dimm SIZE       memory that --punch-pattern remove unplugs (default 0)\n"
+	"         --backing B       memfd, shm, hugetlb: the file behind memory (default memfd)\n"
 	"         --vcpus N         1..64 (default 2)\n"
 	"         --workload W      sequential, random, hotcold, mix (default mix)\n"
 	"         --hot N           hot pages, of all vCPUs together (default 1000)\n"
@@ -55,6 +57,7 @@ static const char help_text[] =
 enum option_id {
 	OPT_MEM = 256,
 	OPT_DIMM,
+	OPT_BACKING,
 	OPT_VCPUS,
 	OPT_WORKLOAD,
 	OPT_HOT,
@@ -89,6 +92,7 @@ enum option_id {
 static const struct option long_options[] = {
 	{"mem", required_argument, NULL, OPT_MEM},
 	{"dimm", required_argument, NULL, OPT_DIMM},
+	{"backing", required_argument, NULL, OPT_BACKING},
 	{"vcpus", required_argument, NULL, OPT_VCPUS},
 	{"workload", required_argument, NULL, OPT_WORKLOAD},
 	{"hot", required_argument, NULL, OPT_HOT},
@@ -247,6 +251,12 @@ static int parse_guest_option(struct options *opt, int c)
 		return parse_size("mem", optarg, 2 << 20, &opt->mem_bytes);
 	case OPT_DIMM:
 		return parse_size("dimm", optarg, 0, &opt->dimm_bytes);
+	case OPT_BACKING:
+		w = parse_name(backing_names, RAM_NR_BACKINGS, optarg, strlen(optarg));
+		if (w < 0)
+			return bad("backing", optarg, "memfd, shm or hugetlb");
+		opt->backing = (enum ram_backing)w;
+		return 0;
 	case OPT_VCPUS:
 		return parse_u32("vcpus", optarg, 1, GUEST_MAX_VCPUS, &opt->nr_vcpus);
 	case OPT_WORKLOAD:

@@ -20,9 +20,14 @@ enum punch_pattern {
 extern const char *const punch_names[PUNCH_NR_PATTERNS];
 extern const char *const workload_names[GUEST_NR_WORKLOADS];
 
+/* The kind of file behind guest memory. */
+enum ram_backing { RAM_MEMFD, RAM_SHM, RAM_HUGETLB, RAM_NR_BACKINGS };
+extern const char *const backing_names[RAM_NR_BACKINGS];
+
 struct options {
 	uint64_t mem_bytes;
 	uint64_t dimm_bytes;
+	enum ram_backing backing;
 	uint32_t nr_vcpus;
 	enum guest_workload workload;
 	bool plain;

@@ -340,7 +340,7 @@ static int area_replace(struct machine *m, struct area *a)
 	const struct view whole = {0, a->nr_pages};
 	uint64_t gen = atomic_load(&m->layout_gen), len = a->nr_pages * GUEST_PAGE;
 	struct ram_block fresh = {.fd = -1}, old = a->own;
-	int rc = ram_block_create(&fresh, "snapvm-area", len);
+	int rc = ram_block_create(&fresh, "snapvm-area", len, m->opt->backing);
 
 	if (rc == 0)
 		rc = area_delete(m, a, gen, 0);
@@ -397,7 +397,8 @@ void punch_on_plug(struct machine *m)
 {
 	uint64_t len = m->params.dimm_pages * GUEST_PAGE;
 	uint64_t table = GUEST_TABLE_GPA + m->params.main_pages * 8;
-	int rc = m->dimm.fd < 0 ? ram_block_create(&m->dimm, "snapvm-dimm", len) : 0;
+	int rc = m->dimm.fd < 0 ? ram_block_create(&m->dimm, "snapvm-dimm", len, m->opt->backing)
+				: 0;
 
 	if (rc == 0)
 		rc = ram_map_slot(m, SLOT_DIMM, m->params.dimm_gpa, &m->dimm, 0, len);

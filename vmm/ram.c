@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ram: guest memory as the VMM has it: sealed memfds, the memslots that show them, and
- * what lies behind an address that no memslot shows just now.
+ * ram: guest memory as the VMM has it: the files behind it, the memslots that show them,
+ * and what lies behind an address that no memslot shows just now.
  *
  * ram_map_slot() and ram_unmap_slot() are called by main before the guest runs, by the
  * puncher, and by vCPU 0's thread; the areas' `backing` changes only under area.lock.
@@ -11,18 +11,52 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "vmm/machine.h"
 
-int ram_block_create(struct ram_block *b, const char *name, size_t len_bytes)
+/* An open file without a name. */
+static int ram_file(const char *name, enum ram_backing backing)
 {
-	_cleanup_fd_ int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	void *hva;
+	char path[64];
+	int fd;
 
-	if (fd < 0 || ftruncate(fd, (off_t)len_bytes) ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+	if (backing != RAM_SHM)
+		return memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING |
+						  (backing == RAM_HUGETLB ? MFD_HUGETLB : 0));
+	snprintf(path, sizeof(path), "/%s-%d", name, (int)getpid());
+	fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd >= 0)
+		shm_unlink(path);
+	return fd;
+}
+
+/* No one can seal a file in /dev/shm. */
+static int fix_size(int fd, size_t len_bytes, enum ram_backing backing)
+{
+	if (ftruncate(fd, (off_t)len_bytes))
 		return -errno;
+	if (backing != RAM_SHM && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+		return -errno;
+	return 0;
+}
+
+int ram_block_create(struct ram_block *b, const char *name, size_t len_bytes,
+		     enum ram_backing backing)
+{
+	_cleanup_fd_ int fd = ram_file(name, backing);
+	struct stat st;
+	void *hva;
+	int rc;
+
+	if (fd < 0 || fstat(fd, &st))
+		return -errno;
+	if (backing == RAM_HUGETLB)
+		len_bytes = ALIGN_UP(len_bytes, (size_t)st.st_blksize);
+	rc = fix_size(fd, len_bytes, backing);
+	if (rc)
+		return rc;
 	hva = mmap(NULL, len_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (hva == MAP_FAILED)
 		return -errno;
@@ -112,11 +146,11 @@ int ram_create(struct machine *m)
 	int rc;
 
 	ram_layout(m, &low_bytes);
-	rc = ram_block_create(&m->low, "snapvm-low", low_bytes);
+	rc = ram_block_create(&m->low, "snapvm-low", low_bytes, m->opt->backing);
 	if (rc == 0)
-		rc = ram_block_create(&m->main, "snapvm-main", m->opt->mem_bytes);
+		rc = ram_block_create(&m->main, "snapvm-main", m->opt->mem_bytes, m->opt->backing);
 	if (rc == 0 && m->opt->dimm_bytes)
-		rc = ram_block_create(&m->dimm, "snapvm-dimm", m->opt->dimm_bytes);
+		rc = ram_block_create(&m->dimm, "snapvm-dimm", m->opt->dimm_bytes, m->opt->backing);
 	if (rc) {
 		fprintf(stderr, "snapvm: cannot make guest memory: %s\n", strerror(-rc));
 		return rc;
