@@ -238,6 +238,22 @@ static int view_back(struct snapd_vm *vm, struct view *v, struct err *e)
 	return r;
 }
 
+/* Out of KVM and of views[]; its runs are the caller's then. */
+static int slot_forget(struct snapd_vm *vm, struct view *v)
+{
+	struct view gone = *v;
+	int r;
+
+	sources_slot_deleting(vm, &gone);
+	r = kvm_set_slot(vm, v, 0);
+	if (r >= 0) {
+		table_kill(vm, v);
+		*v = vm->views[--vm->nr_views];
+	}
+	sources_slot_deleted(vm, &gone, r);
+	return r;
+}
+
 int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 {
 	struct view v = {.m = *m};
@@ -262,6 +278,12 @@ int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 		return err_errno(e, -r, "KVM refused slot %u", m->slot);
 	}
 	vm->views[vm->nr_views++] = v;
+	r = sources_slot_added(vm, &v, e);
+	if (r < 0) {
+		if (slot_forget(vm, &vm->views[vm->nr_views - 1]) >= 0)
+			free(v.runs);
+		return r;
+	}
 	gpamap_show(vm, &v);
 	count(&vm->shm->slot_changes, 1);
 	return 0;
@@ -269,16 +291,13 @@ int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 
 int view_delete(struct snapd_vm *vm, struct view *v, struct err *e)
 {
-	int r;
+	struct view gone = *v;
+	int r = slot_forget(vm, v);
 
-	(void)backup_collect_view(vm, v); /* failed: all memory is dirty now */
-	r = kvm_set_slot(vm, v, 0);
 	if (r < 0)
-		return err_errno(e, -r, "KVM did not delete slot %u", v->m.slot);
-	table_kill(vm, v);
-	gpamap_hide(vm, v);
-	free(v->runs);
-	*v = vm->views[--vm->nr_views];
+		return err_errno(e, -r, "KVM did not delete slot %u", gone.m.slot);
+	gpamap_hide(vm, &gone);
+	free(gone.runs);
 	count(&vm->shm->slot_changes, 1);
 	return 0;
 }

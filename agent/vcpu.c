@@ -38,8 +38,6 @@
 #define KICK_BIT	 0x80
 #define KICK_REPEAT_NS	 1000000u
 #define PAUSE_DEFAULT_MS 10000u
-#define FULL_IN_VAIN_MAX 200u
-#define FULL_WAIT_US	 100u
 
 /* What a thread is to the agent; freed at its end. */
 struct vcpu_thread {
@@ -409,42 +407,17 @@ static bool was_kicked(struct snapd_vcpu *v)
 	return (was & KICK_BIT) && !(was & ~KICK_BIT);
 }
 
-/* Harvest here and now, on the vCPU's own thread (I10).  Another thread may have
- * done so since; but a ring that never moves is dead: KVM overran it. */
-static int cure_ring_full(struct snapd_vcpu *v)
-{
-	uint32_t next;
-
-	count(&v->vm->shm->ring_full, 1);
-	reap(v->vm);
-	pthread_mutex_lock(&v->vm->harvest_lock);
-	next = v->ring.next;
-	pthread_mutex_unlock(&v->vm->harvest_lock);
-	v->full_in_vain = next == v->full_next ? v->full_in_vain + 1 : 0;
-	v->full_next = next;
-	if (v->full_in_vain > FULL_IN_VAIN_MAX) {
-		atomic_store(&v->vm->ring_dead, true);
-		wake_fd(v->vm->harvest_wake);
-	} else if (v->full_in_vain) {
-		usleep(FULL_WAIT_US);
-	}
-	if (atomic_load(&v->vm->ring_dead))
-		return err_set(&agent_err, EIO, "vCPU %u: its dirty ring is dead (KVM overran it)",
-			       v->id);
-	return 0;
-}
-
 static enum next run_once(struct snapd_vcpu *v, int *ret)
 {
 	if (atomic_load(&v->vm->attention))
 		return attend(v, ret);
-	if (atomic_load_explicit(&v->vm->ring_dead, memory_order_relaxed)) {
+	if (atomic_load_explicit(&v->vm->tracking_dead, memory_order_relaxed)) {
 		*ret = err_set(&agent_err, EIO, "vCPU %u: the dirty rings are dead", v->id);
 		return NEXT_LEAVE;
 	}
 	*ret = kvm_run(v);
 	if (*ret >= 0 && v->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
-		*ret = cure_ring_full(v);
+		*ret = sources_full(v);
 		return *ret < 0 ? NEXT_LEAVE : NEXT_RUN;
 	}
 	if (*ret >= 0)
@@ -477,7 +450,7 @@ int snapd_vcpu_run(struct snapd_vcpu *vcpu)
 
 /* ---- attaching ---- */
 
-static void *vcpu_map(struct snapd_vcpu *v, size_t len, int64_t offset)
+void *vcpu_map(struct snapd_vcpu *v, size_t len, int64_t offset)
 {
 	const struct snapd_kvm_ops *k = v->vm->kvm.kvm;
 	void *p = k->mmap(k->opaque, len, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, offset);
@@ -496,12 +469,6 @@ static int vcpu_maps(struct snapd_vcpu *v, struct err *e)
 	v->run = vcpu_map(v, v->run_bytes, 0);
 	if (!v->run)
 		return err_errno(e, errno, "vCPU %u: cannot map kvm_run", v->id);
-	v->ring_bytes = vm->ring_entries * sizeof(struct kvm_dirty_gfn);
-	v->ring_map =
-		vcpu_map(v, v->ring_bytes, (int64_t)vm->arch->ring_page_offset * vm->page_size);
-	if (!v->ring_map)
-		return err_errno(e, errno, "vCPU %u: cannot map its dirty ring", v->id);
-	v->ring = (struct harvest_ring){v->ring_map, vm->ring_entries, 0};
 	return 0;
 }
 
@@ -513,8 +480,7 @@ void vcpu_free(struct snapd_vcpu *v)
 	if (v->thread)
 		v->thread->vcpu = NULL;
 	pthread_mutex_unlock(&bind_lock);
-	if (v->ring_map)
-		k->munmap(k->opaque, v->ring_map, v->ring_bytes);
+	sources_vcpu_detach(v);
 	if (v->run)
 		k->munmap(k->opaque, v->run, v->run_bytes);
 	free(v);
@@ -554,6 +520,8 @@ int snapd_vcpu_attach(struct snapd_vm *vm, int vcpu_fd, uint32_t vcpu_id, struct
 	v->fd = vcpu_fd;
 	v->id = vcpu_id;
 	r = vcpu_maps(v, &agent_err);
+	if (r >= 0)
+		r = sources_vcpu_attach(v, &agent_err);
 	if (r >= 0)
 		r = vcpu_link(v, &agent_err);
 	if (r < 0) {

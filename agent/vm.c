@@ -21,19 +21,12 @@
 
 #define MAX_VCPUS_DEFAULT 256u
 #define MAX_VCPUS_LIMIT	  4096u
-#define RING_ENTRIES_MIN  256u
 #define HARVEST_MIN_US	  1000u
 #define HARVEST_MAX_US	  50000u
 #define ATTACH_WAIT_MS	  5000u
 
 #ifndef KVM_CAP_DISABLE_QUIRKS2
 #define KVM_CAP_DISABLE_QUIRKS2 213
-#endif
-#ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
-#define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
-#endif
-#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
-#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225
 #endif
 #ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
 #define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
@@ -97,7 +90,7 @@ bool grow_array(void *array_ptr, size_t *cap, size_t want, size_t elem_bytes)
 }
 
 /* The VM's answer, where it has one of its own; else the system's. */
-static int check_extension(struct snapd_vm *vm, uint32_t cap)
+int vm_check_extension(struct snapd_vm *vm, uint32_t cap)
 {
 	int r = arch_cap(&vm->kvm, cap);
 
@@ -106,48 +99,11 @@ static int check_extension(struct snapd_vm *vm, uint32_t cap)
 	return MAX(r, 0);
 }
 
-static int enable_cap(struct snapd_vm *vm, uint32_t cap, uint64_t arg)
+int vm_enable_cap(struct snapd_vm *vm, uint32_t cap, uint64_t arg)
 {
 	struct kvm_enable_cap enable = {.cap = cap, .args = {arg}};
 
 	return vm_ioctl(vm, KVM_ENABLE_CAP, &enable);
-}
-
-/* DIRTY_LOG_RING without ACQ_REL promises an order only on TSO machines. */
-static int ring_capability(struct snapd_vm *vm, uint32_t *cap)
-{
-	int bytes = check_extension(vm, *cap = KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
-
-#ifdef __x86_64__
-	if (bytes <= 0)
-		bytes = check_extension(vm, *cap = KVM_CAP_DIRTY_LOG_RING);
-#endif
-	return bytes;
-}
-
-static int ring_enable(struct snapd_vm *vm, uint32_t wanted, struct err *e)
-{
-	uint32_t cap;
-	int bytes = ring_capability(vm, &cap), r;
-
-	if (bytes <= 0)
-		return err_set(e, ENOTSUP,
-			       "this KVM has no dirty ring (KVM_CAP_DIRTY_LOG_RING, Linux 5.11)");
-	vm->ring_entries = (uint32_t)bytes / (uint32_t)sizeof(struct kvm_dirty_gfn);
-	if (wanted)
-		vm->ring_entries = MIN(wanted, vm->ring_entries);
-	r = enable_cap(vm, cap, vm->ring_entries * sizeof(struct kvm_dirty_gfn));
-	if (r == -EINVAL)
-		return err_set(e, EINVAL,
-			       "KVM refused the dirty ring: attach before the first "
-			       "KVM_CREATE_VCPU, once, with a ring of at least %u entries",
-			       RING_ENTRIES_MIN);
-	if (r < 0)
-		return err_errno(e, -r, "KVM_ENABLE_CAP(dirty ring)");
-	/* Where KVM itself writes without a vCPU; must come before the first memslot. */
-	if (check_extension(vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0)
-		vm->backup_bitmap = enable_cap(vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0) >= 0;
-	return 0;
 }
 
 /*
@@ -162,9 +118,9 @@ void quirk_count_delete(struct snapd_vm *vm)
 #ifdef __x86_64__
 	if (!vm->zap_all || vm->keep_quirk || ++vm->nr_deletes < QUIRK_DELETES)
 		return;
-	if (check_extension(vm, KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL)
-		vm->zap_all = enable_cap(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL) <
-			      0;
+	if (vm_check_extension(vm, KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL)
+		vm->zap_all =
+			vm_enable_cap(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL) < 0;
 	vm->keep_quirk = vm->zap_all;
 #endif
 }
@@ -220,6 +176,7 @@ static int config_numbers(struct snapd_vm *vm, const struct snapd_vm_config *c, 
 	if (max_us < min_us)
 		return err_set(e, EINVAL, "harvest_max_us %u is below harvest_min_us %u", max_us,
 			       min_us);
+	vm->ring_entries = c->ring_entries;
 	vm->max_vcpus = c->max_vcpus ? c->max_vcpus : MAX_VCPUS_DEFAULT;
 	vm->harvest_min_ns = (uint64_t)min_us * 1000;
 	vm->harvest_max_ns = (uint64_t)max_us * 1000;
@@ -276,12 +233,12 @@ static int shm_create(struct snapd_vm *vm, struct err *e)
 
 static int tables_create(struct snapd_vm *vm, struct err *e)
 {
-	int nr_ids = check_extension(vm, KVM_CAP_NR_MEMSLOTS), nr_spaces;
+	int nr_ids = vm_check_extension(vm, KVM_CAP_NR_MEMSLOTS), nr_spaces;
 
 	vm->page_size = (uint32_t)sysconf(_SC_PAGESIZE);
 	vm->page_shift = (uint32_t)__builtin_ctz(vm->page_size);
 	vm->address_spaces = MIN(vm->arch->address_spaces, (uint32_t)SLOT_TABLE_SPACES);
-	nr_spaces = check_extension(vm, KVM_CAP_MULTI_ADDRESS_SPACE);
+	nr_spaces = vm_check_extension(vm, KVM_CAP_MULTI_ADDRESS_SPACE);
 	nr_spaces = MAX(1, nr_spaces);
 	vm->address_spaces = MIN(vm->address_spaces, (uint32_t)nr_spaces);
 	vm->next_high_gfn = 1ull << 40;
@@ -292,11 +249,10 @@ static int tables_create(struct snapd_vm *vm, struct err *e)
 	vm->vcpus = calloc(vm->max_vcpus, sizeof(struct snapd_vcpu *));
 	vm->conn.buf = malloc(SNAPD_MSG_MAX);
 	vm->unplugged_mem = set_create(&vm->unplugged);
-	vm->suspects_mem = set_create(&vm->suspects);
 	vm->conn_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	vm->harvest_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!vm->frames || !vm->vcpus || !vm->conn.buf || !vm->unplugged_mem || !vm->suspects_mem ||
-	    vm->conn_wake < 0 || vm->harvest_wake < 0)
+	if (!vm->frames || !vm->vcpus || !vm->conn.buf || !vm->unplugged_mem || vm->conn_wake < 0 ||
+	    vm->harvest_wake < 0)
 		return err_set(e, ENOMEM, "no memory or descriptors for the VM's tables");
 	if (getrandom(vm->instance, sizeof(vm->instance), 0) != (ssize_t)sizeof(vm->instance))
 		return err_errno(e, errno, "getrandom");
@@ -368,7 +324,7 @@ static int vm_setup(struct snapd_vm *vm, const struct snapd_vm_config *c, struct
 	if (r >= 0)
 		r = vcpu_signal_init(vm->kick_signal, e);
 	if (r >= 0)
-		r = ring_enable(vm, c->ring_entries, e);
+		r = sources_attach(vm, e);
 	if (r >= 0)
 		r = tables_create(vm, e);
 	if (r >= 0)
@@ -435,8 +391,6 @@ static void sets_destroy(struct snapd_vm *vm)
 	devlogs_deinit(vm);
 	if (vm->unplugged_mem)
 		munmap(vm->unplugged_mem, set_bytes());
-	if (vm->suspects_mem)
-		munmap(vm->suspects_mem, set_bytes());
 	if (vm->shm)
 		munmap(vm->shm, vm->shm_bytes);
 	cleanup_fd(&vm->shm_fd);
@@ -461,6 +415,7 @@ void snapd_vm_detach(struct snapd_vm *vm)
 	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
 		vcpu_free(vm->vcpus[i]);
 	free(vm->vcpus);
+	sources_detach(vm);
 	slots_deinit(vm);
 	backing_deinit(vm);
 	sets_destroy(vm);

@@ -8,7 +8,8 @@
  *   gpamap.c   which frames are at which GPA
  *   writers.c  who writes without a vCPU: marks, discards, device logs, backup bitmaps
  *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
- *   reap.c     ring entries → sets; the harvest thread; consumers' sets
+ *   reap.c     sources → sets; the harvest thread; consumers' sets
+ *   source.c   the dirty sources of a VM (source.h): ring.c
  *   vcpu.c     running, parking and kicking vCPUs; work on their threads
  *   conn.c     the connection thread: reach the service, tell, dispatch
  *   request.c  SYNC, PAUSE, REWRITE, LOAD, RESUME
@@ -37,6 +38,7 @@
 
 #include <linux/kvm.h>
 
+#include "agent/source.h"
 #include "include/snapd/agent.h"
 #include "include/snapd/protocol.h"
 #include "snapd/arch/arch.h"
@@ -164,8 +166,17 @@ struct conn {
 	int logged_errno; /* of the last failed connect: said once */
 };
 
+struct ring_source {
+	struct gpaset suspects; /* frames that KVM may have left unprotected */
+	void *suspects_mem;
+	bool has_suspects;
+	uint64_t unreset, unreset_at; /* collected, RESET still to come: ablation only */
+};
+
 struct snapd_vm {
 	/* constant after attach */
+	const struct dirty_ops *sources[SOURCES_MAX];
+	uint32_t nr_sources;
 	struct arch_vm kvm;
 	const struct arch_ops *arch;
 	struct snapd_vm_callbacks cb;
@@ -222,13 +233,10 @@ struct snapd_vm {
 	uint64_t *frames; /* REAP_FRAMES */
 	struct snapd_consumer *consumers;
 	struct snapd_devlog *devlogs;
-	struct gpaset suspects; /* frames that KVM may have left unprotected */
-	void *suspects_mem;
-	bool has_suspects;
-	uint64_t unreset, unreset_at; /* collected, RESET still to come: ablation only */
-	_Atomic bool ring_dead;	      /* KVM and we disagree about a ring */
-	_Atomic uint32_t nr_vcpus;    /* grows under harvest_lock */
-	struct snapd_vcpu **vcpus;    /* max_vcpus */
+	struct ring_source ring;
+	_Atomic bool tracking_dead; /* KVM and a source disagree for good */
+	_Atomic uint32_t nr_vcpus;  /* grows under harvest_lock */
+	struct snapd_vcpu **vcpus;  /* max_vcpus */
 
 	/* run_lock */
 	pthread_mutex_t run_lock;
@@ -261,6 +269,9 @@ void vm_log(struct snapd_vm *vm, enum snapd_log_level level, const char *fmt, ..
 	__attribute__((format(printf, 3, 4)));
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
 int vm_ioctl(struct snapd_vm *vm, unsigned long request, void *arg);
+/* The VM's answer, where it has one of its own; else the system's. */
+int vm_check_extension(struct snapd_vm *vm, uint32_t cap);
+int vm_enable_cap(struct snapd_vm *vm, uint32_t cap, uint64_t arg);
 void wake_fd(int fd);
 bool grow_array(void *array_ptr, size_t *cap, size_t want, size_t elem_bytes);
 #define GROW(array, nr, cap) grow_array(&(array), &(cap), (nr) + 1, sizeof(*(array)))
@@ -325,10 +336,11 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 
 /* reap.c */
 #define REAP_FRAMES 65536u
-int reap(struct snapd_vm *vm);	    /* takes harvest_lock: collect, RESET, publish */
-int reap_last(struct snapd_vm *vm); /* the same with every vCPU stopped */
+int reap(struct snapd_vm *vm);	    /* takes harvest_lock: harvest and publish */
+int reap_last(struct snapd_vm *vm); /* the same with every vCPU and device stopped */
 void *reap_thread(void *vm);
 /* Into every set, under map_lock or harvest_lock; sets_*: take map_lock. */
+void publish_frames(struct snapd_vm *vm, size_t n); /* vm.frames; harvest_lock */
 void each_set_add(struct snapd_vm *vm, uint64_t first, uint64_t n);
 void sets_add_range(struct snapd_vm *vm, uint64_t first, uint64_t n);
 void sets_clear_range(struct snapd_vm *vm, uint64_t first, uint64_t n);
@@ -348,6 +360,7 @@ bool vcpus_all_parked(struct snapd_vm *vm);
 void vcpus_refuse(struct snapd_vm *vm, int code);
 bool on_vcpu_thread(const struct snapd_vm *vm);
 int vcpu_signal_init(int sig, struct err *e);
+void *vcpu_map(struct snapd_vcpu *v, size_t len_bytes, int64_t offset); /* of its fd; or NULL */
 void vcpu_free(struct snapd_vcpu *v);
 
 /* conn.c */

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+/* source: one call to every dirty source of a VM; see source.h for what each means. */
+#include "agent/source.h"
+
+#include <errno.h>
+
+#include "agent/vm.h"
+
+int sources_attach(struct snapd_vm *vm, struct err *e)
+{
+	vm->sources[vm->nr_sources++] = &ring_ops;
+	for (uint32_t i = 0; i < vm->nr_sources; i++) {
+		int r = vm->sources[i]->attach(vm, e);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+void sources_detach(struct snapd_vm *vm)
+{
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->detach)
+			vm->sources[i]->detach(vm);
+}
+
+int sources_vcpu_attach(struct snapd_vcpu *v, struct err *e)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < v->vm->nr_sources && r >= 0; i++)
+		if (v->vm->sources[i]->vcpu_attach)
+			r = v->vm->sources[i]->vcpu_attach(v, e);
+	return r;
+}
+
+void sources_vcpu_detach(struct snapd_vcpu *v)
+{
+	for (uint32_t i = 0; i < v->vm->nr_sources; i++)
+		if (v->vm->sources[i]->vcpu_detach)
+			v->vm->sources[i]->vcpu_detach(v);
+}
+
+int sources_slot_added(struct snapd_vm *vm, const struct view *v, struct err *e)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < vm->nr_sources && r >= 0; i++)
+		if (vm->sources[i]->slot_added)
+			r = vm->sources[i]->slot_added(vm, v, e);
+	return r;
+}
+
+void sources_slot_deleting(struct snapd_vm *vm, const struct view *v)
+{
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->slot_deleting)
+			vm->sources[i]->slot_deleting(vm, v);
+}
+
+void sources_slot_deleted(struct snapd_vm *vm, const struct view *v, int result)
+{
+	for (uint32_t i = vm->nr_sources; i-- > 0;)
+		if (vm->sources[i]->slot_deleted)
+			vm->sources[i]->slot_deleted(vm, v, result);
+}
+
+uint32_t sources_look(struct snapd_vm *vm)
+{
+	uint32_t fill = 0;
+
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->look)
+			fill = MAX(fill, vm->sources[i]->look(vm));
+	return fill;
+}
+
+bool sources_can_fill(const struct snapd_vm *vm)
+{
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->look)
+			return true;
+	return false;
+}
+
+int sources_harvest(struct snapd_vm *vm, bool stopped)
+{
+	int ret = 0;
+
+	for (uint32_t i = 0; i < vm->nr_sources; i++) {
+		const struct dirty_ops *ops = vm->sources[i];
+		int r = stopped && ops->pause ? ops->pause(vm) : ops->harvest(vm);
+
+		if (ret >= 0)
+			ret = r < 0 ? r : MAX(ret, r);
+	}
+	return ret;
+}
+
+int sources_full(struct snapd_vcpu *v)
+{
+	for (uint32_t i = 0; i < v->vm->nr_sources; i++)
+		if (v->vm->sources[i]->full)
+			return v->vm->sources[i]->full(v);
+	return err_set(&agent_err, EIO, "vCPU %u: KVM has a full ring that nobody made", v->id);
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * source: whatever tells which frames were written.  The rest of the agent asks
+ * "the sources" and does not know which there are.
+ *
+ *   ring.c      KVM's dirty rings, one per vCPU
+ *
+ * vm.sources[0] sees what vCPUs write; those after it see more, such as what the VMM's
+ * devices write.  A frame is dirty when any source says so.
+ *
+ * Life, and what is held at each call.  A member that is NULL has nothing to do.
+ *
+ *   attach        no vCPU, no slot yet.  -ENOTSUP: not on this host
+ *   vcpu_attach   the vCPU is in no list yet, and has not run
+ *   slot_added    slots_lock; KVM has the slot, vm.views[] too.  vCPUs may run: what they
+ *                 wrote since must come with the next harvest.  On failure the slot goes
+ *   slot_deleting slots_lock; KVM still has the slot.  Read what would go with it.
+ *   slot_deleted  slots_lock; with what KVM said.  Follows slot_deleting always, in the
+ *                 reverse order of the sources
+ *   look          harvest_lock; how full, in eighths of where a harvest is due; none of
+ *                 the sources has it: nobody looks
+ *   harvest       harvest_lock, vCPUs may run: all that was written before it began is in
+ *                 every set when it returns, and whatever is written after its frame was
+ *                 set will be told again (I1).  0, -errno, or HARVEST_PARTIAL
+ *   pause         slots_lock and harvest_lock; vCPUs and devices stopped: as harvest, and
+ *                 with it what is safe only then.  NULL: harvest is good enough.  After a
+ *                 LOAD too, once slots are what the snapshot had
+ *   full          a vCPU's own thread, no lock: KVM said that the vCPU cannot go on before
+ *                 a harvest.  0, or -errno: it never can
+ *   vcpu_detach, detach   accept what was never attached
+ *
+ * A harvest that fails has to set every frame.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct err;
+struct snapd_vm;
+struct snapd_vcpu;
+struct view;
+
+/* The source keeps entries back, so slot ids must not be used again yet. */
+#define HARVEST_PARTIAL 1
+#define SOURCES_MAX	4u
+
+struct dirty_ops {
+	int (*attach)(struct snapd_vm *vm, struct err *e);
+	void (*detach)(struct snapd_vm *vm);
+	int (*vcpu_attach)(struct snapd_vcpu *v, struct err *e);
+	void (*vcpu_detach)(struct snapd_vcpu *v);
+	int (*slot_added)(struct snapd_vm *vm, const struct view *v, struct err *e);
+	void (*slot_deleting)(struct snapd_vm *vm, const struct view *v);
+	void (*slot_deleted)(struct snapd_vm *vm, const struct view *v, int result);
+	uint32_t (*look)(struct snapd_vm *vm);
+	int (*harvest)(struct snapd_vm *vm);
+	int (*pause)(struct snapd_vm *vm);
+	int (*full)(struct snapd_vcpu *v);
+};
+
+extern const struct dirty_ops ring_ops;
+
+/* source.c: each call to all sources, under what is said above. */
+int sources_attach(struct snapd_vm *vm, struct err *e);
+void sources_detach(struct snapd_vm *vm);
+int sources_vcpu_attach(struct snapd_vcpu *v, struct err *e);
+void sources_vcpu_detach(struct snapd_vcpu *v);
+int sources_slot_added(struct snapd_vm *vm, const struct view *v, struct err *e);
+void sources_slot_deleting(struct snapd_vm *vm, const struct view *v);
+void sources_slot_deleted(struct snapd_vm *vm, const struct view *v, int result);
+/* The fullest of them. */
+uint32_t sources_look(struct snapd_vm *vm);
+bool sources_can_fill(const struct snapd_vm *vm);
+int sources_harvest(struct snapd_vm *vm, bool stopped);
+int sources_full(struct snapd_vcpu *v);
