@@ -38,6 +38,9 @@
 #ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
 #define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
 #endif
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225
+#endif
 
 /* ---- rings ---- */
 
@@ -92,19 +95,20 @@ static void bits_clear(_Atomic uint64_t *bits, uint64_t nr)
 		atomic_store(&bits[i], 0);
 }
 
-static struct sim_slot *slot_at(struct sim_slots *t, uint64_t gfn)
+static struct sim_slot *slot_at(struct sim_slots *t, uint32_t as_id, uint64_t gfn)
 {
 	uint32_t i;
 
 	for (i = 0; i < t->nr; i++)
-		if (t->slots[i]->id >> 16 == 0 && gfn - t->slots[i]->gfn < t->slots[i]->nr_pages)
+		if (t->slots[i]->id >> 16 == as_id &&
+		    gfn - t->slots[i]->gfn < t->slots[i]->nr_pages)
 			return t->slots[i];
 	return NULL;
 }
 
 void *sim_touch(struct simkvm_cpu *cpu, uint64_t gpa, enum sim_touch how)
 {
-	struct sim_slot *s = slot_at(atomic_load(&cpu->sim->slots), gpa / SIM_PAGE);
+	struct sim_slot *s = slot_at(atomic_load(&cpu->sim->slots), cpu->space, gpa / SIM_PAGE);
 	bool logged;
 	uint64_t page;
 
@@ -140,11 +144,14 @@ static void slot_free(struct sim_slot *s)
 		return;
 	free((void *)s->writable);
 	free((void *)s->present);
+	free((void *)s->backup);
 	free(s);
 }
 
-static struct sim_slot *slot_new(const struct kvm_userspace_memory_region *r)
+static struct sim_slot *slot_new(const struct simkvm *sim,
+				 const struct kvm_userspace_memory_region *r)
 {
+	bool backup = sim->with_backup && r->flags & KVM_MEM_LOG_DIRTY_PAGES;
 	struct sim_slot *s = calloc(1, sizeof(*s));
 	size_t words = DIV_ROUND_UP(r->memory_size / SIM_PAGE, 64ull);
 	uint8_t *hva;
@@ -159,8 +166,9 @@ static struct sim_slot *slot_new(const struct kvm_userspace_memory_region *r)
 			       .nr_pages = r->memory_size / SIM_PAGE,
 			       .hva = hva,
 			       .writable = calloc(words, 8),
-			       .present = calloc(words, 8)};
-	if (s->writable && s->present)
+			       .present = calloc(words, 8),
+			       .backup = backup ? calloc(words, 8) : NULL};
+	if (s->writable && s->present && !(backup && !s->backup))
 		return s;
 	slot_free(s);
 	return NULL;
@@ -247,7 +255,7 @@ static int slot_delete(struct simkvm *sim, struct sim_slot *s)
 
 static int slot_add(struct simkvm *sim, const struct kvm_userspace_memory_region *r)
 {
-	struct sim_slot *s = slot_new(r);
+	struct sim_slot *s = slot_new(sim, r);
 	int rc = s ? slots_publish(sim, NULL, s) : -ENOMEM;
 
 	if (rc)
@@ -267,8 +275,13 @@ static int slot_change(struct simkvm *sim, struct sim_slot *s,
 		return -EINVAL;
 	if (s->gfn == r->guest_phys_addr / SIM_PAGE && s->flags == r->flags)
 		return 0;
-	fresh = slot_new(r);
+	fresh = slot_new(sim, r);
 	rc = fresh ? slots_publish(sim, s, fresh) : -ENOMEM;
+	if (rc == 0 && s->backup && fresh->backup) { /* a bitmap outlives all but its flag */
+		free((void *)fresh->backup);
+		fresh->backup = s->backup;
+		s->backup = NULL;
+	}
 	slot_free(rc ? fresh : s);
 	return rc;
 }
@@ -289,6 +302,51 @@ static int set_memory_region(struct simkvm *sim, const struct kvm_userspace_memo
 	if (slot_overlaps(t, r))
 		return -EEXIST;
 	return s ? slot_change(sim, s, r) : slot_add(sim, r);
+}
+
+/* ---- writes without a vCPU; slots_lock held ---- */
+
+static int write_locked(struct simkvm *sim, uint32_t as_id, uint64_t gpa, uint64_t value)
+{
+	struct sim_slot *s = slot_at(atomic_load(&sim->slots), as_id, gpa / SIM_PAGE);
+	uint64_t page;
+
+	if (!s || s->flags & KVM_MEM_READONLY)
+		return -EFAULT;
+	page = gpa / SIM_PAGE - s->gfn;
+	__atomic_store_n((uint64_t *)(s->hva + page * SIM_PAGE + gpa % SIM_PAGE), value,
+			 __ATOMIC_RELEASE);
+	if (s->backup)
+		bit_set(s->backup, page);
+	return 0;
+}
+
+int simkvm_write(struct simkvm *sim, uint32_t as_id, uint64_t gpa, uint64_t value)
+{
+	int rc;
+
+	pthread_mutex_lock(&sim->slots_lock);
+	rc = write_locked(sim, as_id, gpa, value);
+	pthread_mutex_unlock(&sim->slots_lock);
+	return rc;
+}
+
+/* Without KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: bits out, pages protected. */
+static int get_dirty_log(struct simkvm *sim, const struct kvm_dirty_log *log)
+{
+	struct sim_slot *s = slot_by_id(atomic_load(&sim->slots), log->slot);
+	uint64_t *out = log->dirty_bitmap, i;
+
+	if (!sim->with_backup)
+		return -ENXIO;
+	if (!s || !s->backup)
+		return -ENOENT;
+	for (i = 0; i < DIV_ROUND_UP(s->nr_pages, 64ull); i++) {
+		out[i] = atomic_exchange(&s->backup[i], 0);
+		atomic_fetch_and(&s->writable[i], ~out[i]);
+	}
+	cpus_synchronize(sim);
+	return 0;
 }
 
 /* ---- RESET; slots_lock held ---- */
@@ -371,6 +429,8 @@ static int check_extension(const struct simkvm *sim, uintptr_t cap)
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
 		return (int)ring_bytes_max(sim);
+	case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+		return sim->config.backup_bitmap;
 	case KVM_CAP_MULTI_ADDRESS_SPACE:
 		return SIM_SPACES;
 	case KVM_CAP_NR_MEMSLOTS:
@@ -399,6 +459,15 @@ static int enable_ring(struct simkvm *sim, uint64_t bytes)
 	return 0;
 }
 
+/* After the ring, before any memslot. */
+static int enable_backup(struct simkvm *sim)
+{
+	if (!sim->config.backup_bitmap || !sim->ring_entries || atomic_load(&sim->slots)->nr)
+		return -EINVAL;
+	sim->with_backup = true;
+	return 0;
+}
+
 static int enable_cap(struct simkvm *sim, const struct kvm_enable_cap *c)
 {
 	if (c->flags)
@@ -407,6 +476,8 @@ static int enable_cap(struct simkvm *sim, const struct kvm_enable_cap *c)
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
 		return enable_ring(sim, c->args[0]);
+	case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+		return enable_backup(sim);
 	case KVM_CAP_DISABLE_QUIRKS2:
 		if (c->args[0] & ~(uint64_t)KVM_X86_QUIRK_SLOT_ZAP_ALL)
 			return -EINVAL;
@@ -475,6 +546,8 @@ static int vm_ioctl_locked(struct simkvm *sim, unsigned long request, void *arg)
 		return set_memory_region(sim, arg);
 	case KVM_RESET_DIRTY_RINGS:
 		return reset_rings(sim);
+	case KVM_GET_DIRTY_LOG:
+		return get_dirty_log(sim, arg);
 	case KVM_CREATE_VCPU:
 		return sim_cpu_create(sim, (uint32_t)(uintptr_t)arg);
 	case KVM_GET_IRQCHIP:

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * simkvm: a KVM in user space, for hosts without /dev/kvm and for what a given KVM
- * cannot do: a second address space, RESETs cut short.  It stands behind struct
- * snapd_kvm_ops, and produces real dirty rings (struct kvm_dirty_gfn) from real threads.
+ * cannot do: a second address space, writes without a vCPU, RESETs cut short.  It stands behind
+ * struct snapd_kvm_ops, and produces real dirty rings (struct kvm_dirty_gfn) from real threads.
  *
  * Its CPU runs a *program*: a C function that does one step of work through
  * simkvm_load() and simkvm_store(), each of them one instruction.  KVM_RUN calls it
@@ -31,6 +31,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -49,6 +50,7 @@ struct simkvm_config {
 	void *opaque;
 	uint64_t period_ns;	 /* from step to step; 0: none */
 	uint32_t ring_bytes_max; /* what KVM_CAP_DIRTY_LOG_RING says; 0: 1 MiB */
+	bool backup_bitmap;	 /* offers KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP */
 };
 
 /* 0 or -errno. */
@@ -63,6 +65,15 @@ void simkvm_get_ops(struct simkvm *sim, struct snapd_kvm_ops *ret);
 /* Within a step only; may not return (see above).  gpa must be a multiple of 8. */
 uint64_t simkvm_load(struct simkvm_cpu *cpu, uint64_t gpa);
 void simkvm_store(struct simkvm_cpu *cpu, uint64_t gpa, uint64_t value);
+/* The rest of the step sees address space `as_id`, as a CPU in SMM does. */
+void simkvm_enter_space(struct simkvm_cpu *cpu, uint32_t as_id);
+/* Leave the guest before the next instruction, as at a signal for the VMM. */
+void simkvm_leave(struct simkvm_cpu *cpu);
+
+/* Any thread: KVM itself writes guest memory, in no vCPU's context, as arm64 does when
+ * the tables of its interrupt controller are saved.  Logged in the slot's backup bitmap.
+ * -EFAULT: no such memory. */
+int simkvm_write(struct simkvm *sim, uint32_t as_id, uint64_t gpa, uint64_t value);
 
 /* ---- for tests ---- */
 

@@ -118,6 +118,16 @@ void simkvm_store(struct simkvm_cpu *cpu, uint64_t gpa, uint64_t value)
 	cpu->regs.rax = ++cpu->at;
 }
 
+void simkvm_enter_space(struct simkvm_cpu *cpu, uint32_t as_id)
+{
+	cpu->space = as_id;
+}
+
+void simkvm_leave(struct simkvm_cpu *cpu)
+{
+	__atomic_store_n(&cpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+}
+
 /* ---- KVM_RUN ---- */
 
 /* The VMM has done what the last exit asked for. */
@@ -170,6 +180,7 @@ static _Noreturn void run_steps(struct simkvm_cpu *cpu)
 			rest(cpu);
 		cpu->at = 0;
 		cpu->loads = 0;
+		cpu->space = 0;
 		config->step(cpu, cpu->regs.rdi, config->opaque);
 		cpu->regs.rax = 0;
 		cpu->log.nr = 0;

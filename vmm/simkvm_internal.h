@@ -27,6 +27,7 @@ struct sim_slot {
 	/* A bit per page.  Set by vCPUs under their own lock, cleared under slots_lock. */
 	_Atomic uint64_t *writable; /* a store needs no entry */
 	_Atomic uint64_t *present;  /* a load needs none either */
+	_Atomic uint64_t *backup;   /* written without a vCPU; NULL: not logged */
 };
 
 /* Slots in force.  Replaced as a whole; freed once no vCPU can be looking. */
@@ -62,6 +63,7 @@ struct simkvm_cpu {
 	struct sim_log log;
 	uint64_t at;	/* next instruction of the step */
 	uint64_t loads; /* next entry of the log, while the step is run again */
+	uint32_t space; /* address space of this part of the step */
 	enum sim_owed owed;
 	jmp_buf leave;
 	void *state[SIM_STATE_KINDS]; /* blobs that are kept and never looked at */
@@ -77,6 +79,7 @@ struct simkvm {
 	_Atomic(struct sim_slots *) slots; /* slots_lock to change, cpu.lock to look */
 	uint32_t ring_entries;		   /* 0: rings off */
 	bool keep_on_delete;		   /* SLOT_ZAP_ALL disabled */
+	bool with_backup;		   /* backup bitmaps enabled */
 	struct simkvm_cpu *cpus[SIMKVM_MAX_VCPUS];
 	_Atomic uint32_t nr_cpus;
 	uint32_t cut_entries, cut_unprotected; /* simkvm_interrupt_reset(); slots_lock */
