@@ -24,6 +24,12 @@
 
 #define NOT_TRACKED UINT64_MAX
 
+/* A record of "layout", and of "note.slots" beside it. */
+struct slot_record {
+	struct state_slot slot; /* first: compare_gpa() sorts by it */
+	struct state_slot_note note;
+};
+
 struct records {
 	void *data; /* owned */
 	size_t nr, cap;
@@ -34,18 +40,27 @@ struct records {
 static int emit_slot(struct snapd_vm *vm, struct records *out, const struct view *v,
 		     uint64_t offset, uint64_t nr_pages, uint64_t home_gfn)
 {
-	struct state_slot *slots = out->data;
+	struct slot_record *slots = out->data;
 
 	if (!GROW(slots, out->nr, out->cap))
 		return -ENOMEM;
 	out->data = slots;
-	slots[out->nr++] = (struct state_slot){
-		.slot = v->m.slot,
-		.as_id = v->m.as_id,
-		.flags = v->m.flags & SNAPD_SLOT_READONLY,
-		.gpa = v->m.gpa + (offset << vm->page_shift),
-		.nr_pages = nr_pages,
-		.home_gfn = home_gfn,
+	slots[out->nr++] = (struct slot_record){
+		.slot =
+			{
+				.slot = v->m.slot,
+				.as_id = v->m.as_id,
+				.flags = v->m.flags & SNAPD_SLOT_READONLY,
+				.gpa = v->m.gpa + (offset << vm->page_shift),
+				.nr_pages = nr_pages,
+				.home_gfn = home_gfn,
+			},
+		/* Views and generations change together, under slots_lock. */
+		.note =
+			{
+				.generation = vm->table.gens[v->m.as_id][v->kernel_id].generation,
+				.kernel_id = v->kernel_id,
+			},
 	};
 	return 0;
 }
@@ -73,7 +88,8 @@ static int emit_view(struct snapd_vm *vm, struct records *out, const struct view
 /* By place, not by age: equal layouts make equal records. */
 static int compare_gpa(const void *a, const void *b)
 {
-	const struct state_slot *x = a, *y = b;
+	const struct state_slot *x = &((const struct slot_record *)a)->slot;
+	const struct state_slot *y = &((const struct slot_record *)b)->slot;
 
 	if (x->as_id != y->as_id)
 		return x->as_id < y->as_id ? -1 : 1;
@@ -109,6 +125,26 @@ static int emit_pieces(struct snapd_vm *vm, struct records *out)
 	return 0;
 }
 
+/* "layout" and "note.slots" of what was gathered. */
+static int put_slots(struct snapd_state_writer *w, const struct slot_record *rec, size_t nr)
+{
+	struct state_slot *slots = calloc(MAX(nr, (size_t)1), sizeof(*slots));
+	struct state_slot_note *notes = calloc(MAX(nr, (size_t)1), sizeof(*notes));
+	int r = slots && notes ? 0 : -ENOMEM;
+
+	for (size_t i = 0; !r && i < nr; i++) {
+		slots[i] = rec[i].slot;
+		notes[i] = rec[i].note;
+	}
+	if (!r)
+		r = state_put(w, "layout", 0, 1, slots, nr * sizeof(*slots));
+	if (!r)
+		r = state_put(w, "note.slots", 0, 1, notes, nr * sizeof(*notes));
+	free(slots);
+	free(notes);
+	return r;
+}
+
 int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e)
 {
 	struct records slots = {0}, pieces = {0};
@@ -118,12 +154,12 @@ int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e
 	for (size_t i = 0; i < vm->nr_views && !r; i++)
 		r = emit_view(vm, &slots, &vm->views[i]);
 	if (!r && slots.nr)
-		qsort(slots.data, slots.nr, sizeof(struct state_slot), compare_gpa);
+		qsort(slots.data, slots.nr, sizeof(struct slot_record), compare_gpa);
 	if (!r)
 		r = emit_pieces(vm, &pieces);
 	pthread_mutex_unlock(&vm->slots_lock);
 	if (!r)
-		r = state_put(w, "layout", 0, 1, slots.data, slots.nr * sizeof(struct state_slot));
+		r = put_slots(w, slots.data, slots.nr);
 	if (!r)
 		r = state_put(w, "pieces", 0, 1, pieces.data,
 			      pieces.nr * sizeof(struct state_piece));

@@ -58,6 +58,15 @@ struct state_slot {
 };
 static_assert(sizeof(struct state_slot) == 32, "disk format");
 
+/* Beside each entry of "layout", in "note.slots" (version 1: an array): which life of
+ * the slot it was.  For reports; never loaded. */
+struct state_slot_note {
+	uint64_t generation;
+	uint32_t kernel_id;
+	uint32_t reserved;
+};
+static_assert(sizeof(struct state_slot_note) == 16, "disk format");
+
 /* One run of tracked memory in the "pieces" record (version 1: an array),
  * ascending by home_gfn: what the snapshot's RAM consists of, mapped or not. */
 struct state_piece {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* verbs_vm: vms, snapshot, rollback, restore. */
+/* verbs_vm: vms, snapshot, self-check, rollback, restore. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +51,68 @@ static void set_text(json_t *o, const char *key, const char *value)
 		json_object_set_new(o, key, json_string(value));
 }
 
+static void print_missed(json_t *check)
+{
+	json_t *pages = json_object_get(check, "pages"), *p;
+	size_t i;
+
+	json_array_foreach(pages, i, p)
+	{
+		printf("  GPA 0x%012llx  ", (unsigned long long)get_u64(p, "gpa"));
+		if (json_is_true(json_object_get(p, "mapped")))
+			printf("slot %llu, address space %llu, generation %llu",
+			       (unsigned long long)get_u64(p, "slot"),
+			       (unsigned long long)get_u64(p, "as_id"),
+			       (unsigned long long)get_u64(p, "generation"));
+		else
+			printf("not mapped");
+		printf("; before epoch %llu, sound at %llu\n",
+		       (unsigned long long)get_u64(p, "epoch"),
+		       (unsigned long long)get_u64(p, "sound_at"));
+	}
+	if (i < get_u64(check, "missed"))
+		printf("  and %llu more\n", (unsigned long long)get_u64(check, "missed") - i);
+}
+
+/* What the check of a snapshot or an epoch found. */
+static int check_outcome(const struct args *a, json_t *result)
+{
+	json_t *check = json_object_get(result, "self_check");
+	uint64_t missed = get_u64(check, "missed");
+	char time[24];
+
+	if (!check)
+		return EXIT_DONE;
+	if (!a->json)
+		printf("%s: %llu of %llu pages compared in %s%s: %llu missed\n", a->pos[0],
+		       (unsigned long long)get_u64(check, "checked"),
+		       (unsigned long long)get_u64(check, "total"),
+		       human_seconds(time, sizeof(time), (double)get_u64(check, "ns") / 1e9),
+		       json_is_true(json_object_get(check, "complete"))
+			       ? ""
+			       : " (time was up: the next check goes on)",
+		       (unsigned long long)missed);
+	if (!a->json)
+		print_missed(check);
+	return missed ? fail(EXIT_CORRUPT,
+			     "%llu pages of %s had changed unreported; they are stored now, but "
+			     "earlier snapshots may have them wrong",
+			     (unsigned long long)missed, a->pos[0])
+		      : EXIT_DONE;
+}
+
+int verb_self_check(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *result = NULL;
+	int rc = run_job(a, "POST", NULL, &result, "/v1/vms/%s/self-check", a->pos[0], NULL);
+
+	if (rc)
+		return rc;
+	if (a->json)
+		print_json(result);
+	return check_outcome(a, result);
+}
+
 int verb_snapshot(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *result = NULL;
@@ -61,9 +123,15 @@ int verb_snapshot(const struct args *a)
 	set_text(body, "name", opt(a, "name"));
 	set_text(body, "note", opt(a, "note"));
 	set_text(body, "tags", opt(a, "tag"));
+	if (opt(a, "self-check"))
+		json_object_set_new(body, "self_check", json_true());
 	rc = run_job(a, "POST", body, &result, "/v1/vms/%s/snapshots", a->pos[0], NULL);
-	if (rc || a->json)
-		return rc ? rc : print_json(result);
+	if (rc)
+		return rc;
+	if (a->json) {
+		print_json(result);
+		return check_outcome(a, result);
+	}
 	s = json_object_get(result, "snapshot");
 	printf("%s@%llu%s%s: %s changed, paused for %s\n", get_text(s, "vm"),
 	       (unsigned long long)get_u64(s, "id"), *get_text(s, "name") ? " " : "",
@@ -71,7 +139,7 @@ int verb_snapshot(const struct args *a)
 	       human_bytes(changed, sizeof(changed),
 			   get_u64(s, "changed_pages") * get_u64(s, "page_size")),
 	       human_seconds(pause, sizeof(pause), (double)get_u64(s, "pause_ns") / 1e9));
-	return EXIT_DONE;
+	return check_outcome(a, result);
 }
 
 int verb_rollback(const struct args *a)

@@ -20,7 +20,7 @@ _snapctl_jobs() {
 
 _snapctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
-	local verbs='vms snapshot list show diff rollback restore export import delete verify store jobs cancel version'
+	local verbs='vms snapshot self-check list show diff rollback restore export import delete verify store jobs cancel version'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()
@@ -33,7 +33,7 @@ _snapctl() {
 		esac
 	done
 	case $verb in
-	snapshot) options+=' --name --note --tag' ;;
+	snapshot) options+=' --name --note --tag --self-check' ;;
 	list) options+=' --tree --flat' ;;
 	diff) options+=' --all' ;;
 	rollback) options+=' --check' ;;
@@ -52,7 +52,7 @@ _snapctl() {
 	fi
 	case $verb:$npos in
 	:*) mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur") ;;
-	snapshot:0 | list:0 | rollback:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") ;;
+	snapshot:0 | self-check:0 | list:0 | rollback:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") ;;
 	show:0 | diff:[01] | rollback:1 | restore:0 | export:0 | delete:0 | verify:0)
 		mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_snaps)" -- "$cur")
 		;;

@@ -14,6 +14,7 @@ const struct api_route api_routes[] = {
 	{"GET", "/v1/vms/{name}", api_get_vm},
 	{"POST", "/v1/vms/{name}/snapshots", api_post_snapshot},
 	{"POST", "/v1/vms/{name}/rollback", api_post_rollback},
+	{"POST", "/v1/vms/{name}/self-check", api_post_self_check},
 	{"GET", "/v1/snapshots", api_get_snapshots},
 	{"GET", "/v1/snapshots/{snapshot}", api_get_snapshot},
 	{"DELETE", "/v1/snapshots/{snapshot}", api_delete_snapshot},

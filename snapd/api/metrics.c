@@ -20,9 +20,9 @@
 
 /* What only ever counts up, of a VM's figures; the others are gauges. */
 static const char *const vm_counters[] = {
-	"harvested",  "reset",	   "published", "ring_full",  "unresolved",
-	"host_marks", "kicks",	   "pauses",	"reconnects", "slot_changes",
-	"harvest_ns", "snapshots", "failures",
+	"harvested",  "reset",	   "published", "ring_full",   "unresolved",
+	"host_marks", "kicks",	   "pauses",	"reconnects",  "slot_changes",
+	"harvest_ns", "snapshots", "failures",	"self_checks", "missed_pages",
 };
 /* Names of things, not amounts. */
 static const char *const vm_not_metrics[] = {"uid", "pid", "point", "head_snapshot", "attached_ns"};

@@ -87,6 +87,7 @@ int api_get_vms(struct api_request *req);
 int api_get_vm(struct api_request *req);
 int api_post_snapshot(struct api_request *req);
 int api_post_rollback(struct api_request *req);
+int api_post_self_check(struct api_request *req);
 int api_get_snapshots(struct api_request *req);
 int api_get_snapshot(struct api_request *req);
 int api_delete_snapshot(struct api_request *req);

@@ -86,12 +86,15 @@ static int text_arg(struct api_request *req, const char *key, const char **ret)
 
 int api_post_snapshot(struct api_request *req)
 {
-	static const char *const keys[] = {"name", "note", "tags", NULL};
+	static const char *const keys[] = {"name", "note", "tags", "self_check", NULL};
+	json_t *check = json_object_get(req->json, "self_check");
 	_cleanup_(cleanup_vm) struct vm *vm = NULL;
 	const char *name, *note, *tags;
 	int rc;
 
 	rc = api_body_keys(req, keys);
+	if (!rc && check && !json_is_boolean(check))
+		rc = err_set(&req->err, EINVAL, "\"self_check\" is a boolean");
 	if (!rc)
 		rc = text_arg(req, "name", &name);
 	if (!rc)
@@ -107,9 +110,26 @@ int api_post_snapshot(struct api_request *req)
 		return -ENOENT;
 	return submit(req, vm,
 		      job_new(req->daemon, JOB_SNAPSHOT, req->uid,
-			      json_pack("{ss ss* ss* ss*}", "vm", req->seg[0], "name", name, "note",
-					note, "tags", tags),
+			      json_pack("{ss ss* ss* ss* sb}", "vm", req->seg[0], "name", name,
+					"note", note, "tags", tags, "self_check",
+					json_is_true(check)),
 			      snapshot_job));
+}
+
+int api_post_self_check(struct api_request *req)
+{
+	static const char *const keys[] = {NULL};
+	_cleanup_(cleanup_vm) struct vm *vm = NULL;
+	int rc = api_body_keys(req, keys);
+
+	if (rc)
+		return rc;
+	vm = find_vm(req);
+	if (!vm)
+		return -ENOENT;
+	return submit(req, vm,
+		      job_new(req->daemon, JOB_SELF_CHECK, req->uid,
+			      json_pack("{ss}", "vm", req->seg[0]), self_check_job));
 }
 
 /* "SNAP" of a rollback may be short for "VM@SNAP". */

@@ -39,6 +39,7 @@ static const struct setting {
 	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
 	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
+	{"self_check_max_ms", "self-check-max-ms", NUMBER, AT(self_check_max_ms), 1, 20000},
 	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
 	{"log_level", "log-level", LEVEL, AT(log_level), 0, 0},
 #undef AT
@@ -182,6 +183,8 @@ static void usage(void)
 	     "  --segment BYTES         size of new segment files (default 64M)\n"
 	     "  --pause-timeout-ms N    give a snapshot up when a VM does not stop (default "
 	     "10000)\n"
+	     "  --self-check-max-ms N   how much longer a self-check may make a pause (default "
+	     "5000)\n"
 	     "  --early-min-frames N    copy pages ahead of the pause only above it (default "
 	     "4096)\n"
 	     "  --log-level LEVEL       err, warning, notice, info, debug (default info)\n"

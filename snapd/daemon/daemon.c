@@ -11,9 +11,10 @@
 #include "snapd/daemon/pool.h"
 #include "snapd/util/log.h"
 
-#define STAGING_MAX_DEFAULT	 (1ull << 30)
-#define EARLY_MIN_FRAMES_DEFAULT 4096
-#define PAUSE_TIMEOUT_MS_DEFAULT 10000
+#define STAGING_MAX_DEFAULT	  (1ull << 30)
+#define EARLY_MIN_FRAMES_DEFAULT  4096
+#define SELF_CHECK_MAX_MS_DEFAULT 5000
+#define PAUSE_TIMEOUT_MS_DEFAULT  10000
 
 int daemon_init(struct daemon *d, struct err *e)
 {
@@ -23,6 +24,7 @@ int daemon_init(struct daemon *d, struct err *e)
 	*d = (struct daemon){
 		.config = {.staging_max_bytes = STAGING_MAX_DEFAULT,
 			   .pause_timeout_ms = PAUSE_TIMEOUT_MS_DEFAULT,
+			   .self_check_max_ms = SELF_CHECK_MAX_MS_DEFAULT,
 			   .early_min_frames = EARLY_MIN_FRAMES_DEFAULT,
 			   .log_level = LOG_LVL_INFO},
 	};

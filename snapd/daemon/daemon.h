@@ -26,6 +26,7 @@ struct daemon_config {
 	uint64_t store_max_bytes;   /* 0: no limit */
 	uint32_t segment_bytes;	    /* 0: default */
 	uint32_t pause_timeout_ms;  /* default 10000 */
+	uint32_t self_check_max_ms; /* of a pause, for comparing memory; default 5000 */
 	uint32_t early_min_frames;  /* early capture only above this; default 4096 */
 	int log_level;
 };

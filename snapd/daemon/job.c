@@ -32,10 +32,11 @@ const char *const job_state_names[JOB_NR_STATES] = {
 	[JOB_FAILED] = "failed", [JOB_CANCELLED] = "cancelled",
 };
 const char *const job_kind_names[JOB_NR_KINDS] = {
-	[JOB_SNAPSHOT] = "snapshot", [JOB_ROLLBACK] = "rollback",
-	[JOB_VERIFY] = "verify",     [JOB_DIFF] = "diff",
-	[JOB_DELETE] = "delete",     [JOB_IMPORT] = "import",
-	[JOB_EXPORT] = "export",     [JOB_GC] = "gc",
+	[JOB_SNAPSHOT] = "snapshot",	 [JOB_ROLLBACK] = "rollback",
+	[JOB_VERIFY] = "verify",	 [JOB_DIFF] = "diff",
+	[JOB_DELETE] = "delete",	 [JOB_IMPORT] = "import",
+	[JOB_EXPORT] = "export",	 [JOB_GC] = "gc",
+	[JOB_SELF_CHECK] = "self-check",
 };
 
 struct jobs {

@@ -33,6 +33,7 @@ enum job_kind {
 	JOB_IMPORT,
 	JOB_EXPORT,
 	JOB_GC,
+	JOB_SELF_CHECK,
 	JOB_NR_KINDS
 };
 extern const char *const job_state_names[JOB_NR_STATES];

@@ -313,6 +313,8 @@ int vm_set_point(struct vm *vm, struct snapd_point at, struct pagemap *live, str
 	if (vm->live != live)
 		pagemap_destroy(vm->live);
 	vm->live = live;
+	if (vm->point.timeline != at.timeline)
+		vm->sound_at = 0;
 	vm->point = at;
 	vm_publish(vm);
 	return err ? err_set(e, -err, "the VM's shared memory is gone") : 0;

@@ -45,6 +45,7 @@
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm/priv.h"
+#include "snapd/vm/selfcheck.h"
 
 #define CHUNK_PAGES	   256u
 #define NR_CHUNKS	   8u
@@ -76,6 +77,7 @@ struct capture {
 	const struct page_secret *secret; /* borrowed from the store */
 	uint32_t page_size;
 	struct epoch *ep;	 /* borrowed; NULL outside an epoch */
+	struct selfcheck *check; /* borrowed; NULL: none in this epoch */
 	struct chunk *chunks;	 /* NR_CHUNKS, owned */
 	uint8_t *chunk_mem;	 /* owned */
 	uint64_t filled, handed; /* chunks given to the pool, to the store */
@@ -150,10 +152,11 @@ void capture_destroy(struct capture *c)
 	free(c);
 }
 
-void capture_begin(struct capture *c, struct epoch *ep)
+void capture_begin(struct capture *c, struct epoch *ep, struct selfcheck *check)
 {
 	assert(!c->ep);
 	c->ep = ep;
+	c->check = check;
 	c->filled = c->handed = 0;
 	c->nr_staged = c->nr_late = 0;
 	c->gone_told = 0;
@@ -178,6 +181,7 @@ void capture_end(struct capture *c, struct capture_stats *ret)
 	gpaset_clear(&c->seen, c->vm->mem.frames_end);
 	gpaset_clear(&c->late, c->vm->mem.frames_end);
 	c->ep = NULL;
+	c->check = NULL;
 	c->last_staged_bytes = used;
 	staging_trim(&c->vm->staging, MAX(4 * used, STAGING_KEEP_MIN));
 	if (ret)
@@ -212,6 +216,15 @@ static void chunk_task(struct pool_task *task)
 	k->err = busguard_run(copy_chunk, k);
 }
 
+static int tell_check(struct capture *c, const struct chunk *k, struct err *e)
+{
+	int err = 0;
+
+	for (uint32_t i = 0; c->check && !err && i < k->nr; i++)
+		err = selfcheck_copied(c->check, k->pages[i].gfn, k->pages[i].id);
+	return err ? err_set(e, ENOMEM, "out of memory") : 0;
+}
+
 /* The oldest chunk is identified: to the store with it. */
 static int hand_on(struct capture *c, struct err *e)
 {
@@ -225,6 +238,8 @@ static int hand_on(struct capture *c, struct err *e)
 		vm_say_error(c->vm, SNAPD_MSG_ERROR, e);
 		return -EFAULT;
 	}
+	if (tell_check(c, k, e))
+		return -ENOMEM;
 	return epoch_put(c->ep, k->pages, k->nr, e);
 }
 
@@ -530,6 +545,8 @@ int capture_paused(struct capture *c, struct err *e)
 	int err = gather_late(c);
 
 	c->gone_at_pause = c->vm->nr_gone;
+	if (!err && c->check)
+		err = selfcheck_run(c->check, &c->late, e);
 	if (!err)
 		err = list_late(c, max);
 	if (err == -ENOBUFS)

@@ -20,6 +20,7 @@
 
 struct capture;
 struct job;
+struct selfcheck;
 struct vm;
 
 struct capture_stats {
@@ -33,12 +34,12 @@ struct capture_stats {
 int capture_create(struct vm *vm, struct capture **ret, struct err *e);
 void capture_destroy(struct capture *c); /* accepts NULL */
 
-/* `ep` is borrowed until capture_end(). */
-void capture_begin(struct capture *c, struct epoch *ep);
+/* `ep`, and `check` (NULL: none), are borrowed until capture_end(). */
+void capture_begin(struct capture *c, struct epoch *ep, struct selfcheck *check);
 /* While the guest runs; also gets the staging memory ready.  Job may be NULL. */
 int capture_early(struct capture *c, struct job *job, struct err *e);
-/* The VM is paused: take the rest and copy it to staging memory.  No I/O.
- * -ENOBUFS: it does not fit. */
+/* The VM is paused: take the rest, and what the check finds, and copy it to staging
+ * memory.  No I/O.  -ENOBUFS: it does not fit. */
 int capture_paused(struct capture *c, struct err *e);
 /* The guest runs again: identify what was staged and hand it to the store. */
 int capture_drain(struct capture *c, struct job *job, struct err *e);

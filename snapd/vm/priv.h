@@ -83,6 +83,7 @@ struct vm {
 		uint64_t fork;		/* timeline made, not yet `point`; 0 none */
 		uint64_t head_snapshot; /* 0 none since attach */
 		uint64_t snapshots, failures;
+		uint64_t self_checks, missed_pages;
 		struct vm_pause pause;
 		bool broken;
 	} pub;
@@ -104,6 +105,8 @@ struct vm {
 	uint64_t vcpus_until_ns; /* CLOCK_MONOTONIC: no more are waited for; 0: not asked */
 	struct gfn_run *gone;	 /* unplugged since the last epoch; owned */
 	size_t nr_gone;
+	uint64_t check_next;	 /* frame where the next self-check begins */
+	uint64_t sound_at;	 /* epoch of the last self-check of all memory; 0: none */
 	struct capture *capture; /* owned; made at the first epoch */
 	struct staging staging;
 	int in_fd; /* descriptor of the message in `in`; -1 none */

@@ -130,7 +130,7 @@ static int check_memory(struct vm *vm, struct err *e)
 
 static bool is_left_out(const char *name)
 {
-	return !strncmp(name, "host.", 5) || !strcmp(name, "pieces");
+	return !strncmp(name, "host.", 5) || !strncmp(name, "note.", 5) || !strcmp(name, "pieces");
 }
 
 static bool same_record(const struct state_record *rec, const struct snapd_state_reader *now)

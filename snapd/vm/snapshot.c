@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A snapshot of a running VM: the steps of docs/architecture.md "An epoch", in
- * order, as a job on the VM's thread.
+ * order, as a job on the VM's thread; and a self-check, which is the same with all
+ * memory compared in the pause, and no name for the epoch at the end.
  *
  *   epoch_begin ► early capture ► PAUSE ► copy the rest ► RESUME ► identify, store
  *   ► commit ► base := new point ► inflight := ∅
@@ -20,6 +21,7 @@
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 #include "snapd/vm/priv.h"
+#include "snapd/vm/selfcheck.h"
 
 struct snapshot {
 	struct vm *vm;
@@ -27,7 +29,9 @@ struct snapshot {
 	uint64_t timeline;
 	struct epoch *ep; /* owned until committed or aborted */
 	bool capturing;
-	void *state; /* owned */
+	bool unnamed;		 /* only the timeline's new head */
+	struct selfcheck *check; /* owned; NULL: none */
+	void *state;		 /* owned */
 	size_t state_len;
 	struct snapshot_meta meta;
 	struct vm_pause pause;
@@ -37,14 +41,15 @@ struct snapshot {
 	uint64_t id;
 };
 
-static int check_args(struct vm *vm, struct snapshot_meta *meta, json_t *args, struct err *e)
+static int check_args(struct vm *vm, struct snapshot_meta *meta, int *self_check, json_t *args,
+		      struct err *e)
 {
 	char selector[2 * SNAPD_NAME_MAX];
 	struct store_snapshot found;
 	json_error_t why;
 
-	if (json_unpack_ex(args, &why, 0, "{s?s,s?s,s?s}", "name", &meta->name, "note", &meta->note,
-			   "tags", &meta->tags))
+	if (json_unpack_ex(args, &why, 0, "{s?s,s?s,s?s,s?b}", "name", &meta->name, "note",
+			   &meta->note, "tags", &meta->tags, "self_check", self_check))
 		return err_set(e, EINVAL, "snapshot: %s", why.text);
 	if (meta->name && !*meta->name)
 		meta->name = NULL;
@@ -66,6 +71,9 @@ static int begin(struct snapshot *s, struct err *e)
 	struct vm *vm = s->vm;
 	int err = vm->capture ? 0 : capture_create(vm, &vm->capture, e);
 
+	s->job->phase = "reading the store";
+	if (!err && s->check)
+		err = selfcheck_prepare(s->check, s->job, e);
 	s->timeline = vm->point.timeline;
 	if (!err && !s->timeline)
 		err = store_timeline_create(vm->d->store, vm->id, (struct snapd_point){},
@@ -76,7 +84,7 @@ static int begin(struct snapshot *s, struct err *e)
 	if (err)
 		return err;
 	vm_keep_timeline(vm, s->timeline);
-	capture_begin(vm->capture, s->ep);
+	capture_begin(vm->capture, s->ep, s->check);
 	s->capturing = true;
 	return 0;
 }
@@ -109,8 +117,8 @@ static int commit(struct snapshot *s, struct err *e)
 {
 	struct vm *vm = s->vm;
 	size_t told = capture_gone_told(vm->capture);
-	int err = epoch_commit(s->ep, s->state, s->state_len, &s->meta, &s->point, &s->id,
-			       &s->stored, e);
+	int err = epoch_commit(s->ep, s->state, s->state_len, s->unnamed ? NULL : &s->meta,
+			       &s->point, &s->id, &s->stored, e);
 
 	if (err)
 		return err;
@@ -122,6 +130,8 @@ static int commit(struct snapshot *s, struct err *e)
 	if (vm_set_point(vm, s->point, vm->live, NULL) ||
 	    vm_shm_clear(&vm->shm, &vm->shm.inflight, vm->mem.frames_end))
 		vm_disconnect(vm);
+	if (s->check && selfcheck_complete(s->check))
+		vm->sound_at = s->point.epoch;
 	return 0;
 }
 
@@ -142,6 +152,8 @@ static int run(struct snapshot *s, struct err *e)
 	s->job->phase = "storing";
 	if (!err)
 		err = vm_read_state(state_fd, state_len, &s->state, e);
+	if (!err && s->check)
+		selfcheck_locate(s->check, s->state, state_len, s->vm->point.epoch + 1);
 	if (!err)
 		err = capture_drain(s->vm->capture, s->job, e);
 	if (!err)
@@ -165,11 +177,15 @@ static void finish(struct snapshot *s, int err)
 		vm_disconnect(vm);
 	vm_keep_timeline(vm, 0);
 	pthread_mutex_lock(&vm->lock);
-	vm->pub.snapshots += !err;
+	vm->pub.snapshots += !err && !s->unnamed;
 	vm->pub.failures += !!err;
+	if (s->check) {
+		vm->pub.self_checks += !err;
+		vm->pub.missed_pages += selfcheck_missed(s->check);
+	}
 	if (s->pause.total_ns)
 		vm->pub.pause = s->pause;
-	if (!err)
+	if (!err && !s->unnamed)
 		vm->pub.head_snapshot = s->id;
 	pthread_mutex_unlock(&vm->lock);
 }
@@ -199,28 +215,63 @@ static json_t *result(const struct snapshot *s)
 		(json_int_t)s->pause.service_ns, "drain_ns", (json_int_t)s->captured.drain_ns);
 }
 
+static int take(struct snapshot *s, bool self_check, struct err *e)
+{
+	int err = 0;
+
+	if (s->vm->broken)
+		return err_set(e, EBUSY,
+			       "the last rollback of %s failed half way: roll it back "
+			       "again, to any snapshot",
+			       s->vm->name);
+	if (self_check)
+		err = selfcheck_create(s->vm, &s->check, e);
+	if (err)
+		return err;
+	s->job->unit = "pages";
+	err = run(s, e);
+	finish(s, err);
+	if (err)
+		log_warn("%s: %s failed: %s", s->vm->name, s->unnamed ? "self-check" : "snapshot",
+			 e->text);
+	else
+		log_info("%s: %s %llu: %llu pages, %llu stored, paused %llu us", s->vm->name,
+			 s->unnamed ? "self-check, epoch" : "snapshot",
+			 (unsigned long long)(s->unnamed ? s->point.epoch : s->id),
+			 (unsigned long long)s->stored.pages_in,
+			 (unsigned long long)s->stored.stored,
+			 (unsigned long long)s->pause.total_ns / 1000);
+	return err;
+}
+
 int snapshot_job(struct job *job, struct err *e)
 {
 	struct snapshot s = {.vm = vm_of_job(job), .job = job};
-	int err = check_args(s.vm, &s.meta, job->args, e);
+	int self_check = false;
+	int err = check_args(s.vm, &s.meta, &self_check, job->args, e);
 
-	if (!err && s.vm->broken)
-		err = err_set(e, EBUSY,
-			      "the last rollback of %s failed half way: roll it back "
-			      "again, to any snapshot",
-			      s.vm->name);
-	if (err)
-		return err;
-	job->unit = "pages";
-	err = run(&s, e);
-	finish(&s, err);
-	if (err) {
-		log_warn("%s: snapshot failed: %s", s.vm->name, e->text);
-		return err;
-	}
-	job->result = result(&s);
-	log_info("%s: snapshot %llu: %llu pages, %llu stored, paused %llu us", s.vm->name,
-		 (unsigned long long)s.id, (unsigned long long)s.stored.pages_in,
-		 (unsigned long long)s.stored.stored, (unsigned long long)s.pause.total_ns / 1000);
-	return 0;
+	if (!err)
+		err = take(&s, self_check, e);
+	if (!err)
+		job->result = result(&s);
+	if (!err && s.check)
+		json_object_set_new(job->result, "self_check", selfcheck_json(s.check));
+	selfcheck_destroy(s.check);
+	return err;
+}
+
+int self_check_job(struct job *job, struct err *e)
+{
+	struct snapshot s = {.vm = vm_of_job(job), .job = job, .unnamed = true};
+	int err = take(&s, true, e);
+
+	if (!err)
+		job->result = json_pack("{s:s,s:{s:I,s:I},s:I,s:I,s:o}", "vm", s.vm->name, "point",
+					"timeline", (json_int_t)s.point.timeline, "epoch",
+					(json_int_t)s.point.epoch, "pages",
+					(json_int_t)s.stored.pages_in, "pause_ns",
+					(json_int_t)s.pause.total_ns, "self_check",
+					selfcheck_json(s.check));
+	selfcheck_destroy(s.check);
+	return err;
 }

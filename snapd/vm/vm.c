@@ -609,7 +609,8 @@ json_t *vm_describe(struct vm *vm)
 		vm_shm_stats(&vm->shm, pub.frames_end, &stats);
 	pthread_mutex_unlock(&vm->lock);
 	return json_pack(
-		"{s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,s:I,s:s?,s:i,"
+		"{s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,s:I,s:I,s:I,"
+		"s:s?,s:i,"
 		"s:o,s:o}",
 		"name", vm->name, "state", vm_state_names[vm->state], "uid", (int)vm->uid, "pid",
 		(int)vm->pid, "arch", vm->arch, "attached_ns", (json_int_t)vm->attached_ns, "vcpus",
@@ -618,7 +619,8 @@ json_t *vm_describe(struct vm *vm)
 		(json_int_t)stats.dirty_frames, "head_snapshot", (json_int_t)pub.head_snapshot,
 		"broken", pub.broken, "point", "timeline", (json_int_t)pub.point.timeline, "epoch",
 		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
-		(json_int_t)pub.failures, "job", running, "queued", (int)queued, "last_pause",
+		(json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
+		"missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued", (int)queued, "last_pause",
 		pause_json(&pub.pause), "counters", counters_json(&stats));
 }
 

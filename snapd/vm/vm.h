@@ -53,11 +53,15 @@ int vm_live_timelines(struct daemon *d, uint64_t **ret, size_t *nr);
 void vm_stop_all(struct daemon *d);
 
 /* snapshot.c, rollback.c: bodies of jobs, on the VM's thread.
- * args: snapshot {"name","note","tags"}: result {"snapshot": {…as in GET…}, figures}.
+ * args: snapshot {"name","note","tags","self_check"}: result {"snapshot": {…as in GET…}, figures}.
  * rollback {"snapshot": number as text, "check": bool}: with check, after LOADED and
  * before RESUME, all RAM is compared with the store byte by byte, and PAUSE is sent again
  * (the agent answers it while paused) to compare its state with the snapshot's, clocks
  * apart (recheck.c); a difference fails the job with E_CORRUPT and leaves the VM paused;
  * result has "checked": true. */
 int snapshot_job(struct job *job, struct err *e);
+/* An epoch without a snapshot, whose pause compares all memory (selfcheck.h); no args.
+ * Result {"self_check": {...}}, done also when pages were missed: they are healed.  A
+ * snapshot with "self_check": true does the same. */
+int self_check_job(struct job *job, struct err *e);
 int rollback_job(struct job *job, struct err *e);

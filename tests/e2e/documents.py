@@ -48,14 +48,14 @@ def page_options(text):
 def snapctl():
     exe = os.path.join(build, "tools", "snapctl")
     text = run(exe, "--help").stdout
-    verbs = re.findall(r"^  ([a-z]+) ", text, re.M)
+    verbs = re.findall(r"^  ([a-z][a-z-]+) ", text, re.M)
     common = options(text)
     own = {v: options(run(exe, v, "--help").stdout) - common for v in verbs}
     every = common.union(*own.values())
 
     page = read("docs", "man", "snapctl.1")
     section = page[page.index(".Ss Verbs"):page.index(".Ss Options")]
-    parts = re.split(r"^\.It Ic ([a-z]+).*$", section, flags=re.M)[1:]
+    parts = re.split(r"^\.It Ic ([a-z-]+).*$", section, flags=re.M)[1:]
     same("snapctl.1: verbs", parts[::2], verbs)
     for verb, part in zip(parts[::2], parts[1::2]):
         same(f"snapctl.1: {verb}", page_options(part), own.get(verb, set()))
@@ -70,14 +70,14 @@ def snapctl():
         same(f"bash: {verb}", re.findall(r"--([a-z-]+)", m[1]) if m else [], own[verb])
 
     zsh = read("contrib", "completions", "_snapctl")
-    same("zsh: verbs", re.findall(r"^\t\t'([a-z]+):", zsh, re.M), verbs)
+    same("zsh: verbs", re.findall(r"^\t\t'([a-z-]+):", zsh, re.M), verbs)
     same("zsh: options", set(re.findall(r"'--([a-z-]+)\[", zsh)), every)
     for verb in verbs:
         m = re.search(rf"^\t\t(?:[a-z| ]*\b)?{verb}\b[a-z| ]*\) (.*)", zsh, re.M)
         same(f"zsh: {verb}", re.findall(r"'--([a-z-]+)\[", m[1]) if m else [], own[verb])
 
     fish = read("contrib", "completions", "snapctl.fish")
-    same("fish: verbs", re.findall(r"__fish_use_subcommand -a ([a-z]+)", fish), verbs)
+    same("fish: verbs", re.findall(r"__fish_use_subcommand -a ([a-z-]+)", fish), verbs)
     same("fish: options", re.findall(r"^complete -c snapctl -l ([a-z-]+)", fish, re.M), common)
     for verb in verbs:
         same(f"fish: {verb}", re.findall(rf"seen_subcommand_from {verb}' -l ([a-z-]+)", fish), own[verb])
@@ -98,7 +98,7 @@ def program(exe, page, parsed):
 
 def settings():
     page = read("docs", "man", "snapd.conf.5")
-    want = re.findall(r'^\t\{"([a-z_]+)", (?:"[a-z-]+"|NULL), [A-Z]+, AT', read("snapd", "config.c"), re.M)
+    want = re.findall(r'^\t\{"([a-z_]+)", (?:"[a-z-]+"|NULL), [A-Z]+, AT', read("snapd", "daemon", "config.c"), re.M)
     same("snapd.conf.5", re.findall(r"^\.It Cm ([a-z_]+)$", page, re.M), want)
 
 
@@ -124,7 +124,7 @@ def shells():
 snapctl()
 program(os.path.join(build, "snapd", "snapd"), "snapd.8",
         re.findall(r'^\t\{"[a-z_]+", "([a-z-]+)", [A-Z]+, AT|^\t\t\{"([a-z-]+)", (?:required|no)_argument',
-                   read("snapd", "config.c"), re.M))
+                   read("snapd", "daemon", "config.c"), re.M))
 program(os.path.join(build, "vmm", "snapvm"), "snapvm.1",
         re.findall(r'^\t\{"([a-z-]+)", (?:required|no)_argument', read("vmm", "options.c"), re.M))
 settings()

@@ -68,8 +68,12 @@ def main():
         bad(b, 4, "snapshot", "web", "--name", "s1")
         bad(b, 3, "rollback", "web", "s9")
         check(js(b, "rollback", "--check", "web", "s2").get("checked") is True, "rollback --check")
+        found = js(b, "self-check", "web")["self_check"]
+        check(found["complete"] and not found["missed"] and found["checked"], f"a self-check: {found}")
+        bad(b, 3, "self-check", "nobody")
         b.snapctl("rollback", "web", "web@s1")
-        b.snapctl("snapshot", "web", "--name", "after")
+        check(": 0 missed" in b.snapctl("snapshot", "web", "--name", "after", "--self-check").stdout,
+              "a snapshot with a self-check")
         equal(b, "web@after")
         tree = b.snapctl("list", "--tree", "web").stdout.splitlines()
         check([line.split("  20")[0] for line in tree] == ["web", "├─ 1 s1", "│  ├─ 2 s2", "│  └─ 3 s3", "└─ 4 after"], f"{tree}")

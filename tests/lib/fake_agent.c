@@ -241,17 +241,28 @@ static void end_write(struct fake_agent *a)
 static int save_state(struct fake_agent *a, uint64_t *len)
 {
 	struct state_piece pieces[FA_BLOCKS];
+	struct state_slot slots[FA_BLOCKS];
+	struct state_slot_note notes[FA_BLOCKS] = {};
 	struct snapd_state_writer w;
 	const void *blob;
 	size_t n, nr = 0;
 	int fd;
 
-	for (int b = 0; b < FA_BLOCKS; b++)
-		if (a->block_pages[b])
-			pieces[nr++] = (struct state_piece){.home_gfn = a->home_gfn[b],
-							    .nr_pages = a->block_pages[b],
-							    .block = (uint32_t)b};
+	for (int b = 0; b < FA_BLOCKS; b++) {
+		if (!a->block_pages[b])
+			continue;
+		pieces[nr] = (struct state_piece){.home_gfn = a->home_gfn[b],
+						  .nr_pages = a->block_pages[b],
+						  .block = (uint32_t)b};
+		slots[nr] = (struct state_slot){.slot = (uint32_t)b + 7,
+						.gpa = FA_GPA(a, b),
+						.nr_pages = a->block_pages[b],
+						.home_gfn = a->home_gfn[b]};
+		notes[nr++].generation = 100 + (uint64_t)b;
+	}
 	check(!state_writer_init(&w), "state");
+	state_put(&w, "layout", 0, 1, slots, nr * sizeof(slots[0]));
+	state_put(&w, "note.slots", 0, 1, notes, nr * sizeof(notes[0]));
 	state_put(&w, "pieces", 0, 1, pieces, nr * sizeof(pieces[0]));
 	for (uint32_t i = 0; i < a->nr_vcpus; i++)
 		state_put(&w, "x86.regs", i, 1, &a->state_value, sizeof(a->state_value));
@@ -324,6 +335,8 @@ static void on_request(struct fake_agent *a, const struct snapd_msg *h, int fd)
 
 	if (atomic_compare_exchange_strong(&a->shrink_at, &(int){type}, 0))
 		check(!ftruncate(a->ram_fd[0], 0), "shrink");
+	if (atomic_compare_exchange_strong(&a->lose_at, &(int){type}, 0))
+		fa_write_unmarked(a, 0, 42, 4243);
 	if (atomic_compare_exchange_strong(&a->fail_at, &(int){type}, 0)) {
 		answer(a, &failed, sizeof(failed), SNAPD_MSG_FAILED, h->req, -1);
 		return;
@@ -424,7 +437,7 @@ void fa_disconnect(struct fake_agent *a)
 
 /* ---- the guest ---- */
 
-void fa_write(struct fake_agent *a, int block, uint64_t page, uint64_t value)
+void fa_write_unmarked(struct fake_agent *a, int block, uint64_t page, uint64_t value)
 {
 	uint64_t *p = (uint64_t *)(a->ram[block] + page * FA_PAGE);
 
@@ -434,6 +447,11 @@ void fa_write(struct fake_agent *a, int block, uint64_t page, uint64_t value)
 
 		__atomic_store_n(&p[i], word, __ATOMIC_RELAXED);
 	}
+}
+
+void fa_write(struct fake_agent *a, int block, uint64_t page, uint64_t value)
+{
+	fa_write_unmarked(a, block, page, value);
 	gpaset_add(&a->dirty, first_frame(a, block) + page);
 }
 

@@ -18,9 +18,11 @@
 #include "include/snapd/protocol.h"
 #include "snapd/gpaset.h"
 
-#define FA_PAGE	       4096u
-#define FA_BLOCKS      2 /* with a gap in guest addresses between them */
-#define FA_MAX_WRITERS 4
+#define FA_PAGE		 4096u
+#define FA_BLOCKS	 2 /* with a gap in guest addresses between them */
+#define FA_MAX_WRITERS	 4
+/* Where its layout has a block mapped; slot is 7 + block, generation 100 + block. */
+#define FA_GPA(a, block) (((a)->home_gfn[block] + 0x100000) * FA_PAGE)
 
 struct fake_agent {
 	/* set before fa_connect(), or by fa_init() */
@@ -35,6 +37,7 @@ struct fake_agent {
 	/* what to do wrong at a request of this type (SNAPD_MSG_SYNC…); 0: nothing */
 	_Atomic int fail_at;   /* answer FAILED, once */
 	_Atomic int die_at;    /* close the connection, once */
+	_Atomic int lose_at;   /* write page 42 of block 0 and mark nothing, once */
 	_Atomic int shrink_at; /* truncate block 0, once, then answer */
 
 	bool no_truth;		 /* keep no copy of RAM at PAUSE */
@@ -94,3 +97,5 @@ void fa_start_writers(struct fake_agent *a, uint32_t nr, uint64_t seed);
 void fa_stop_writers(struct fake_agent *a);
 /* Write one page as a vCPU would, and mark it. */
 void fa_write(struct fake_agent *a, int block, uint64_t page, uint64_t value);
+/* The same, but nobody is told: what an agent that loses marks does. */
+void fa_write_unmarked(struct fake_agent *a, int block, uint64_t page, uint64_t value);

@@ -131,16 +131,36 @@ int64_t service_result(const char *key)
 	return json_integer_value(json_object_get(last_result, key));
 }
 
-int service_snapshot(struct service *s, struct fake_agent *a, const char *name, uint64_t *id,
-		     struct err *e)
+const json_t *service_json(void)
 {
-	int err = run_job(s, a, JOB_SNAPSHOT, json_pack("{s:s}", "name", name ? name : ""),
-			  snapshot_job, e);
+	return last_result;
+}
+
+int service_self_check(struct service *s, struct fake_agent *a, struct err *e)
+{
+	return run_job(s, a, JOB_SELF_CHECK, json_object(), self_check_job, e);
+}
+
+static int take_snapshot(struct service *s, struct fake_agent *a, json_t *args, uint64_t *id,
+			 struct err *e)
+{
+	int err = run_job(s, a, JOB_SNAPSHOT, args, snapshot_job, e);
 
 	if (!err)
 		*id = (uint64_t)json_integer_value(
 			json_object_get(json_object_get(last_result, "snapshot"), "id"));
 	return err;
+}
+
+int service_snapshot(struct service *s, struct fake_agent *a, const char *name, uint64_t *id,
+		     struct err *e)
+{
+	return take_snapshot(s, a, json_pack("{s:s}", "name", name ? name : ""), id, e);
+}
+
+int service_snapshot_checked(struct service *s, struct fake_agent *a, uint64_t *id, struct err *e)
+{
+	return take_snapshot(s, a, json_pack("{s:b}", "self_check", 1), id, e);
 }
 
 int service_rollback(struct service *s, struct fake_agent *a, uint64_t id, struct err *e)

@@ -27,6 +27,11 @@ bool service_attach(struct service *s, struct fake_agent *a);
 int service_snapshot(struct service *s, struct fake_agent *a, const char *name, uint64_t *id,
 		     struct err *e);
 int service_rollback(struct service *s, struct fake_agent *a, uint64_t id, struct err *e);
+/* With a comparison of all memory; what it found is in service_json(). */
+int service_snapshot_checked(struct service *s, struct fake_agent *a, uint64_t *id, struct err *e);
+int service_self_check(struct service *s, struct fake_agent *a, struct err *e);
+/* The last job's result; borrowed until the next job. */
+const json_t *service_json(void);
 /* A number of the last job's result. */
 int64_t service_result(const char *key);
 /* Does the snapshot hold exactly these bytes (truth[] or ram[] of the agent)? */
