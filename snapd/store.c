@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The store as a directory: opening, recovery, and the small records: VMs,
- * timelines, snapshots, figures.
+ * timelines, figures.
  *
  * Opening: lock → structure check of the index → LMDB → identity → segments as the
  * index has them → files that it does not name are removed → dedup table from the
@@ -15,7 +15,6 @@
  */
 #include "snapd/store/internal.h"
 
-#include <ctype.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -507,6 +506,26 @@ int store_vm_get(struct store *s, const uint8_t id[16], struct store_vm *ret, st
 	return r;
 }
 
+int store_vm_find(struct store *s, const char *name, uint32_t uid, uint8_t ret[16], struct err *e)
+{
+	uint32_t be = __builtin_bswap32(uid);
+	struct ix_key k = ix_key_name(&be, sizeof(be), name);
+	struct rec_vmname rec;
+	struct ix_txn t;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_get(&t, IX_VMNAMES, &k, &rec, sizeof(rec), NULL, NULL, e);
+	index_end(&t);
+	if (r == -ENOENT)
+		return err_set(e, ENOENT, "there is no VM \"%.63s\"", name);
+	if (!r)
+		memcpy(ret, rec.vm, sizeof(rec.vm));
+	return r;
+}
+
 /* ---- timelines ---- */
 
 struct new_timeline {
@@ -584,295 +603,6 @@ int store_timeline_get(struct store *s, uint64_t id, struct store_timeline *ret,
 		.id = id, .parent = rec.parent, .head = rec.last, .created_ns = rec.created_ns};
 	memcpy(ret->vm, rec.vm, sizeof(ret->vm));
 	return 0;
-}
-
-/* ---- snapshots ---- */
-
-static int fill_vm(struct ix_txn *t, struct store_snapshot *sn, struct err *e)
-{
-	struct ix_key k = ix_key_id(sn->vm);
-	struct rec_vm vm;
-	int r;
-
-	r = index_get(t, IX_VMS, &k, &vm, sizeof(vm), NULL, NULL, e);
-	if (r == -ENOENT)
-		return err_set(e, E_CORRUPT, "snapshot %llu: the record of its VM is missing",
-			       (unsigned long long)sn->id);
-	if (r)
-		return r;
-	memcpy(sn->vm_name, vm.name, sizeof(sn->vm_name));
-	sn->vm_name[sizeof(sn->vm_name) - 1] = '\0';
-	sn->uid = vm.uid;
-	return 0;
-}
-
-/* The nearest ancestor epoch that a snapshot names. */
-static int find_parent_snapshot(struct ix_txn *t, struct snapd_point at, struct store_snapshot *sn,
-				struct err *e)
-{
-	struct rec_epoch rec;
-	int r;
-
-	while (at.timeline) {
-		r = store_epoch_record(t, &at, &rec, e);
-		if (r)
-			return r < 0 ? r : 0;
-		if (rec.snapshot) {
-			sn->parent_snapshot = rec.snapshot;
-			return 0;
-		}
-		at = rec.ancestor;
-	}
-	return 0;
-}
-
-static void fill_epoch(struct store_snapshot *sn, const struct rec_epoch *ep)
-{
-	sn->page_size = ep->page_size;
-	sn->parent = ep->parent;
-	sn->state_bytes = ep->state.bytes;
-	sn->nr_changed = ep->nr_changed;
-	sn->stats = (struct epoch_stats){.pages_in = ep->pages_in,
-					 .zero = ep->zero,
-					 .unchanged = ep->unchanged,
-					 .duplicate = ep->duplicate,
-					 .stored = ep->stored,
-					 .collisions = ep->collisions,
-					 .read_back = ep->read_back,
-					 .bytes_written = ep->bytes_written};
-}
-
-static int snapshot_fill(struct ix_txn *t, uint64_t id, const struct rec_snapshot *rec,
-			 struct store_snapshot *sn, struct err *e)
-{
-	struct ix_key k = ix_key_point(rec->point);
-	struct rec_epoch ep;
-	int r;
-
-	*sn = (struct store_snapshot){.id = id,
-				      .point = rec->point,
-				      .taken_ns = rec->taken_ns,
-				      .pause_ns = rec->pause_ns};
-	memcpy(sn->vm, rec->vm, sizeof(sn->vm));
-	static_assert(sizeof(sn->name) == sizeof(rec->name), "copied whole");
-	static_assert(sizeof(sn->note) == sizeof(rec->note), "copied whole");
-	static_assert(sizeof(sn->tags) == sizeof(rec->tags), "copied whole");
-	memcpy(sn->name, rec->name, sizeof(sn->name));
-	memcpy(sn->note, rec->note, sizeof(sn->note));
-	memcpy(sn->tags, rec->tags, sizeof(sn->tags));
-	sn->name[sizeof(sn->name) - 1] = sn->note[sizeof(sn->note) - 1] = '\0';
-	sn->tags[sizeof(sn->tags) - 1] = '\0';
-	r = fill_vm(t, sn, e);
-	if (!r)
-		r = index_get(t, IX_EPOCHS, &k, &ep, sizeof(ep), NULL, NULL, e);
-	if (r == -ENOENT)
-		r = err_set(e, E_CORRUPT, "snapshot %llu: the record of its epoch is missing",
-			    (unsigned long long)id);
-	if (r)
-		return r;
-	fill_epoch(sn, &ep);
-	return find_parent_snapshot(t, ep.ancestor, sn, e);
-}
-
-static int snapshot_get(struct ix_txn *t, uint64_t id, struct store_snapshot *ret, struct err *e)
-{
-	struct ix_key k = ix_key_u64(id);
-	struct rec_snapshot rec;
-	int r;
-
-	r = index_get(t, IX_SNAPSHOTS, &k, &rec, sizeof(rec), NULL, NULL, e);
-	if (r == -ENOENT)
-		return err_set(e, ENOENT, "there is no snapshot %llu", (unsigned long long)id);
-	return r ? r : snapshot_fill(t, id, &rec, ret, e);
-}
-
-int store_snapshot_get(struct store *s, uint64_t id, struct store_snapshot *ret, struct err *e)
-{
-	struct ix_txn t;
-	int r;
-
-	r = index_begin(s->index, &t, e);
-	if (r)
-		return r;
-	r = snapshot_get(&t, id, ret, e);
-	index_end(&t);
-	return r;
-}
-
-int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapshot **ret, size_t *nr,
-			struct err *e)
-{
-	_cleanup_free_ struct store_snapshot *list = NULL;
-	struct rec_snapshot rec;
-	struct ix_iter it;
-	struct ix_txn t;
-	struct ix_key k;
-	uint64_t all;
-	size_t n = 0;
-	int r;
-
-	r = index_begin(s->index, &t, e);
-	if (r)
-		return r;
-	r = index_iter_init(&it, &t, IX_SNAPSHOTS, NULL, e);
-	if (!r)
-		r = index_count(&t, IX_SNAPSHOTS, &all, e);
-	if (!r) {
-		list = calloc(all + 1, sizeof(*list));
-		r = list ? 0 : err_errno(e, ENOMEM, "listing snapshots");
-	}
-	while (!r && n < all && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
-		if (vm && memcmp(rec.vm, vm, sizeof(rec.vm)) != 0)
-			r = 0;
-		else
-			r = snapshot_fill(&t, ix_be64(k.b), &rec, &list[n++], e);
-	}
-	index_iter_deinit(&it);
-	index_end(&t);
-	if (r)
-		return r;
-	*ret = steal_ptr(&list);
-	*nr = n;
-	return 0;
-}
-
-/* ---- selectors ---- */
-
-struct selector {
-	char vm[SNAPD_NAME_MAX]; /* "": none */
-	char name[SNAPD_NAME_MAX];
-	uint64_t id; /* 0: none */
-};
-
-static bool parse_id(const char *s, uint64_t *ret)
-{
-	char *end;
-
-	if (!isdigit((unsigned char)*s))
-		return false;
-	errno = 0;
-	*ret = strtoull(s, &end, 10);
-	return !*end && !errno && *ret;
-}
-
-static int parse_selector(const char *text, struct selector *sel, struct err *e)
-{
-	const char *at = strchr(text, '@');
-	size_t vm_len = at ? (size_t)(at - text) : strlen(text);
-
-	*sel = (struct selector){.id = 0};
-	if (!at && parse_id(text, &sel->id))
-		return 0;
-	if (!vm_len || vm_len >= sizeof(sel->vm) ||
-	    (at && (!at[1] || strlen(at + 1) >= sizeof(sel->name))))
-		return err_set(e, EINVAL, "\"%.80s\" selects nothing: use ID, VM, VM@ID or VM@NAME",
-			       text);
-	memcpy(sel->vm, text, vm_len);
-	if (at && !parse_id(at + 1, &sel->id))
-		memcpy(sel->name, at + 1, strlen(at + 1) + 1);
-	return 0;
-}
-
-static bool selects(const struct selector *sel, const struct store_snapshot *sn, uint32_t uid)
-{
-	if (uid && sn->uid != uid)
-		return false;
-	if (sel->vm[0] && strcmp(sel->vm, sn->vm_name) != 0)
-		return false;
-	if (sel->name[0] && strcmp(sel->name, sn->name) != 0)
-		return false;
-	return !sel->id || sel->id == sn->id;
-}
-
-/* By its record alone, without walking to its parent snapshot. */
-static int newest_match(struct ix_txn *t, const struct selector *sel, uint32_t uid, uint64_t *ret,
-			struct err *e)
-{
-	struct rec_snapshot rec;
-	struct ix_iter it;
-	struct ix_key k;
-	int r;
-
-	*ret = 0;
-	r = index_iter_init(&it, t, IX_SNAPSHOTS, NULL, e);
-	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
-		struct store_snapshot sn = {.id = ix_be64(k.b)};
-
-		memcpy(sn.vm, rec.vm, sizeof(sn.vm));
-		memcpy(sn.name, rec.name, sizeof(sn.name));
-		r = fill_vm(t, &sn, e);
-		if (!r && selects(sel, &sn, uid))
-			*ret = sn.id;
-	}
-	index_iter_deinit(&it);
-	return r;
-}
-
-static int snapshot_find(struct ix_txn *t, const char *text, uint32_t uid,
-			 struct store_snapshot *ret, struct err *e)
-{
-	struct selector sel;
-	struct err ignored = {0};
-	uint64_t id;
-	int r;
-
-	r = parse_selector(text, &sel, e);
-	if (r)
-		return r;
-	id = sel.id;
-	if (!id)
-		r = newest_match(t, &sel, uid, &id, e);
-	if (r)
-		return r;
-	r = id ? snapshot_get(t, id, ret, &ignored) : -ENOENT;
-	if (r == -ENOENT || (!r && !selects(&sel, ret, uid)))
-		return err_set(e, ENOENT, "there is no snapshot \"%.130s\"", text);
-	return r ? err_set(e, -r, "%s", ignored.text) : 0;
-}
-
-int store_snapshot_find(struct store *s, const char *selector, uint32_t uid,
-			struct store_snapshot *ret, struct err *e)
-{
-	struct ix_txn t;
-	int r;
-
-	r = index_begin(s->index, &t, e);
-	if (r)
-		return r;
-	r = snapshot_find(&t, selector, uid, ret, e);
-	index_end(&t);
-	return r;
-}
-
-static int snapshot_delete(struct ix_txn *t, void *arg, struct err *e)
-{
-	uint64_t id = *(uint64_t *)arg;
-	struct ix_key k = ix_key_u64(id), other;
-	struct rec_snapshot rec;
-	struct rec_epoch ep;
-	int r;
-
-	r = index_get(t, IX_SNAPSHOTS, &k, &rec, sizeof(rec), NULL, NULL, e);
-	if (r == -ENOENT)
-		return err_set(e, ENOENT, "there is no snapshot %llu", (unsigned long long)id);
-	if (!r)
-		r = index_del(t, IX_SNAPSHOTS, &k, e);
-	if (!r && rec.name[0]) {
-		other = ix_key_name(rec.vm, sizeof(rec.vm), rec.name);
-		r = index_del(t, IX_SNAPNAMES, &other, e);
-	}
-	other = ix_key_point(rec.point);
-	if (!r)
-		r = index_get(t, IX_EPOCHS, &other, &ep, sizeof(ep), NULL, NULL, e);
-	if (r)
-		return r == -ENOENT ? 0 : r;
-	ep.snapshot = 0;
-	return index_put(t, IX_EPOCHS, &other, &ep, sizeof(ep), NULL, 0, e);
-}
-
-int store_snapshot_delete(struct store *s, uint64_t id, struct err *e)
-{
-	return index_update(s->index, snapshot_delete, &id, e);
 }
 
 /* ---- figures ---- */

@@ -110,6 +110,7 @@ struct snapshot_meta {
 	const char *name; /* NULL or unique for the VM */
 	const char *note; /* may be NULL */
 	const char *tags; /* comma-separated, may be NULL */
+	bool pinned;
 	uint64_t pause_ns;
 	uint64_t taken_ns; /* CLOCK_REALTIME of the paused instant; 0: now */
 };
@@ -141,6 +142,7 @@ struct store_snapshot {
 	char name[SNAPD_NAME_MAX]; /* "" when none */
 	char note[256];
 	char tags[256];
+	bool pinned; /* neither deleted nor pruned */
 };
 int store_snapshot_get(struct store *s, uint64_t id, struct store_snapshot *ret, struct err *e);
 /* "ID", "VM@ID", "VM@NAME", or "VM" (its newest); uid != 0 sees only its own.  -ENOENT. */
@@ -149,8 +151,24 @@ int store_snapshot_find(struct store *s, const char *selector, uint32_t uid,
 /* All (of one VM when vm is not NULL), ascending by id, in a malloc()ed array. */
 int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapshot **ret, size_t *nr,
 			struct err *e);
-/* Forget a snapshot; its pages stay as long as anything needs them.  -ENOENT. */
+/* Forget snapshots, all or none; their pages stay as long as anything needs them.
+ * -ENOENT; -EBUSY one is pinned. */
 int store_snapshot_delete(struct store *s, uint64_t id, struct err *e);
+int store_snapshots_delete(struct store *s, const uint64_t *ids, size_t nr, struct err *e);
+/* What is not NULL replaces what it has; name "": none. */
+struct snapshot_change {
+	const char *name, *note, *tags;
+	enum { SNAPSHOT_PIN_KEEP, SNAPSHOT_PIN_SET, SNAPSHOT_PIN_CLEAR } pin;
+};
+/* -ENOENT; -EEXIST the name is another's; -EINVAL. */
+int store_snapshot_change(struct store *s, uint64_t id, const struct snapshot_change *c,
+			  struct err *e);
+/* Forget a VM and all its snapshots; *nr_snapshots says how many.  What other VMs'
+ * snapshots need stays.  The caller knows that it is not attached.  -ENOENT; -EBUSY a
+ * snapshot of it is pinned, or an epoch of it is in flight. */
+int store_vm_remove(struct store *s, const uint8_t id[16], uint64_t *nr_snapshots, struct err *e);
+/* By name and owner.  -ENOENT. */
+int store_vm_find(struct store *s, const char *name, uint32_t uid, uint8_t ret[16], struct err *e);
 
 /* ---- reading ---- */
 /* The whole map at a point; the caller destroys it. */

@@ -5,6 +5,7 @@
  */
 #include "tools/snapctl.h"
 
+#include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@ static const struct verb verbs[] = {
 	 {{"name", "NAME", "a name, unique for the VM"},
 	  {"note", "TEXT", "a note"},
 	  {"tag", "TAGS", "tags, separated by commas"},
+	  {"pin", NULL, "pin it: neither deleted nor pruned"},
 	  {"self-check", NULL, "compare all other memory with the store, too"}}},
 	{"self-check",
 	 "VM",
@@ -94,7 +96,43 @@ static const struct verb verbs[] = {
 	  {"snapshot-name", "NAME", "name of the new snapshot"},
 	  {"note", "TEXT", "its note (else the recorded one)"},
 	  {"tag", "TAGS", "its tags (else the recorded ones)"}}},
-	{"delete", "SNAP", "forget a snapshot (ID or VM@NAME)", verb_delete, 1, 1},
+	{"set",
+	 "SNAP",
+	 "change a snapshot's name, note, tags, pin",
+	 verb_set,
+	 1,
+	 1,
+	 {{"name", "NAME", "rename it; '' takes its name away"},
+	  {"note", "TEXT", "its note"},
+	  {"tag", "TAGS", "its tags, separated by commas"},
+	  {"add-tag", "TAGS", "tags besides those that it has"},
+	  {"remove-tag", "TAGS", "tags that go"},
+	  {"pin", NULL, "neither deleted nor pruned from now on"},
+	  {"unpin", NULL, "may be deleted again"}}},
+	{"delete",
+	 "SNAP...",
+	 "forget snapshots (ID or VM@NAME), or a VM",
+	 verb_delete,
+	 0,
+	 INT_MAX,
+	 {{"vm", "VM", "a VM that is not attached, with all its snapshots"}}},
+	{"prune",
+	 "[VM]",
+	 "delete the snapshots that no rule keeps",
+	 verb_prune,
+	 0,
+	 1,
+	 {{"keep-last", "N", "the newest N of each VM"},
+	  {"keep-hourly", "N", "the newest of each of the last N hours that have one"},
+	  {"keep-daily", "N", "the same by days,"},
+	  {"keep-weekly", "N", "weeks,"},
+	  {"keep-monthly", "N", "months,"},
+	  {"keep-yearly", "N", "years"},
+	  {"keep-within", "TIME", "all not older, seen from the newest: 1y6m2w3d12h"},
+	  {"keep-tag", "TAGS", "all with one of these tags"},
+	  {"dry-run", NULL, "only tell, for each snapshot, what would happen and why"}},
+	 false,
+	 "What any rule keeps stays, and what is pinned. Space comes back with store gc."},
 	{"verify",
 	 "SNAP",
 	 "read and check every page of a snapshot",
@@ -145,12 +183,12 @@ static int help(void)
 {
 	char left[40];
 
-	puts("usage: snapctl [OPTIONS] VERB ...\n");
+	puts("usage: snapctl [OPTIONS] VERB ...");
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
 		snprintf(left, sizeof(left), "%s %s", verbs[i].name, verbs[i].usage);
 		printf("  %-25s %s\n", left, verbs[i].summary);
 	}
-	puts("\nSNAP is ID, VM@ID, VM@NAME, or VM for its newest.\n");
+	puts("SNAP is ID, VM@ID, VM@NAME, or VM for its newest.\n");
 	print_opts(global_opts, ARRAY_SIZE(global_opts));
 	return EXIT_DONE;
 }

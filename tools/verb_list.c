@@ -27,11 +27,16 @@ struct forest {
 	size_t nr;
 };
 
+static bool is_pinned(json_t *s)
+{
+	return json_is_true(json_object_get(s, "pinned"));
+}
+
 static void print_table(json_t *list)
 {
-	static const char *const heads[] = {"ID",      "VM",	"NAME",	 "TAKEN",
-					    "CHANGED", "PAUSE", "PARENT"};
-	static const bool right[] = {true, false, false, false, true, true, true};
+	static const char *const heads[] = {"ID",    "VM",     "NAME", "TAKEN", "CHANGED",
+					    "PAUSE", "PARENT", "PIN",  "TAGS"};
+	static const bool right[] = {true, false, false, false, true, true, true, false, false};
 	struct table *t = table_new(heads, right, ARRAY_SIZE(heads));
 	json_t *s;
 	size_t i;
@@ -51,7 +56,7 @@ static void print_table(json_t *list)
 							 get_u64(s, "page_size")),
 				     human_seconds(pause, sizeof(pause),
 						   (double)get_u64(s, "pause_ns") / 1e9),
-				     parent});
+				     parent, is_pinned(s) ? "*" : "", get_text(s, "tags")});
 	}
 	table_print(t);
 }
@@ -108,11 +113,14 @@ static void print_node(const struct node *n, const char *vm, const char *prefix,
 	char when[32], changed[24];
 	json_t *s = n->snap;
 
-	printf("%s%s%s%s%llu%s%s  %s  %s%s%s\n", prefix, mark, other ? get_text(s, "vm") : "",
-	       other ? "@" : "", (unsigned long long)n->id, *get_text(s, "name") ? " " : "",
-	       get_text(s, "name"), human_time(when, sizeof(when), get_u64(s, "taken_ns")),
+	printf("%s%s%s%s%llu%s%s  %s  %s%s%s%s%s%s%s\n", prefix, mark,
+	       other ? get_text(s, "vm") : "", other ? "@" : "", (unsigned long long)n->id,
+	       *get_text(s, "name") ? " " : "", get_text(s, "name"),
+	       human_time(when, sizeof(when), get_u64(s, "taken_ns")),
 	       human_bytes(changed, sizeof(changed),
 			   get_u64(s, "changed_pages") * get_u64(s, "page_size")),
+	       is_pinned(s) ? "  pinned" : "", *get_text(s, "tags") ? "  [" : "",
+	       get_text(s, "tags"), *get_text(s, "tags") ? "]" : "",
 	       *get_text(s, "note") ? "  " : "", get_text(s, "note"));
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* verbs_snap: show, diff, delete, verify. */
+/* verbs_snap: show, diff, verify. */
 #include <string.h>
 
 #include "snapd/util/cleanup.h"
@@ -35,6 +35,7 @@ static void show_snapshot(json_t *s, json_t *state)
 	print_row("name", get_text(s, "name"));
 	print_row("note", get_text(s, "note"));
 	print_row("tags", get_text(s, "tags"));
+	print_row("pinned", json_is_true(json_object_get(s, "pinned")) ? "yes" : "");
 	print_row("taken", human_time(text, sizeof(text), get_u64(s, "taken_ns")));
 	print_row("paused",
 		  human_seconds(text, sizeof(text), (double)get_u64(s, "pause_ns") / 1e9));
@@ -121,23 +122,6 @@ int verb_diff(const struct args *a)
 	if (i < get_u64(r, "nr_ranges"))
 		printf("  and %llu more%s\n", (unsigned long long)get_u64(r, "nr_ranges") - i,
 		       opt(a, "all") ? "" : " (--all)");
-	return EXIT_DONE;
-}
-
-int verb_delete(const struct args *a)
-{
-	_cleanup_(cleanup_json) json_t *r = NULL;
-	const char *sel = a->pos[0];
-	int rc;
-
-	/* "VM" means its newest everywhere else: too easy a slip here. */
-	if (!strchr(sel, '@') && strspn(sel, "0123456789") != strlen(sel))
-		return fail(EXIT_USAGE, "to delete, name one snapshot: ID or VM@NAME, not %s", sel);
-	rc = run_job(a, "DELETE", NULL, &r, "/v1/snapshots/%s", a->pos[0], NULL);
-
-	if (rc || a->json)
-		return rc ? rc : print_json(r);
-	printf("snapshot %llu is deleted\n", (unsigned long long)get_u64(r, "snapshot"));
 	return EXIT_DONE;
 }
 

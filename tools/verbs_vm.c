@@ -125,6 +125,8 @@ int verb_snapshot(const struct args *a)
 	set_text(body, "tags", opt(a, "tag"));
 	if (opt(a, "self-check"))
 		json_object_set_new(body, "self_check", json_true());
+	if (opt(a, "pin"))
+		json_object_set_new(body, "pinned", json_true());
 	rc = run_job(a, "POST", body, &result, "/v1/vms/%s/snapshots", a->pos[0], NULL);
 	if (rc)
 		return rc;

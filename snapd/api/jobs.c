@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* api_jobs: jobs as resources, and what concerns the store as a whole.  Control thread. */
+/* api_jobs: jobs as resources.  Control thread. */
 #include "snapd/api/request.h"
 
 #include <stdlib.h>
@@ -7,7 +7,6 @@
 
 #include "snapd/daemon/job.h"
 #include "snapd/util/cleanup.h"
-#include "snapd/daemon/verify.h"
 
 int api_reply_job(struct api_request *req, unsigned int status, struct job *job)
 {
@@ -96,36 +95,4 @@ int api_delete_job(struct api_request *req)
 		return err_set(&req->err, EBUSY, "job %s has ended already", req->seg[0]);
 	job_cancel(req->job);
 	return api_reply_job(req, 202, req->job);
-}
-
-int api_post_gc(struct api_request *req)
-{
-	static const char *const keys[] = {NULL};
-	int rc = api_body_keys(req, keys);
-
-	if (rc)
-		return rc;
-	if (req->view)
-		return err_set(&req->err, EPERM, "only root may collect garbage");
-	return api_start_job(req, job_new(req->daemon, JOB_GC, req->uid, json_object(), gc_job));
-}
-
-int api_get_store_stats(struct api_request *req)
-{
-	struct store_stats s;
-	int rc = store_get_stats(req->daemon->store, &s, &req->err);
-
-	if (rc)
-		return rc;
-	return api_reply_json(
-		req, 200,
-		json_pack("{sI sI sI sI sI sI sI sI sI sI sI sI sI}", "vms", (json_int_t)s.vms,
-			  "timelines", (json_int_t)s.timelines, "epochs", (json_int_t)s.epochs,
-			  "snapshots", (json_int_t)s.snapshots, "segments", (json_int_t)s.segments,
-			  "segments_free", (json_int_t)s.segments_free, "bytes_on_disk",
-			  (json_int_t)s.bytes_on_disk, "bytes_used", (json_int_t)s.bytes_used,
-			  "bytes_index", (json_int_t)s.bytes_index, "bytes_logical",
-			  (json_int_t)s.bytes_logical, "pages_stored", (json_int_t)s.pages_stored,
-			  "dedup_entries", (json_int_t)s.dedup_entries, "bytes_limit",
-			  (json_int_t)req->daemon->config.store_max_bytes));
 }

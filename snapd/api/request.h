@@ -70,6 +70,10 @@ int api_query_u64(struct api_request *req, const char *name, uint64_t absent, ui
 /* Check that the body has no keys but these (NULL-terminated). */
 int api_body_keys(struct api_request *req, const char *const *keys);
 
+/* api/vms.c: a text of the body, without control characters, of at most 255 bytes; NULL:
+ * not there, or null. */
+int api_body_text(struct api_request *req, const char *key, const char **ret);
+
 /* api/jobs.c: run `job` (consumed) on a job thread, answer 202 with it. */
 int api_start_job(struct api_request *req, struct job *job_stolen);
 int api_reply_job(struct api_request *req, unsigned int status, struct job *job);
@@ -91,6 +95,9 @@ int api_post_self_check(struct api_request *req);
 int api_get_snapshots(struct api_request *req);
 int api_get_snapshot(struct api_request *req);
 int api_delete_snapshot(struct api_request *req);
+int api_patch_snapshot(struct api_request *req);
+int api_delete_vm(struct api_request *req);
+int api_post_prune(struct api_request *req);
 int api_post_verify(struct api_request *req);
 int api_get_diff(struct api_request *req);
 int api_get_memory(struct api_request *req);

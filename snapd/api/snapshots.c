@@ -9,7 +9,9 @@
 #include <string.h>
 
 #include "snapd/api/json.h"
+#include "snapd/daemon/name.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/daemon/upkeep.h"
 #include "snapd/daemon/verify.h"
 
 int api_find_snapshot(struct api_request *req, const char *selector, struct store_snapshot *ret)
@@ -76,6 +78,44 @@ int api_delete_snapshot(struct api_request *req)
 	return api_start_job(req,
 			     job_new(req->daemon, JOB_DELETE, req->uid,
 				     json_pack("{sI}", "snapshot", (json_int_t)s.id), delete_job));
+}
+
+static bool add_text(struct api_request *req, json_t *args, const char *key, int *rc)
+{
+	const char *text;
+
+	*rc = api_body_text(req, key, &text);
+	if (!*rc && text)
+		json_object_set_new(args, key, json_string(text));
+	return !*rc;
+}
+
+/* What people say of it: name, note, tags, pin. */
+int api_patch_snapshot(struct api_request *req)
+{
+	static const char *const keys[] = {"name", "note", "tags", "pinned", NULL};
+	json_t *pinned = json_object_get(req->json, "pinned"), *args;
+	const char *name = json_string_value(json_object_get(req->json, "name"));
+	struct store_snapshot s;
+	int rc = api_body_keys(req, keys);
+
+	if (!rc && pinned && !json_is_boolean(pinned))
+		rc = err_set(&req->err, EINVAL, "\"pinned\" is a boolean");
+	if (!rc && name && *name)
+		rc = name_check("name", name, &req->err);
+	if (!rc)
+		rc = api_find_snapshot(req, req->seg[0], &s);
+	if (rc)
+		return rc;
+	args = json_pack("{sI sO*}", "snapshot", (json_int_t)s.id, "pinned", pinned);
+	if (!args)
+		return -ENOMEM;
+	if (!add_text(req, args, "name", &rc) || !add_text(req, args, "note", &rc) ||
+	    !add_text(req, args, "tags", &rc)) {
+		json_decref(args);
+		return rc;
+	}
+	return api_start_job(req, job_new(req->daemon, JOB_SET, req->uid, args, set_job));
 }
 
 int api_post_verify(struct api_request *req)

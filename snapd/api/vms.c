@@ -11,6 +11,7 @@
 
 #include "snapd/daemon/name.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/daemon/upkeep.h"
 #include "snapd/vm/vm.h"
 
 #define NOTE_MAX 255 /* struct store_snapshot */
@@ -68,7 +69,7 @@ static int submit(struct api_request *req, struct vm *vm, struct job *job)
 	return rc;
 }
 
-static int text_arg(struct api_request *req, const char *key, const char **ret)
+int api_body_text(struct api_request *req, const char *key, const char **ret)
 {
 	json_t *v = json_object_get(req->json, key);
 
@@ -86,8 +87,9 @@ static int text_arg(struct api_request *req, const char *key, const char **ret)
 
 int api_post_snapshot(struct api_request *req)
 {
-	static const char *const keys[] = {"name", "note", "tags", "self_check", NULL};
+	static const char *const keys[] = {"name", "note", "tags", "pinned", "self_check", NULL};
 	json_t *check = json_object_get(req->json, "self_check");
+	json_t *pinned = json_object_get(req->json, "pinned");
 	_cleanup_(cleanup_vm) struct vm *vm = NULL;
 	const char *name, *note, *tags;
 	int rc;
@@ -96,13 +98,15 @@ int api_post_snapshot(struct api_request *req)
 	if (!rc && check && !json_is_boolean(check))
 		rc = err_set(&req->err, EINVAL, "\"self_check\" is a boolean");
 	if (!rc)
-		rc = text_arg(req, "name", &name);
+		rc = api_body_text(req, "name", &name);
 	if (!rc)
-		rc = text_arg(req, "note", &note);
+		rc = api_body_text(req, "note", &note);
 	if (!rc)
-		rc = text_arg(req, "tags", &tags);
+		rc = api_body_text(req, "tags", &tags);
 	if (!rc && name)
 		rc = name_check("name", name, &req->err);
+	if (!rc && pinned && !json_is_boolean(pinned))
+		rc = err_set(&req->err, EINVAL, "\"pinned\" is a boolean");
 	if (rc)
 		return rc;
 	vm = find_vm(req);
@@ -110,9 +114,9 @@ int api_post_snapshot(struct api_request *req)
 		return -ENOENT;
 	return submit(req, vm,
 		      job_new(req->daemon, JOB_SNAPSHOT, req->uid,
-			      json_pack("{ss ss* ss* ss* sb}", "vm", req->seg[0], "name", name,
+			      json_pack("{ss ss* ss* ss* sb sb}", "vm", req->seg[0], "name", name,
 					"note", note, "tags", tags, "self_check",
-					json_is_true(check)),
+					json_is_true(check), "pinned", json_is_true(pinned)),
 			      snapshot_job));
 }
 
@@ -173,4 +177,41 @@ int api_post_rollback(struct api_request *req)
 			      json_pack("{ss ss sb}", "vm", req->seg[0], "snapshot", id, "check",
 					json_is_true(check)),
 			      rollback_job));
+}
+
+/* "UID/NAME" where several owners use the name; else of the asker, or the only one. */
+static int stored_vm(struct api_request *req, const char **name, uint32_t *uid)
+{
+	const char *slash = strchr(req->seg[0], '/');
+	_cleanup_free_ struct store_snapshot *list = NULL;
+	uint8_t id[16];
+	size_t nr;
+	int rc;
+
+	*name = slash && !req->view ? slash + 1 : req->seg[0];
+	*uid = slash && !req->view ? (uint32_t)strtoul(req->seg[0], NULL, 10) : req->uid;
+	rc = store_vm_find(req->daemon->store, *name, *uid, id, NULL);
+	if (rc != -ENOENT || req->view || slash)
+		return rc == -ENOENT ? err_set(&req->err, ENOENT, "there is no VM %.64s", *name)
+				     : rc;
+	rc = store_snapshot_list(req->daemon->store, NULL, &list, &nr, &req->err);
+	for (size_t i = 0; !rc && i < nr; i++)
+		if (!strcmp(list[i].vm_name, *name)) {
+			*uid = list[i].uid;
+			return 0;
+		}
+	return rc ? rc : err_set(&req->err, ENOENT, "there is no VM %.64s", *name);
+}
+
+int api_delete_vm(struct api_request *req)
+{
+	const char *name;
+	uint32_t uid;
+	int rc = stored_vm(req, &name, &uid);
+
+	if (rc)
+		return rc;
+	return api_start_job(req, job_new(req->daemon, JOB_REMOVE, req->uid,
+					  json_pack("{ss sI}", "vm", name, "uid", (json_int_t)uid),
+					  remove_vm_job));
 }

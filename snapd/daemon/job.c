@@ -36,7 +36,8 @@ const char *const job_kind_names[JOB_NR_KINDS] = {
 	[JOB_VERIFY] = "verify",	 [JOB_DIFF] = "diff",
 	[JOB_DELETE] = "delete",	 [JOB_IMPORT] = "import",
 	[JOB_EXPORT] = "export",	 [JOB_GC] = "gc",
-	[JOB_SELF_CHECK] = "self-check",
+	[JOB_SELF_CHECK] = "self-check", [JOB_SET] = "set",
+	[JOB_PRUNE] = "prune",		 [JOB_REMOVE] = "remove",
 };
 
 struct jobs {

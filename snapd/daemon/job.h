@@ -34,6 +34,9 @@ enum job_kind {
 	JOB_EXPORT,
 	JOB_GC,
 	JOB_SELF_CHECK,
+	JOB_SET,
+	JOB_PRUNE,
+	JOB_REMOVE,
 	JOB_NR_KINDS
 };
 extern const char *const job_state_names[JOB_NR_STATES];

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * verify: job bodies that need only the store: verify, diff, delete, gc.  On job
- * threads.
+ * verify: job bodies that read what the store has: verify, diff.  On job threads.
  *
  * verify reads in batches of neighbouring frames; every page is checked by the
  * store against the hash in its record.  A bad page does not end the job: all bad
@@ -18,7 +17,6 @@
 #include "snapd/daemon/contents.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/util/cleanup.h"
-#include "snapd/vm/vm.h"
 
 #define BATCH_BYTES	(8u << 20)
 #define DIFF_RANGES_MAX 4096
@@ -258,34 +256,4 @@ int diff_job(struct job *job, struct err *e)
 				(json_int_t)nr_ranges, "ranges", ranges, "truncated",
 				nr_ranges > DIFF_RANGES_MAX);
 	return job->result ? 0 : err_errno(e, ENOMEM, "diff");
-}
-
-/* ---- delete, gc ---- */
-
-int delete_job(struct job *job, struct err *e)
-{
-	json_t *id = json_object_get(job->args, "snapshot");
-	int rc;
-
-	rc = store_snapshot_delete(job->daemon->store, (uint64_t)json_integer_value(id), e);
-	if (rc)
-		return rc;
-	job->result = json_pack("{sI}", "snapshot", json_integer_value(id));
-	return 0;
-}
-
-static int live_timelines(void *daemon, uint64_t **ret, size_t *nr)
-{
-	return vm_live_timelines(daemon, ret, nr);
-}
-
-int gc_job(struct job *job, struct err *e)
-{
-	uint64_t freed = 0;
-	int rc = store_gc(job->daemon->store, live_timelines, job->daemon, &freed, e);
-
-	if (rc)
-		return rc;
-	job->result = json_pack("{sI}", "bytes_freed", (json_int_t)freed);
-	return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * verify, diff, delete, gc: job bodies that need only the store; on job threads.
+ * verify, diff: job bodies that read what the store has; on job threads.
  *
  * verify args {"snapshot": id, "digest": bool}: reads and checks every page and
  * the state; with digest also SHA-256 over RAM: for each page of each piece in
@@ -17,5 +17,3 @@
 
 int verify_job(struct job *job, struct err *e);
 int diff_job(struct job *job, struct err *e);
-int delete_job(struct job *job, struct err *e);
-int gc_job(struct job *job, struct err *e);

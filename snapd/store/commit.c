@@ -243,6 +243,7 @@ static void fill_snapshot(struct commit *c)
 	rec_string(sn->name, m->name ? m->name : "");
 	rec_string(sn->note, m->note ? m->note : "");
 	rec_string(sn->tags, m->tags ? m->tags : "");
+	sn->head.flags = m->pinned ? REC_SNAPSHOT_PINNED : 0;
 }
 
 /* Index records as bytes: key and value with their lengths. */
@@ -490,37 +491,6 @@ static void publish(struct epoch *ep)
 
 /* ---- epoch_commit ---- */
 
-static bool valid_name(const char *name)
-{
-	bool digits = true;
-
-	for (const char *p = name; *p; p++) {
-		bool digit = *p >= '0' && *p <= '9';
-
-		if (*p <= ' ' || *p == '/' || *p == '@' || *p == 127)
-			return false;
-		digits &= digit;
-	}
-	return *name && !digits && strlen(name) < SNAPD_NAME_MAX;
-}
-
-static int check_meta(const struct snapshot_meta *m, struct err *e)
-{
-	if (!m)
-		return 0;
-	if (m->name && !valid_name(m->name))
-		return err_set(
-			e, EINVAL,
-			"\"%.80s\" is no name for a snapshot: up to 63 bytes, not only digits, "
-			"no blanks, '/' or '@'",
-			m->name);
-	if (m->note && strlen(m->note) >= sizeof(((struct rec_snapshot *)0)->note))
-		return err_set(e, EINVAL, "a snapshot's note has at most 255 bytes");
-	if (m->tags && strlen(m->tags) >= sizeof(((struct rec_snapshot *)0)->tags))
-		return err_set(e, EINVAL, "a snapshot's tags have at most 255 bytes");
-	return 0;
-}
-
 /* Early, before anything is written; the transaction looks again. */
 static int check_name_free(const struct epoch *ep, const struct snapshot_meta *m, struct err *e)
 {
@@ -581,7 +551,7 @@ int epoch_commit(struct epoch *ep, const void *state, size_t state_len,
 
 	if (ep->failed)
 		return err_set(e, -ep->failed, "this epoch has failed before");
-	r = check_meta(meta, e);
+	r = meta ? snapshot_check_texts(meta->name, meta->note, meta->tags, e) : 0;
 	if (!r)
 		r = check_name_free(ep, meta, e);
 	if (r)

@@ -47,6 +47,9 @@ static const char *const db_names[] = {
 };
 static_assert(ARRAY_SIZE(db_names) == IX_NR_DBS, "a name for each database");
 
+/* Flags that a record may have; the others are damage. */
+static const uint32_t db_flags[IX_NR_DBS] = {[IX_SNAPSHOTS] = REC_SNAPSHOT_PINNED};
+
 /* LMDB reports a write that the disk took in part only as EIO. */
 static bool disk_is_full(const struct index *ix)
 {
@@ -394,7 +397,8 @@ void index_seal(enum index_db db, const struct ix_key *k, void *rec, size_t rec_
 {
 	struct rec_head *h = rec;
 
-	*h = (struct rec_head){.version = 1, .size = (uint16_t)rec_size};
+	assert(!(h->flags & ~db_flags[db]));
+	*h = (struct rec_head){.version = 1, .size = (uint16_t)rec_size, .flags = h->flags};
 	h->hash = record_hash(db, k, rec, rec_size, tail, tail_len);
 }
 
@@ -415,7 +419,8 @@ static int record_decode(const struct ix_txn *t, enum index_db db, const struct 
 			       "index %s: record %s/%s has version %u; this is an older snapd",
 			       t->ix->dir, db_names[db], key_text(k, text, sizeof(text)),
 			       h.version);
-	if (h.version != 1 || h.flags || h.size != rec_size || v->mv_size < rec_size)
+	if (h.version != 1 || h.flags & ~db_flags[db] || h.size != rec_size ||
+	    v->mv_size < rec_size)
 		goto corrupt;
 	memcpy(rec, bytes, rec_size);
 	if (record_hash(db, k, rec, rec_size, bytes + rec_size, v->mv_size - rec_size) != h.hash)

@@ -37,7 +37,7 @@ enum index_db {
 struct rec_head {
 	uint16_t version; /* 1 */
 	uint16_t size;	  /* of the struct, without the tail */
-	uint32_t flags;	  /* 0 */
+	uint32_t flags;	  /* those of the database, below; else 0 */
 	uint64_t hash;	  /* XXH3-64, seed enum index_db, of key and value, this field as 0 */
 };
 static_assert(sizeof(struct rec_head) == 16, "disk format");
@@ -109,6 +109,8 @@ struct rec_epoch {
 	uint64_t bytes_written;
 };
 static_assert(sizeof(struct rec_epoch) == 288, "disk format");
+
+#define REC_SNAPSHOT_PINNED 1u /* head.flags: neither deleted nor pruned */
 
 struct rec_snapshot {
 	struct rec_head head;
@@ -183,7 +185,7 @@ struct ix_key ix_key_name(const void *head, size_t head_len, const char *name);
  * valid until the transaction ends or writes. */
 int index_get(struct ix_txn *t, enum index_db db, const struct ix_key *k, void *rec,
 	      size_t rec_size, const void **tail, size_t *tail_len, struct err *e);
-/* Fills in rec's head. */
+/* Fills in rec's head, but for its flags. */
 int index_put(struct ix_txn *t, enum index_db db, const struct ix_key *k, void *rec,
 	      size_t rec_size, const void *tail, size_t tail_len, struct err *e);
 /* Of a record that exists or not. */

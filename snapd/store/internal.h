@@ -2,7 +2,8 @@
 /*
  * What the store's files share; nobody else includes it.
  *
- *   store.c         open, recovery, VMs, timelines, snapshots, figures
+ *   store.c         open, recovery, VMs, timelines, figures
+ *   store/snapshot.c  snapshots as records: found, changed, deleted
  *   store/space.c   segment files: made, recycled, lent to epochs, opened
  *   store/append.c  pages and blobs → batches → a segment's tail
  *   store/read.c    locs → headers → few large reads → checked pages
@@ -283,6 +284,11 @@ struct epoch {
 int epoch_settle(struct epoch *ep, struct err *e);
 /* As epoch_abort(), of an epoch that was committed. */
 void epoch_finish(struct epoch *ep);
+
+/* ---- store/snapshot.c ---- */
+
+/* Each may be NULL. */
+int snapshot_check_texts(const char *name, const char *note, const char *tags, struct err *e);
 
 /* ---- store/gc.c ---- */
 

@@ -47,10 +47,13 @@ static int check_args(struct vm *vm, struct snapshot_meta *meta, int *self_check
 	char selector[2 * SNAPD_NAME_MAX];
 	struct store_snapshot found;
 	json_error_t why;
+	int pinned = 0;
 
-	if (json_unpack_ex(args, &why, 0, "{s?s,s?s,s?s,s?b}", "name", &meta->name, "note",
-			   &meta->note, "tags", &meta->tags, "self_check", self_check))
+	if (json_unpack_ex(args, &why, 0, "{s?s,s?s,s?s,s?b,s?b}", "name", &meta->name, "note",
+			   &meta->note, "tags", &meta->tags, "self_check", self_check, "pinned",
+			   &pinned))
 		return err_set(e, EINVAL, "snapshot: %s", why.text);
+	meta->pinned = pinned;
 	if (meta->name && !*meta->name)
 		meta->name = NULL;
 	if (meta->name && name_check("snapshot name", meta->name, e))

@@ -212,6 +212,64 @@ class Cli:
         for s in self.snapshots():
             self.ok("verify", s)
 
+    # ---- names, tags, pins; what goes ----
+
+    def find(self, snap):
+        return next(s for s in self.js("list")["snapshots"] if s["id"] == snap)
+
+    def said_of(self):
+        """Name, note, tags and pin are set later, shown everywhere, and kept over a restart."""
+        Image({1: b"x" * PAGE}, [(0, 4)]).write(self.path("t"))
+        ids = []
+        for i in range(4):
+            out = self.js("import", self.path("t"), "--name", "tended", "--snapshot-name", f"n{i}", "--tag", "a,b")
+            ids.append(out["snapshot"])
+        first = ids[0]
+        self.ok("set", first, "--name", "other", "--note", "a new note", "--add-tag", "c,a", "--remove-tag", "b", "--pin")
+        got = self.find(first)
+        check((got["name"], got["note"], got["tags"], got["pinned"]) == ("other", "a new note", "a,c", True), f"set: {got}")
+        self.ok("show", "tended@other")
+        self.bad(3, "show", "tended@n0")
+        self.bad(4, "set", "tended@n1", "--name", "other", says="other")
+        self.bad(2, "set", "tended@n1", "--name", "12")
+        self.bad(2, "set", "tended@n1")
+        self.bad(2, "set", "tended@n1", "--pin", "--unpin")
+        self.bad(2, "set", "tended@n1", "--tag", "x", "--add-tag", "y")
+        self.bad(3, "set", "tended@nope", "--pin")
+        tree = self.ok("list", "--tree", "tended")
+        check("other  " in tree and "  pinned  [a,c]  a new note" in tree, f"tree: {tree}")
+        flat = [line.split() for line in self.ok("list", "tended").splitlines()]
+        check(flat[0][-2:] == ["PIN", "TAGS"] and flat[1][-2:] == ["*", "a,c"], f"table: {flat}")
+        self.ok("set", "tended@n3", "--name", "", "--tag", "")
+        check(self.find(ids[3])["name"] == self.find(ids[3])["tags"] == "", "an empty name, empty tags")
+        self.bad(4, "delete", "tended@other", says="pinned")
+        self.bad(4, "delete", "--vm", "tended", says="pinned")
+        check([s["id"] for s in self.js("list", "tended")["snapshots"]] == ids, "a refused deletion deleted")
+        self.prune(ids)
+
+    def prune(self, ids):
+        """A dry run tells what the real one does; what is pinned or tagged stays."""
+        for argv in ([], ["--keep-last", "x"], ["--keep-within", "soon"], ["--keep-last", "0"]):
+            self.bad(2, "prune", "tended", *argv)
+        self.bad(3, "prune", "nobody", "--keep-last", 1)
+        rules = ["tended", "--keep-last", 1, "--keep-tag", "nothing,zz"]
+        dry = self.js("prune", *rules, "--dry-run")
+        check(len(self.js("list", "tended")["snapshots"]) == 4 and dry["deleted"] == 0, "a dry run deletes")
+        text = self.ok("prune", *rules, "--dry-run")
+        check(text.count("would delete") == 2 and "pinned" in text and "last" in text, text)
+        wet = self.js("prune", *rules)
+        check(wet["snapshots"] == dry["snapshots"] and wet["deleted"] == 2, f"{wet} instead of {dry}")
+        left = [s["id"] for s in self.js("list", "tended")["snapshots"]]
+        check(left == [ids[0], ids[3]], f"left: {left} of {ids}")
+        check([s["reasons"] for s in wet["snapshots"]] == [["pinned"], [], [], ["last"]], f"reasons: {wet}")
+        self.ok("set", ids[0], "--unpin")
+        self.bad(3, "delete", "--vm", "nobody")
+        self.bad(2, "delete")
+        self.bad(2, "delete", ids[0], "--vm", "tended")
+        self.ok("delete", "--vm", "tended")
+        self.bad(3, "show", ids[3])
+        self.bad(3, "delete", "--vm", "tended")
+
     # ---- terminal, Ctrl-C ----
 
     def terminal(self, image):
@@ -285,6 +343,7 @@ def main():
         cli.tables()
         cli.terminal(image)
         cli.deletion()
+        cli.said_of()
         left = cli.snapshots()
         b.stop()
         b.start()

@@ -220,6 +220,69 @@ static void test_fork_of_beginning(void)
 	CHECK(tl.parent.timeline == f.point.timeline && tl.parent.epoch == f.point.epoch);
 }
 
+/* A pin outlives a restart and holds until it is taken away; names stay unique. */
+static void test_changes(void)
+{
+	struct snapshot_change c = {.name = "two", .pin = SNAPSHOT_PIN_SET};
+	struct store_snapshot sn;
+	uint64_t first, ids[2];
+
+	snapshot("one", 1, 1);
+	first = f.snapshot;
+	CHECK_OK(store_snapshot_change(f.s, first, &c, &e));
+	snapshot("one", 1, 2);
+	CHECK(store_snapshot_change(f.s, f.snapshot, &c, NULL) == -EEXIST);
+	CHECK(store_snapshot_change(f.s, 999, &c, NULL) == -ENOENT);
+	store_close(f.s);
+	f.s = open_store(f.dir);
+	expect_found("guest@two", 0, first);
+	expect_found("guest@one", 0, f.snapshot);
+	ids[0] = f.snapshot;
+	ids[1] = first;
+	CHECK(store_snapshots_delete(f.s, ids, 2, NULL) == -EBUSY);
+	expect_found("guest@one", 0, f.snapshot);
+	c = (struct snapshot_change){.name = "", .note = "n", .pin = SNAPSHOT_PIN_CLEAR};
+	CHECK_OK(store_snapshot_change(f.s, first, &c, &e));
+	CHECK_OK(store_snapshot_get(f.s, first, &sn, &e));
+	CHECK(!sn.pinned && !sn.name[0] && !strcmp(sn.note, "n"));
+	c = (struct snapshot_change){.name = "two"};
+	CHECK_OK(store_snapshot_change(f.s, f.snapshot, &c, &e));
+	CHECK_OK(store_snapshots_delete(f.s, ids, 2, &e));
+}
+
+/* A VM goes with all its snapshots; what was restored from it stays whole. */
+static void test_vm_removal(void)
+{
+	uint8_t old[16], id[16];
+	uint64_t nr, freed;
+	struct pagemap *live;
+	struct snapd_point base;
+
+	snapshot("base", 7, 70);
+	base = f.point;
+	snapshot(NULL, 8, 80);
+	memcpy(old, f.vm, sizeof(old));
+	CHECK_OK(store_map_load(f.s, base, true, &live, &e));
+	add_vm("clone", 1000);
+	pagemap_destroy(f.live);
+	f.live = live;
+	CHECK_OK(store_timeline_create(f.s, f.vm, base, &f.timeline, &e));
+	begin();
+	CHECK(store_vm_remove(f.s, f.vm, &nr, NULL) == -EBUSY);
+	put(9, 90);
+	CHECK(commit("mine") == 0);
+	CHECK_OK(store_vm_remove(f.s, old, &nr, &e));
+	CHECK(nr == 2);
+	CHECK(store_vm_find(f.s, "guest", 1000, id, NULL) == -ENOENT);
+	CHECK_OK(store_vm_find(f.s, "clone", 1000, id, &e));
+	CHECK(!memcmp(id, f.vm, sizeof(id)) && store_vm_find(f.s, "clone", 1, id, NULL) == -ENOENT);
+	CHECK_OK(store_gc(f.s, NULL, NULL, &freed, &e));
+	expect_found("guest@base", 0, 0);
+	expect_page(7, 70);
+	expect_page(9, 90);
+	CHECK(store_vm_remove(f.s, old, &nr, NULL) == -ENOENT);
+}
+
 /* Two writers on a timeline: the second commit is refused. */
 static void test_conflict(void)
 {
@@ -435,6 +498,7 @@ int main(void)
 		test_outcomes,	   test_depth,
 		test_read_only,	   test_lost_index,
 		test_index_growth, test_fork_of_beginning,
+		test_changes,	   test_vm_removal,
 	};
 
 	log_set_level(LOG_LVL_ERR);

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api_store: what concerns the store as a whole: figures, space, what is pruned.
+ * Control thread.
+ */
+#include "snapd/api/request.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "snapd/daemon/job.h"
+#include "snapd/daemon/upkeep.h"
+#include "snapd/util/cleanup.h"
+
+static int root_only(struct api_request *req, const char *what)
+{
+	return req->view ? err_set(&req->err, EPERM, "only root may %s", what) : 0;
+}
+
+int api_post_gc(struct api_request *req)
+{
+	static const char *const keys[] = {NULL};
+	int rc = api_body_keys(req, keys);
+
+	if (!rc)
+		rc = root_only(req, "collect garbage");
+	if (rc)
+		return rc;
+	return api_start_job(req, job_new(req->daemon, JOB_GC, req->uid, json_object(), gc_job));
+}
+
+int api_get_store_stats(struct api_request *req)
+{
+	struct store_stats s;
+	int rc = store_get_stats(req->daemon->store, &s, &req->err);
+
+	if (rc)
+		return rc;
+	return api_reply_json(
+		req, 200,
+		json_pack("{sI sI sI sI sI sI sI sI sI sI sI sI sI}", "vms", (json_int_t)s.vms,
+			  "timelines", (json_int_t)s.timelines, "epochs", (json_int_t)s.epochs,
+			  "snapshots", (json_int_t)s.snapshots, "segments", (json_int_t)s.segments,
+			  "segments_free", (json_int_t)s.segments_free, "bytes_on_disk",
+			  (json_int_t)s.bytes_on_disk, "bytes_used", (json_int_t)s.bytes_used,
+			  "bytes_index", (json_int_t)s.bytes_index, "bytes_logical",
+			  (json_int_t)s.bytes_logical, "pages_stored", (json_int_t)s.pages_stored,
+			  "dedup_entries", (json_int_t)s.dedup_entries, "bytes_limit",
+			  (json_int_t)req->daemon->config.store_max_bytes));
+}
+
+int api_post_prune(struct api_request *req)
+{
+	static const char *const keys[] = {"vm", "keep", "dry_run", NULL};
+	json_t *keep = json_object_get(req->json, "keep"), *args;
+	json_t *vm = json_object_get(req->json, "vm");
+	json_t *dry = json_object_get(req->json, "dry_run");
+	struct keep_rules rules;
+	int rc = api_body_keys(req, keys);
+
+	if (rc)
+		return rc;
+	if (!json_is_object(keep) || (vm && !json_is_string(vm)) || (dry && !json_is_boolean(dry)))
+		return err_set(&req->err, EINVAL,
+			       "prune needs \"keep\", an object of rules; \"vm\" is a text, "
+			       "\"dry_run\" a boolean");
+	rc = keep_from_json(keep, &rules, &req->err);
+	if (rc)
+		return rc;
+	args = json_pack("{sI sO sO* sb}", "view", (json_int_t)req->view, "keep", keep, "vm", vm,
+			 "dry_run", json_is_true(dry));
+	return api_start_job(req, job_new(req->daemon, JOB_PRUNE, req->uid, args, prune_job));
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Looking after snapshots: set, delete, prune, remove a VM, gc; see upkeep.h.
+ *
+ * prune takes one list of the snapshots, decides for each VM apart, and deletes in
+ * one transaction: either every line of its answer is true, or nothing happened.
+ */
+#include "snapd/daemon/upkeep.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "snapd/api/json.h"
+#include "snapd/daemon/daemon.h"
+#include "snapd/util/cleanup.h"
+#include "snapd/vm/vm.h"
+
+static uint64_t arg_u64(const struct job *job, const char *key)
+{
+	return (uint64_t)json_integer_value(json_object_get(job->args, key));
+}
+
+static const char *arg_text(const struct job *job, const char *key)
+{
+	return json_string_value(json_object_get(job->args, key));
+}
+
+int set_job(struct job *job, struct err *e)
+{
+	struct store *s = job->daemon->store;
+	json_t *pinned = json_object_get(job->args, "pinned");
+	struct snapshot_change c = {.name = arg_text(job, "name"),
+				    .note = arg_text(job, "note"),
+				    .tags = arg_text(job, "tags")};
+	uint64_t id = arg_u64(job, "snapshot");
+	struct store_snapshot snap;
+	int rc;
+
+	if (pinned)
+		c.pin = json_is_true(pinned) ? SNAPSHOT_PIN_SET : SNAPSHOT_PIN_CLEAR;
+	rc = store_snapshot_change(s, id, &c, e);
+	if (!rc)
+		rc = store_snapshot_get(s, id, &snap, e);
+	if (rc)
+		return rc;
+	job->result = json_pack("{so}", "snapshot", snapshot_json(&snap));
+	return job->result ? 0 : err_errno(e, ENOMEM, "set");
+}
+
+int delete_job(struct job *job, struct err *e)
+{
+	uint64_t id = arg_u64(job, "snapshot");
+	int rc = store_snapshot_delete(job->daemon->store, id, e);
+
+	if (rc)
+		return rc;
+	job->result = json_pack("{sI}", "snapshot", (json_int_t)id);
+	return 0;
+}
+
+int remove_vm_job(struct job *job, struct err *e)
+{
+	struct daemon *d = job->daemon;
+	const char *name = arg_text(job, "vm");
+	uint32_t uid = (uint32_t)arg_u64(job, "uid");
+	char owned[SNAPD_NAME_MAX + 16];
+	uint64_t nr_snapshots;
+	struct vm *attached;
+	uint8_t id[16];
+	int rc = store_vm_find(d->store, name, uid, id, e);
+
+	if (rc)
+		return rc;
+	snprintf(owned, sizeof(owned), "%u/%s", uid, name);
+	attached = vm_find(d, owned, 0);
+	if (attached) {
+		vm_unref(attached);
+		return err_set(e, EBUSY, "VM %s is attached: end its VMM first", name);
+	}
+	rc = store_vm_remove(d->store, id, &nr_snapshots, e);
+	if (rc)
+		return rc;
+	job->result = json_pack("{ss sI}", "vm", name, "snapshots", (json_int_t)nr_snapshots);
+	return job->result ? 0 : err_errno(e, ENOMEM, "remove");
+}
+
+/* ---- prune ---- */
+
+int keep_from_json(json_t *keep, struct keep_rules *ret, struct err *e)
+{
+	const char *key;
+	json_t *v;
+
+	*ret = (struct keep_rules){0};
+	json_object_foreach(keep, key, v)
+	{
+		int period = KEEP_LAST;
+
+		while (period <= KEEP_YEARLY && strcmp(key, keep_reason_names[period]) != 0)
+			period++;
+		if (period <= KEEP_YEARLY) {
+			if (!json_is_integer(v) || json_integer_value(v) < 0 ||
+			    json_integer_value(v) > UINT32_MAX)
+				return err_set(e, EINVAL, "keep %s: not a number", key);
+			ret->periods[period] = (uint32_t)json_integer_value(v);
+		} else if (!strcmp(key, "within") && json_is_string(v)) {
+			int rc = keep_parse_duration(json_string_value(v), &ret->within_ns, e);
+
+			if (rc)
+				return rc;
+		} else if (!strcmp(key, "tags") && json_is_string(v)) {
+			ret->tags = json_string_value(v);
+		} else {
+			return err_set(e, EINVAL, "keep has no rule \"%.40s\" of that type", key);
+		}
+	}
+	/* Nothing to keep is more likely a slip than a wish. */
+	if (!keep_has_rule(ret))
+		return err_set(e, EINVAL, "prune needs a rule that keeps something");
+	return 0;
+}
+
+struct pruning {
+	struct store_snapshot *list; /* owned; by VM, then by time */
+	struct keep_item *items;     /* owned; of list */
+	size_t nr;
+	uint64_t *ids; /* owned; to be deleted */
+	size_t nr_ids;
+};
+
+static void pruning_deinit(struct pruning *p)
+{
+	free(p->list);
+	free(p->items);
+	free(p->ids);
+}
+
+static int by_vm_and_time(const void *a, const void *b)
+{
+	const struct store_snapshot *x = a, *y = b;
+	int vm = memcmp(x->vm, y->vm, sizeof(x->vm));
+
+	if (vm)
+		return vm;
+	if (x->taken_ns != y->taken_ns)
+		return x->taken_ns < y->taken_ns ? -1 : 1;
+	return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int prune_list(struct job *job, struct pruning *p, struct err *e)
+{
+	uint32_t view = (uint32_t)arg_u64(job, "view");
+	const char *vm = arg_text(job, "vm");
+	size_t all = 0;
+	int rc = store_snapshot_list(job->daemon->store, NULL, &p->list, &all, e);
+
+	if (rc)
+		return rc;
+	for (size_t i = 0; i < all; i++)
+		if ((!view || p->list[i].uid == view) && (!vm || !strcmp(vm, p->list[i].vm_name)))
+			p->list[p->nr++] = p->list[i];
+	if (vm && !p->nr)
+		return err_set(e, ENOENT, "there is no snapshot of a VM %s", vm);
+	qsort(p->list, p->nr, sizeof(*p->list), by_vm_and_time);
+	p->items = calloc(p->nr + 1, sizeof(*p->items));
+	p->ids = calloc(p->nr + 1, sizeof(*p->ids));
+	if (!p->items || !p->ids)
+		return err_errno(e, ENOMEM, "prune");
+	for (size_t i = 0; i < p->nr; i++)
+		p->items[i] = (struct keep_item){.taken_ns = p->list[i].taken_ns,
+						 .tags = p->list[i].tags,
+						 .pinned = p->list[i].pinned};
+	return 0;
+}
+
+static void prune_decide(struct pruning *p, const struct keep_rules *rules)
+{
+	for (size_t i = 0, n; i < p->nr; i += n) {
+		for (n = 1; i + n < p->nr && !memcmp(p->list[i].vm, p->list[i + n].vm, 16); n++)
+			;
+		keep_apply(rules, p->items + i, n);
+	}
+	for (size_t i = 0; i < p->nr; i++)
+		if (!p->items[i].reasons)
+			p->ids[p->nr_ids++] = p->list[i].id;
+}
+
+static json_t *prune_line(const struct store_snapshot *s, uint32_t reasons)
+{
+	json_t *why = json_array();
+
+	for (int i = 0; i < KEEP_NR_REASONS; i++)
+		if (reasons & 1u << i)
+			json_array_append_new(why, json_string(keep_reason_names[i]));
+	return json_pack("{sI ss ss sI sb so}", "id", (json_int_t)s->id, "vm", s->vm_name, "name",
+			 s->name, "taken_ns", (json_int_t)s->taken_ns, "keep", reasons != 0,
+			 "reasons", why);
+}
+
+int prune_job(struct job *job, struct err *e)
+{
+	_cleanup_(pruning_deinit) struct pruning p = {0};
+	bool dry = json_is_true(json_object_get(job->args, "dry_run"));
+	struct keep_rules rules;
+	json_t *lines;
+	int rc = keep_from_json(json_object_get(job->args, "keep"), &rules, e);
+
+	if (!rc)
+		rc = prune_list(job, &p, e);
+	if (rc)
+		return rc;
+	prune_decide(&p, &rules);
+	if (!dry && p.nr_ids)
+		rc = store_snapshots_delete(job->daemon->store, p.ids, p.nr_ids, e);
+	if (rc)
+		return rc;
+	lines = json_array();
+	for (size_t i = 0; i < p.nr; i++)
+		json_array_append_new(lines, prune_line(&p.list[i], p.items[i].reasons));
+	job->result = json_pack("{so sI sb}", "snapshots", lines, "deleted",
+				(json_int_t)(dry ? 0 : p.nr_ids), "dry_run", dry);
+	return job->result ? 0 : err_errno(e, ENOMEM, "prune");
+}
+
+/* ---- gc ---- */
+
+static int live_timelines(void *daemon, uint64_t **ret, size_t *nr)
+{
+	return vm_live_timelines(daemon, ret, nr);
+}
+
+int gc_job(struct job *job, struct err *e)
+{
+	uint64_t freed = 0;
+	int rc = store_gc(job->daemon->store, live_timelines, job->daemon, &freed, e);
+
+	if (rc)
+		return rc;
+	job->result = json_pack("{sI}", "bytes_freed", (json_int_t)freed);
+	return 0;
+}
