@@ -150,7 +150,7 @@ static struct piece *piece_at(struct snapd_vm *vm, const struct stat *st, uint64
 			      uint64_t *next)
 {
 	*next = UINT64_MAX;
-	for (size_t i = 0; i < vm->nr_pieces; i++) {
+	for (size_t i = 0; i < vm->nr_pieces && !ABLATED(ALIAS_IS_ANOTHER_PAGE); i++) {
 		struct piece *p = &vm->pieces[i];
 
 		if (p->gone || !block_is(&vm->blocks[p->block], st))
@@ -332,7 +332,8 @@ static void piece_end(struct snapd_vm *vm, struct piece *p)
 {
 	p->gone = true;
 	vm->gone_count++;
-	sets_clear_range(vm, p->first_frame, p->nr_frames);
+	if (!ABLATED(GONE_KEEPS_BITS))
+		sets_clear_range(vm, p->first_frame, p->nr_frames);
 	pthread_rwlock_wrlock(&vm->map_lock);
 	ranges_drop_frames(vm, &vm->holes, p->first_frame, p->nr_frames);
 	pthread_rwlock_unlock(&vm->map_lock);

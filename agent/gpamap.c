@@ -57,7 +57,8 @@ void gpamap_show(struct snapd_vm *vm, const struct view *v)
 	if (v->m.as_id != 0)
 		return;
 	pthread_rwlock_wrlock(&vm->map_lock);
-	devlogs_collect_locked(vm);
+	if (!ABLATED(LOG_AFTER_SLOT_CHANGE))
+		devlogs_collect_locked(vm);
 	for (uint32_t i = 0; i < v->nr_runs; i++) {
 		const struct slot_run *r = &v->runs[i];
 
@@ -87,7 +88,8 @@ void gpamap_hide(struct snapd_vm *vm, const struct view *v)
 	if (v->m.as_id != 0)
 		return;
 	pthread_rwlock_wrlock(&vm->map_lock);
-	devlogs_collect_locked(vm);
+	if (!ABLATED(LOG_AFTER_SLOT_CHANGE))
+		devlogs_collect_locked(vm);
 	mapped_remove(vm, gfn, v->m.size_bytes >> vm->page_shift);
 	for (uint32_t i = 0; i < v->nr_runs; i++) {
 		const struct slot_run *r = &v->runs[i];

@@ -126,8 +126,10 @@ int reap_last(struct snapd_vm *vm)
 	int r;
 
 	pthread_mutex_lock(&vm->slots_lock);
-	devlogs_collect(vm);
-	(void)backup_collect(vm); /* failed: all memory is dirty now */
+	if (!ABLATED(LOG_BEFORE_QUIESCE))
+		devlogs_collect(vm);
+	if (!ABLATED(BACKUP_BEFORE_STATE))
+		(void)backup_collect(vm); /* failed: all memory is dirty now */
 	pthread_mutex_lock(&vm->harvest_lock);
 	r = reap_locked(vm, true);
 	pthread_mutex_unlock(&vm->harvest_lock);
@@ -188,7 +190,8 @@ static void consumer_link(struct snapd_vm *vm, struct snapd_consumer *c)
 	pthread_mutex_lock(&vm->slots_lock); /* no piece is born meanwhile */
 	pthread_rwlock_wrlock(&vm->map_lock);
 	pthread_mutex_lock(&vm->harvest_lock);
-	gpaset_add_range(&c->set, 0, frames_end(vm));
+	if (!ABLATED(NEWCOMER_CLEAN))
+		gpaset_add_range(&c->set, 0, frames_end(vm));
 	c->next = vm->consumers;
 	vm->consumers = c;
 	pthread_mutex_unlock(&vm->harvest_lock);
@@ -277,6 +280,8 @@ long snapd_consumer_take(struct snapd_consumer *consumer, uint64_t *gfns, size_t
 
 		got = gpaset_take(&consumer->set, NULL, p.first_frame + p.nr_frames, &cursor,
 				  gfns + n, max - n);
+		for (size_t i = 0; i < got && ABLATED(CONSUMERS_SHARE); i++)
+			sets_clear_range(consumer->vm, gfns[n + i], 1);
 		for (size_t i = 0; i < got; i++)
 			gfns[n + i] = p.home_gfn + (gfns[n + i] - p.first_frame);
 		consumer->next_gfn = p.home_gfn + (cursor - p.first_frame);

@@ -93,6 +93,8 @@ static int hold(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 	vm->service_paused = true;
 	vcpus_hold(vm);
 	r = vcpus_wait_stopped(vm, timeout_ms, e);
+	if (ABLATED(LOG_BEFORE_QUIESCE))
+		devlogs_collect(vm);
 	if (r >= 0) {
 		vm->quiesced = true;
 		r = vm->cb.quiesce ? vm->cb.quiesce(vm->opaque) : 0;
@@ -239,6 +241,8 @@ static void on_pause(struct snapd_vm *vm, const struct snapd_msg_pause *m)
 	else if (!vm->service_paused)
 		r = hold(vm, m->timeout_ms, &e);
 	stopped = now_ns();
+	if (ABLATED(BACKUP_BEFORE_STATE))
+		(void)backup_collect(vm);
 	if (r >= 0 && !(m->flags & SNAPD_PAUSE_NO_STATE)) {
 		fd = save_state(vm, &out.state_bytes, &e);
 		r = fd;

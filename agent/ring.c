@@ -108,7 +108,8 @@ static void ring_vcpu_detach(struct snapd_vcpu *v)
 /* Its backup bitmap goes with a slot.  Failed: all memory is dirty now. */
 static void ring_slot_deleting(struct snapd_vm *vm, const struct view *v)
 {
-	(void)backup_collect_view(vm, v);
+	if (!ABLATED(BACKUP_GOES_WITH_SLOT))
+		(void)backup_collect_view(vm, v);
 }
 
 /* ---- harvesting ---- */

@@ -44,6 +44,7 @@
 #include "snapd/arch/arch.h"
 #include "snapd/gpaset.h"
 #include "snapd/harvest.h"
+#include "snapd/util/ablation.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/err.h"
 

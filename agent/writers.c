@@ -120,6 +120,8 @@ int snapd_vm_mark_file_dirty(struct snapd_vm *vm, int fd, uint64_t offset, uint6
 
 int snapd_vm_discarded(struct snapd_vm *vm, int fd, uint64_t offset, uint64_t len_bytes)
 {
+	if (ABLATED(DISCARD_UNTOLD))
+		return 0;
 	return mark_file(vm, fd, offset, len_bytes, true);
 }
 
@@ -163,12 +165,12 @@ static uint64_t word_take(_Atomic uint64_t *word)
 
 	if (!v)
 		return 0;
-#ifdef SNAPD_ABLATION_LOG_NOT_EXCHANGED
-	v = atomic_load(word);
-	atomic_store(word, 0);
-#else
-	v = atomic_exchange(word, 0);
-#endif
+	if (ABLATED(LOG_NOT_EXCHANGED)) {
+		v = atomic_load(word);
+		atomic_store(word, 0);
+	} else {
+		v = atomic_exchange(word, 0);
+	}
 	return le64toh(v);
 }
 

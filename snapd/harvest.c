@@ -16,6 +16,8 @@
 
 #include <linux/kvm.h>
 
+#include "snapd/util/ablation.h"
+
 static_assert(sizeof(struct kvm_dirty_gfn) == 16, "kernel ABI");
 
 int slot_table_init(struct slot_table *t, uint32_t nr_ids)
@@ -108,6 +110,11 @@ void slot_table_kill(struct slot_table *t, uint32_t as_id, uint32_t id)
 	assert(as_id < SLOT_TABLE_SPACES && id < t->nr_ids);
 	g = &t->gens[as_id][id];
 	assert(g->generation && !g->dead);
+	if (ABLATED(ID_REUSED_AT_ONCE)) {
+		gen_free(g);
+		t->next_id[as_id] = id;
+		return;
+	}
 	g->dead = true;
 	g->died_at = t->pass;
 	g->next_dead = t->first_dead[as_id];
@@ -170,6 +177,8 @@ enum slot_resolve slot_table_resolve(const struct slot_table *t, uint32_t slot, 
 	const struct slot_gen *g;
 	const struct slot_run *run;
 
+	if (ABLATED(AS_ID_IGNORED))
+		as_id = 0;
 	if (as_id >= SLOT_TABLE_SPACES || id >= t->nr_ids)
 		return SLOT_UNRESOLVED;
 	g = &t->gens[as_id][id];

@@ -20,8 +20,8 @@ int fake_listen(char *dir, size_t dir_bytes, char *socket_path, size_t socket_by
 void fake_unlisten(int listen_fd, const char *dir, const char *socket_path);
 
 #define FAKE_PAGE   4096ull
-#define FAKE_PIECES 64
-#define FAKE_BLOCKS 16
+#define FAKE_PIECES 256
+#define FAKE_BLOCKS 256
 struct fake_service {
 	int fd;
 	struct snapd_msg_hello hello;
