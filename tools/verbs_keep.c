@@ -153,40 +153,17 @@ int verb_delete(const struct args *a)
 
 /* ---- prune ---- */
 
-static int keep_rules(const struct args *a, json_t *keep)
+static void keep_rules(const struct args *a, json_t *keep)
 {
-	static const char *const numbers[] = {"last",	"hourly",  "daily",
-					      "weekly", "monthly", "yearly"};
-	char name[32], *end;
+	static const char *const rules[][2] = {
+		{"keep-last", "last"},	   {"keep-hourly", "hourly"},	{"keep-daily", "daily"},
+		{"keep-weekly", "weekly"}, {"keep-monthly", "monthly"}, {"keep-yearly", "yearly"},
+		{"keep-within", "within"}, {"keep-tag", "tags"},	{"keep-grid", "grid"},
+	};
 
-	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
-		const char *v;
-		unsigned long n;
-
-		snprintf(name, sizeof(name), "keep-%s", numbers[i]);
-		v = opt(a, name);
-		if (!v)
-			continue;
-		n = strtoul(v, &end, 10);
-		if (*v < '0' || *v > '9' || *end || n > UINT32_MAX)
-			return fail(EXIT_USAGE, "--%s %s: not a number", name, v);
-		json_object_set_new(keep, numbers[i], json_integer((json_int_t)n));
-	}
-	if (opt(a, "keep-within"))
-		json_object_set_new(keep, "within", json_string(opt(a, "keep-within")));
-	if (opt(a, "keep-tag"))
-		json_object_set_new(keep, "tags", json_string(opt(a, "keep-tag")));
-	return 0;
-}
-
-static void reasons_text(char *buf, size_t size, json_t *reasons)
-{
-	json_t *r;
-	size_t i;
-
-	*buf = '\0';
-	json_array_foreach(reasons, i, r) snprintf(buf + strlen(buf), size - strlen(buf), "%s%s",
-						   i ? ", " : "", json_string_value(r));
+	for (size_t i = 0; i < ARRAY_SIZE(rules); i++)
+		if (opt(a, rules[i][0]))
+			json_object_set_new(keep, rules[i][1], json_string(opt(a, rules[i][0])));
 }
 
 static void print_lines(json_t *r)
@@ -200,10 +177,9 @@ static void print_lines(json_t *r)
 
 	json_array_foreach(json_object_get(r, "snapshots"), i, s)
 	{
-		char id[24], when[32], why[128];
+		char id[24], when[32];
 		bool keep = json_is_true(json_object_get(s, "keep"));
 
-		reasons_text(why, sizeof(why), json_object_get(s, "reasons"));
 		table_row(t, (const char *const[]){text_u64(id, sizeof(id), get_u64(s, "id")),
 						   get_text(s, "vm"), get_text(s, "name"),
 						   human_time(when, sizeof(when),
@@ -211,7 +187,7 @@ static void print_lines(json_t *r)
 						   keep	 ? "keep"
 						   : dry ? "would delete"
 							 : "deleted",
-						   keep ? why : "no rule keeps it"});
+						   get_text(s, "why")});
 	}
 	table_print(t);
 }
@@ -221,12 +197,9 @@ int verb_prune(const struct args *a)
 	_cleanup_(cleanup_json) json_t *r = NULL;
 	json_t *keep = json_object();
 	json_t *body = json_pack("{so sb}", "keep", keep, "dry_run", opt(a, "dry-run") != NULL);
-	int rc = keep_rules(a, keep);
+	int rc;
 
-	if (rc) {
-		json_decref(body);
-		return rc;
-	}
+	keep_rules(a, keep);
 	if (a->nr_pos)
 		json_object_set_new(body, "vm", json_string(a->pos[0]));
 	rc = run_job(a, "POST", body, &r, "/v1/prune", NULL, NULL);

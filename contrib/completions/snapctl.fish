@@ -73,6 +73,7 @@ complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-monthly -x -d
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-yearly -x -d 'keep by yearly'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-within -x -d 'keep by within'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-tag -x -d 'keep by tag'
+complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-grid -x -d 'keep by grid'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only tell'
 
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot self-check list rollback prune' -a '(__snapctl_vms)'

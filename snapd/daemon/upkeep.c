@@ -7,6 +7,7 @@
  */
 #include "snapd/daemon/upkeep.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,35 +95,25 @@ int keep_from_json(json_t *keep, struct keep_rules *ret, struct err *e)
 	*ret = (struct keep_rules){0};
 	json_object_foreach(keep, key, v)
 	{
-		int period = KEEP_LAST;
+		char number[24];
+		int rc;
 
-		while (period <= KEEP_YEARLY && strcmp(key, keep_reason_names[period]) != 0)
-			period++;
-		if (period <= KEEP_YEARLY) {
-			if (!json_is_integer(v) || json_integer_value(v) < 0 ||
-			    json_integer_value(v) > UINT32_MAX)
-				return err_set(e, EINVAL, "keep %s: not a number", key);
-			ret->periods[period] = (uint32_t)json_integer_value(v);
-		} else if (!strcmp(key, "within") && json_is_string(v)) {
-			int rc = keep_parse_duration(json_string_value(v), &ret->within_ns, e);
-
-			if (rc)
-				return rc;
-		} else if (!strcmp(key, "tags") && json_is_string(v)) {
-			ret->tags = json_string_value(v);
-		} else {
-			return err_set(e, EINVAL, "keep has no rule \"%.40s\" of that type", key);
-		}
+		snprintf(number, sizeof(number), "%lld", (long long)json_integer_value(v));
+		if (!json_is_string(v) && !json_is_integer(v))
+			return err_set(e, EINVAL, "keep %.40s: neither a text nor a number", key);
+		rc = keep_set(ret, key, json_is_integer(v) ? number : json_string_value(v), e);
+		if (rc)
+			return rc;
 	}
 	/* Nothing to keep is more likely a slip than a wish. */
-	if (!keep_has_rule(ret))
+	if (!keep_has_rules(ret))
 		return err_set(e, EINVAL, "prune needs a rule that keeps something");
 	return 0;
 }
 
 struct pruning {
-	struct store_snapshot *list; /* owned; by VM, then by time */
-	struct keep_item *items;     /* owned; of list */
+	struct store_snapshot *list; /* owned; by VM, then newest first */
+	struct keep_snapshot *items; /* owned; of list, in its order */
 	size_t nr;
 	uint64_t *ids; /* owned; to be deleted */
 	size_t nr_ids;
@@ -135,7 +126,8 @@ static void pruning_deinit(struct pruning *p)
 	free(p->ids);
 }
 
-static int by_vm_and_time(const void *a, const void *b)
+/* As keep_decide() has them. */
+static int newest_first_by_vm(const void *a, const void *b)
 {
 	const struct store_snapshot *x = a, *y = b;
 	int vm = memcmp(x->vm, y->vm, sizeof(x->vm));
@@ -143,8 +135,8 @@ static int by_vm_and_time(const void *a, const void *b)
 	if (vm)
 		return vm;
 	if (x->taken_ns != y->taken_ns)
-		return x->taken_ns < y->taken_ns ? -1 : 1;
-	return x->id < y->id ? -1 : x->id > y->id;
+		return x->taken_ns < y->taken_ns ? 1 : -1;
+	return x->id < y->id ? 1 : x->id > y->id ? -1 : 0;
 }
 
 static int prune_list(struct job *job, struct pruning *p, struct err *e)
@@ -161,62 +153,62 @@ static int prune_list(struct job *job, struct pruning *p, struct err *e)
 			p->list[p->nr++] = p->list[i];
 	if (vm && !p->nr)
 		return err_set(e, ENOENT, "there is no snapshot of a VM %s", vm);
-	qsort(p->list, p->nr, sizeof(*p->list), by_vm_and_time);
+	qsort(p->list, p->nr, sizeof(*p->list), newest_first_by_vm);
 	p->items = calloc(p->nr + 1, sizeof(*p->items));
 	p->ids = calloc(p->nr + 1, sizeof(*p->ids));
 	if (!p->items || !p->ids)
 		return err_errno(e, ENOMEM, "prune");
 	for (size_t i = 0; i < p->nr; i++)
-		p->items[i] = (struct keep_item){.taken_ns = p->list[i].taken_ns,
-						 .tags = p->list[i].tags,
-						 .pinned = p->list[i].pinned};
+		p->items[i] = (struct keep_snapshot){
+			.id = p->list[i].id,
+			.taken_s = (int64_t)(p->list[i].taken_ns / 1000000000),
+			.tags = p->list[i].tags,
+			.pinned = p->list[i].pinned};
 	return 0;
 }
 
-static void prune_decide(struct pruning *p, const struct keep_rules *rules)
+static void prune_decide(struct pruning *p, const struct keep_rules *rules, const struct zone *zone)
 {
 	for (size_t i = 0, n; i < p->nr; i += n) {
 		for (n = 1; i + n < p->nr && !memcmp(p->list[i].vm, p->list[i + n].vm, 16); n++)
 			;
-		keep_apply(rules, p->items + i, n);
+		keep_decide(rules, zone, p->items + i, n);
 	}
 	for (size_t i = 0; i < p->nr; i++)
-		if (!p->items[i].reasons)
-			p->ids[p->nr_ids++] = p->list[i].id;
+		if (!p->items[i].keep)
+			p->ids[p->nr_ids++] = p->items[i].id;
 }
 
-static json_t *prune_line(const struct store_snapshot *s, uint32_t reasons)
+static json_t *prune_line(const struct store_snapshot *s, const struct keep_snapshot *verdict)
 {
-	json_t *why = json_array();
-
-	for (int i = 0; i < KEEP_NR_REASONS; i++)
-		if (reasons & 1u << i)
-			json_array_append_new(why, json_string(keep_reason_names[i]));
-	return json_pack("{sI ss ss sI sb so}", "id", (json_int_t)s->id, "vm", s->vm_name, "name",
-			 s->name, "taken_ns", (json_int_t)s->taken_ns, "keep", reasons != 0,
-			 "reasons", why);
+	return json_pack("{sI ss ss sI sb ss}", "id", (json_int_t)s->id, "vm", s->vm_name, "name",
+			 s->name, "taken_ns", (json_int_t)s->taken_ns, "keep", verdict->keep, "why",
+			 verdict->why);
 }
 
 int prune_job(struct job *job, struct err *e)
 {
 	_cleanup_(pruning_deinit) struct pruning p = {0};
 	bool dry = json_is_true(json_object_get(job->args, "dry_run"));
+	_cleanup_(cleanup_zone) struct zone *zone = NULL;
 	struct keep_rules rules;
 	json_t *lines;
 	int rc = keep_from_json(json_object_get(job->args, "keep"), &rules, e);
 
 	if (!rc)
+		rc = zone_open(NULL, &zone, e);
+	if (!rc)
 		rc = prune_list(job, &p, e);
 	if (rc)
 		return rc;
-	prune_decide(&p, &rules);
+	prune_decide(&p, &rules, zone);
 	if (!dry && p.nr_ids)
 		rc = store_snapshots_delete(job->daemon->store, p.ids, p.nr_ids, e);
 	if (rc)
 		return rc;
 	lines = json_array();
 	for (size_t i = 0; i < p.nr; i++)
-		json_array_append_new(lines, prune_line(&p.list[i], p.items[i].reasons));
+		json_array_append_new(lines, prune_line(&p.list[i], &p.items[i]));
 	job->result = json_pack("{so sI sb}", "snapshots", lines, "deleted",
 				(json_int_t)(dry ? 0 : p.nr_ids), "dry_run", dry);
 	return job->result ? 0 : err_errno(e, ENOMEM, "prune");

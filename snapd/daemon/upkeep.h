@@ -6,8 +6,8 @@
  */
 #pragma once
 
-#include "snapd/daemon/keep.h"
 #include "snapd/daemon/job.h"
+#include "snapd/policy/keep.h"
 
 /* args {"snapshot": id, "name"?, "note"?, "tags"?, "pinned"?}: result {"snapshot": Snapshot}. */
 int set_job(struct job *job, struct err *e);
@@ -16,9 +16,9 @@ int delete_job(struct job *job, struct err *e);
 /* args {"vm": name, "uid": owner}: result {"vm", "snapshots": how many}.  -EBUSY: attached. */
 int remove_vm_job(struct job *job, struct err *e);
 /* args {"view": uid, "vm"?, "keep": {…as in the API}, "dry_run"}: result {"snapshots":
- * [{id, vm, name, taken_ns, keep, reasons}], "deleted", "dry_run"}. */
+ * [{id, vm, name, taken_ns, keep, why}], "deleted", "dry_run"}. */
 int prune_job(struct job *job, struct err *e);
-/* What `keep` of a request says; *ret borrows from it.  -EINVAL. */
+/* What `keep` of a request says.  -EINVAL. */
 int keep_from_json(json_t *keep, struct keep_rules *ret, struct err *e);
 /* Result {"bytes_freed"}. */
 int gc_job(struct job *job, struct err *e);

@@ -22,8 +22,8 @@ int keep_parse_span(const char *text, uint64_t *ret)
 	static const struct {
 		char letter;
 		uint64_t seconds;
-	} units[] = {{'s', 1},	   {'m', 60},	  {'h', 3600},
-		     {'d', 86400}, {'w', 604800}, {'y', 31536000}};
+	} units[] = {{'s', 1},	    {'m', 60},	    {'h', 3600},    {'d', 86400},
+		     {'w', 604800}, {'M', 2592000}, {'y', 31536000}};
 	uint64_t sum = 0;
 
 	do {
@@ -46,7 +46,7 @@ int keep_parse_span(const char *text, uint64_t *ret)
 	return sum ? 0 : -EINVAL;
 }
 
-int keep_parse_count(const char *text, uint32_t *ret)
+static int parse_count(const char *text, uint32_t *ret)
 {
 	unsigned long n;
 	char *end;
@@ -79,7 +79,7 @@ static int parse_step(const char *step, size_t len, struct keep_rules *rules)
 	if (!x)
 		return -EINVAL;
 	*x = '\0';
-	if (keep_parse_count(text, &count) || !count || count == KEEP_ALL ||
+	if (parse_count(text, &count) || !count || count == KEEP_ALL ||
 	    keep_parse_span(x + 1, &span_s) || span_s > SPAN_MAX_S / count)
 		return -EINVAL;
 	if (rules->nr_grid && (rules->grid[rules->nr_grid - 1].span_s >= span_s ||
@@ -90,7 +90,7 @@ static int parse_step(const char *step, size_t len, struct keep_rules *rules)
 	return 0;
 }
 
-int keep_parse_grid(const char *text, struct keep_rules *rules, struct err *e)
+static int parse_grid(const char *text, struct keep_rules *rules, struct err *e)
 {
 	const char *p = text;
 
@@ -111,11 +111,47 @@ int keep_parse_grid(const char *text, struct keep_rules *rules, struct err *e)
 	return 0;
 }
 
+static int set_tags(struct keep_rules *rules, const char *value, struct err *e)
+{
+	if (!*value || strlen(value) >= sizeof(rules->tags))
+		return err_set(e, EINVAL,
+			       "tags: want 1 to %zu characters, tags separated by commas",
+			       sizeof(rules->tags) - 1);
+	snprintf(rules->tags, sizeof(rules->tags), "%s", value);
+	return 0;
+}
+
+static int set_count(uint32_t *field, const char *key, const char *value, struct err *e)
+{
+	if (parse_count(value, field))
+		return err_set(e, EINVAL, "%s '%.40s': want a number, or all", key, value);
+	return 0;
+}
+
+int keep_set(struct keep_rules *rules, const char *key, const char *value, struct err *e)
+{
+	if (!strcmp(key, "last"))
+		return set_count(&rules->last, key, value, e);
+	for (int p = 0; p < KEEP_NR_PERIODS; p++)
+		if (!strcmp(key, keep_period_names[p]))
+			return set_count(&rules->period[p], key, value, e);
+	if (!strcmp(key, "tags"))
+		return set_tags(rules, value, e);
+	if (!strcmp(key, "grid"))
+		return parse_grid(value, rules, e);
+	if (strcmp(key, "within") != 0)
+		return err_set(e, EINVAL, "there is no rule \"%.40s\" for what to keep", key);
+	if (keep_parse_span(value, &rules->within_s))
+		return err_set(e, EINVAL, "within '%.40s': want a time such as 36h, 2w3d or 1y6M",
+			       value);
+	return 0;
+}
+
 /* ---- deciding ---- */
 
 bool keep_has_rules(const struct keep_rules *r)
 {
-	bool any = r->last || r->within_s || r->nr_grid || r->nr_tags;
+	bool any = r->last || r->within_s || r->nr_grid || r->tags[0];
 
 	for (int p = 0; p < KEEP_NR_PERIODS; p++)
 		any |= r->period[p] > 0;
@@ -255,23 +291,34 @@ static void decide_grid(const struct keep_rules *r, struct keep_snapshot *snaps,
 	}
 }
 
-static bool has_tag(const struct keep_snapshot *s, const char *tag)
+/* Is a word of the list `tags` in the list `wanted`?  Its length, and where; 0: none. */
+static int common_tag(const char *tags, const char *wanted, const char **ret)
 {
-	for (uint32_t i = 0; i < s->nr_tags; i++)
-		if (!strcmp(s->tags[i], tag))
-			return true;
-	return false;
+	size_t len;
+
+	for (; *tags; tags += len + (tags[len] == ',')) {
+		len = strcspn(tags, ",");
+		for (const char *w = wanted; *w; w += strcspn(w, ","), w += *w == ',') {
+			if (!len || strcspn(w, ",") != len || strncmp(w, tags, len) != 0)
+				continue;
+			*ret = tags;
+			return (int)len;
+		}
+	}
+	return 0;
 }
 
 static void decide_alone(const struct keep_rules *r, struct keep_snapshot *s, int64_t newest_s)
 {
+	const char *tag;
+	int len = s->tags ? common_tag(s->tags, r->tags, &tag) : 0;
+
 	if (s->pinned)
 		want(s, "pinned");
 	if (s->held)
 		want(s, "not backed up yet");
-	for (uint32_t t = 0; t < r->nr_tags; t++)
-		if (has_tag(s, r->tags[t]))
-			want(s, "tag %s", r->tags[t]);
+	if (len)
+		want(s, "tag %.*s", len, tag);
 	if (r->within_s && (uint64_t)(newest_s - s->taken_s) < r->within_s)
 		want(s, "within");
 }

@@ -33,8 +33,6 @@
 #include "snapd/util/err.h"
 
 #define KEEP_GRID_MAX 8
-#define KEEP_TAGS_MAX 16
-#define KEEP_TAG_LEN  64
 #define KEEP_ALL      UINT32_MAX /* a count: as many as there are */
 
 enum keep_period {
@@ -56,15 +54,13 @@ struct keep_rules {
 		uint64_t span_s;
 	} grid[KEEP_GRID_MAX];
 	uint32_t nr_grid;
-	char tags[KEEP_TAGS_MAX][KEEP_TAG_LEN];
-	uint32_t nr_tags;
+	char tags[256]; /* separated by commas */
 };
 
 struct keep_snapshot {
 	uint64_t id;
-	int64_t taken_s;	 /* Unix time */
-	const char *const *tags; /* borrowed */
-	uint32_t nr_tags;
+	int64_t taken_s;  /* Unix time */
+	const char *tags; /* separated by commas; borrowed */
 	bool pinned;
 	bool held; /* not to be lost yet, e.g. not backed up */
 	/* out */
@@ -81,12 +77,10 @@ bool keep_has_rules(const struct keep_rules *rules);
 void keep_decide(const struct keep_rules *rules, const struct zone *zone,
 		 struct keep_snapshot *snaps, size_t nr);
 
-/* "24x1h, 14x1d": steps; -EINVAL with the reason. */
-int keep_parse_grid(const char *text, struct keep_rules *rules, struct err *e);
+/* "last", "hourly" … "yearly" (a number or "all"), "within" (a span), "tags", "grid": the
+ * words of prune, of policies and of the API; -EINVAL with the reason. */
+int keep_set(struct keep_rules *rules, const char *key, const char *value, struct err *e);
 
-/* A number, or "all"; -EINVAL. */
-int keep_parse_count(const char *text, uint32_t *ret);
-
-/* "90s", "15m", "1h30m", "2d", "3w", "1y": seconds, more than none; -EINVAL.  Months
- * differ in length and are no unit here. */
+/* "90s", "15m", "1h30m", "2d", "3w", "6M", "1y": seconds, more than none; -EINVAL.  m is a
+ * minute, M a month of 30 days; a year has 365. */
 int keep_parse_span(const char *text, uint64_t *ret);

@@ -19,6 +19,11 @@ struct zone;
 int zone_open(const char *name, struct zone **ret, struct err *e);
 void zone_close(struct zone *zone); /* accepts NULL */
 
+static inline void cleanup_zone(struct zone **zone)
+{
+	zone_close(*zone);
+}
+
 /* Local seconds - Unix time. */
 int32_t zone_offset(const struct zone *zone, int64_t at_s);
 

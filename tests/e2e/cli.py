@@ -249,7 +249,7 @@ class Cli:
 
     def prune(self, ids):
         """A dry run tells what the real one does; what is pinned or tagged stays."""
-        for argv in ([], ["--keep-last", "x"], ["--keep-within", "soon"], ["--keep-last", "0"]):
+        for argv in ([], ["--keep-last", "x"], ["--keep-within", "soon"], ["--keep-grid", "24x2h,7x5h"], ["--keep-last", "0"]):
             self.bad(2, "prune", "tended", *argv)
         self.bad(3, "prune", "nobody", "--keep-last", 1)
         rules = ["tended", "--keep-last", 1, "--keep-tag", "nothing,zz"]
@@ -261,7 +261,7 @@ class Cli:
         check(wet["snapshots"] == dry["snapshots"] and wet["deleted"] == 2, f"{wet} instead of {dry}")
         left = [s["id"] for s in self.js("list", "tended")["snapshots"]]
         check(left == [ids[0], ids[3]], f"left: {left} of {ids}")
-        check([s["reasons"] for s in wet["snapshots"]] == [["pinned"], [], [], ["last"]], f"reasons: {wet}")
+        check([s["keep"] for s in wet["snapshots"]] == [True, False, False, True], f"kept: {wet}")
         self.ok("set", ids[0], "--unpin")
         self.bad(3, "delete", "--vm", "nobody")
         self.bad(2, "delete")

@@ -17,7 +17,10 @@
 
 static const char *const zones[] = {"UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kathmandu",
 				    "Australia/Lord_Howe"};
-static const char *const some_tags[] = {"manual", "release"};
+static const char *const some_tags[] = {"manual", "release", "a,manual", "man", ""};
+static const char *const some_rules[] = {"manual", "b,release", "x,y"};
+/* Which of the tags above a rule wants. */
+static const bool wants[3][5] = {{true, false, true}, {false, true}, {false}};
 
 static struct keep_rules random_rules(struct rand *r)
 {
@@ -34,10 +37,10 @@ static struct keep_rules random_rules(struct rand *r)
 	if (rand_below(r, 4) == 0)
 		rules.within_s = 1 + rand_below(r, 40 * 86400);
 	if (rand_below(r, 2))
-		check(!keep_parse_grid(grids[rand_below(r, ARRAY_SIZE(grids))], &rules, &e), "%s",
+		check(!keep_set(&rules, "grid", grids[rand_below(r, ARRAY_SIZE(grids))], &e), "%s",
 		      e.text);
 	if (rand_below(r, 4) == 0)
-		strcpy(rules.tags[rules.nr_tags++], some_tags[rand_below(r, 2)]);
+		snprintf(rules.tags, sizeof(rules.tags), "%s", some_rules[rand_below(r, 3)]);
 	return rules;
 }
 
@@ -49,8 +52,7 @@ static size_t random_history(struct rand *r, struct keep_snapshot *snaps)
 
 	for (size_t i = 0; i < nr; i++) {
 		snaps[i] = (struct keep_snapshot){.id = i + 1, .taken_s = at_s};
-		snaps[i].tags = &some_tags[rand_below(r, 2)];
-		snaps[i].nr_tags = rand_below(r, 10) == 0;
+		snaps[i].tags = rand_below(r, 10) ? NULL : some_tags[rand_below(r, 5)];
 		snaps[i].pinned = rand_below(r, 50) == 0;
 		snaps[i].held = rand_below(r, 50) == 0;
 		at_s += (int64_t)(rand_below(r, 20) ? rand_below(r, 2 * step_s)
@@ -158,8 +160,11 @@ static bool model_keeps(const struct keep_rules *r, const struct zone *zone,
 		return true;
 	if (r->within_s && (uint64_t)(newest->taken_s - s->taken_s) < r->within_s)
 		return true;
-	if (r->nr_tags && s->nr_tags && !strcmp(s->tags[0], r->tags[0]))
-		return true;
+	for (size_t rule = 0; s->tags && rule < ARRAY_SIZE(some_rules); rule++)
+		for (size_t tag = 0; tag < ARRAY_SIZE(some_tags); tag++)
+			if (!strcmp(r->tags, some_rules[rule]) && s->tags == some_tags[tag] &&
+			    wants[rule][tag])
+				return true;
 	for (int p = 0; p < KEEP_NR_PERIODS; p++)
 		if (model_period(r->period[p], p, zone, s, all, nr))
 			return true;
@@ -214,41 +219,47 @@ static void often_as_once(const struct keep_rules *rules, const struct zone *zon
 
 static void words(void)
 {
-	static const char *const bad_grids[] = {"",
-						"24",
-						"0x1h",
-						"24x",
-						"24x1h,12x1h",
-						"24x7h,3x1d",
-						"x1h",
-						"allx1h",
-						"1x1s,1x2s,1x4s,1x8s,1x16s,1x32s,1x64s,"
-						"1x128s,1x256s"};
-	static const char *const bad_spans[] = {
-		"", "5", "m", "-5m", "0s", "5x", "99999999999999999999s", "5 m"};
+	static const char *const bad[][2] = {
+		{"grid", ""},
+		{"grid", "24"},
+		{"grid", "0x1h"},
+		{"grid", "24x"},
+		{"grid", "x1h"},
+		{"grid", "24x1h,12x1h"},
+		{"grid", "allx1h"},
+		{"grid", "1x2d,1x1d"},
+		{"grid", "24x7h,3x1d"},
+		{"grid", "1x1s,1x2s,1x4s,1x8s,1x16s,1x32s,1x64s,1x128s,1x256s"},
+		{"within", ""},
+		{"within", "5"},
+		{"within", "m"},
+		{"within", "-5m"},
+		{"within", "0s"},
+		{"within", "5x"},
+		{"within", "5 m"},
+		{"within", "99999999999999999999s"},
+		{"last", "-1"},
+		{"last", "7x"},
+		{"daily", "4294967295"},
+		{"daily", ""},
+		{"tags", ""},
+		{"sometimes", "3"},
+	};
 	struct keep_rules rules = {};
 	struct err e = {};
-	uint64_t span_s;
-	uint32_t count;
 
-	check(!keep_parse_grid(" 24x1h, 14x1d 6x30d", &rules, &e), "%s", e.text);
+	check(!keep_set(&rules, "grid", " 24x1h, 14x1d 6x1M", &e), "%s", e.text);
 	check(rules.nr_grid == 3 && rules.grid[2].count == 6 && rules.grid[2].span_s == 30 * 86400,
 	      "misread");
-	for (size_t i = 0; i < ARRAY_SIZE(bad_grids); i++) {
+	check(!keep_set(&rules, "within", "1h30m", &e) && rules.within_s == 5400, "misread");
+	check(!keep_set(&rules, "last", "7", &e) && rules.last == 7, "misread");
+	check(!keep_set(&rules, "weekly", "all", &e) && rules.period[KEEP_WEEKLY] == KEEP_ALL,
+	      "misread");
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
 		err_clear(&e);
-		check(keep_parse_grid(bad_grids[i], &rules, &e) == -EINVAL && e.text[0],
-		      "'%s' was taken", bad_grids[i]);
+		check(keep_set(&rules, bad[i][0], bad[i][1], &e) == -EINVAL && e.text[0],
+		      "%s '%s' was taken", bad[i][0], bad[i][1]);
 	}
-	check(!keep_parse_span("1h30m", &span_s) && span_s == 5400, "misread");
-	for (size_t i = 0; i < ARRAY_SIZE(bad_spans); i++)
-		check(keep_parse_span(bad_spans[i], &span_s) == -EINVAL, "'%s' was taken",
-		      bad_spans[i]);
-	check(!keep_parse_count("7", &count) && count == 7, "misread");
-	check(!keep_parse_count("all", &count) && count == KEEP_ALL, "misread");
-	check(keep_parse_count("-1", &count) == -EINVAL &&
-		      keep_parse_count("4294967295", &count) == -EINVAL &&
-		      keep_parse_count("7x", &count) == -EINVAL,
-	      "taken");
 }
 
 int main(int argc, char **argv)
