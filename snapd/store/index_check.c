@@ -10,7 +10,9 @@
  *   C1 both meta pages hold magic and version, and their transaction numbers are
  *      neighbours, each on the page of its parity (LMDB writes them in turn; a
  *      flip in one would otherwise silently select the older state);
- *   C2 the file holds every page up to the newest meta's last page;
+ *   C2 the file holds every page that a tree or a value uses; behind its end there
+ *      are only free pages (LMDB does not write what one transaction took and gave
+ *      back), each named by 8 bytes of the free list, which bounds their number;
  *   C3 each of the trees (free list, main, and each database named in main) has
  *      pages of the right kind at the right depth, with node offsets and sizes
  *      inside the page, keys ascending and inside the bounds that the parents
@@ -477,7 +479,8 @@ static int check_metas(struct check *c)
 	c->meta = m[newest];
 	if (fstat(c->fd, &st))
 		return err_errno(c->e, errno, "%s", c->path);
-	if (c->meta.last_page < 1 || c->meta.last_page >= (uint64_t)st.st_size / c->page_bytes)
+	if (c->meta.last_page < 1 ||
+	    c->meta.last_page >= (uint64_t)st.st_size / c->page_bytes + (uint64_t)st.st_size / 8)
 		return damaged(c, "it has %lld bytes, but %llu pages of %u", (long long)st.st_size,
 			       (unsigned long long)c->meta.last_page + 1, c->page_bytes);
 	return 0;
