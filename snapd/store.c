@@ -8,8 +8,10 @@
  * batch headers.  There is no journal to replay: what the last LMDB commit names
  * is durable, and everything else is free space.
  *
- * A store is made in an order that a crash can't spoil: directories, then the
- * index with its identity; only an index without records is taken for a new one.
+ * A store is made in an order that a crash can't spoil: directories; then the
+ * index, with its identity, under another name (LMDB writes a file's first pages
+ * without an order); once it is durable it gets its own.  So an index without an
+ * identity is always damage.
  *
  * Threads: any, see store.h.
  */
@@ -81,18 +83,13 @@ static int sync_parent(const char *dir, struct err *e)
 
 static int open_dirs(struct store *s, bool create, struct err *e)
 {
-	_cleanup_fd_ int index_fd = -1;
-
 	s->dir_fd = open_dir(AT_FDCWD, s->dir, create, s->dir, e);
 	if (s->dir_fd < 0)
 		return s->dir_fd;
-	index_fd = open_dir(s->dir_fd, "index", create, s->dir, e);
-	if (index_fd < 0)
-		return index_fd;
 	s->segments_fd = open_dir(s->dir_fd, "segments", create, s->dir, e);
 	if (s->segments_fd < 0)
 		return s->segments_fd;
-	if (create && (fsync(s->dir_fd) || fsync(index_fd)))
+	if (create && fsync(s->dir_fd))
 		return err_errno(e, errno, "syncing %s", s->dir);
 	return create ? sync_parent(s->dir, e) : 0;
 }
@@ -168,12 +165,10 @@ static int make_identity(struct store *s, struct err *e)
 	return index_update(s->index, create_identity, s, e);
 }
 
-/* 1: the index has no record at all. */
-static int read_identity(struct store *s, struct err *e)
+static int open_identity(struct store *s, struct err *e)
 {
 	struct rec_counters counters;
 	struct ix_txn t;
-	uint64_t records;
 	int r;
 
 	r = index_begin(s->index, &t, e);
@@ -183,39 +178,16 @@ static int read_identity(struct store *s, struct err *e)
 	if (!r)
 		r = index_get(&t, IX_META, &key_counters, &counters, sizeof(counters), NULL, NULL,
 			      e);
-	if (r == -ENOENT) {
-		r = index_count(&t, IX_META, &records, e);
-		if (!r)
-			r = records ? err_set(e, E_CORRUPT,
-					      "store %s: the index has lost its identity", s->dir)
-				    : 1;
-	} else if (!r) {
-		s->next_seq = counters.next_seq;
-		s->next_snapshot = counters.next_snapshot;
-	}
 	index_end(&t);
-	return r;
-}
-
-static int open_identity(struct store *s, bool create, struct err *e)
-{
-	int r = read_identity(s, e);
-
-	if (r == 1) {
-		if (!create || s->read_only)
-			return err_set(e, ENOENT, "there is no store at %s yet", s->dir);
-		/* An index that was lost is not a new store: its segments would go. */
-		r = space_is_empty(s, e);
-		if (!r)
-			r = make_identity(s, e);
-		if (!r)
-			r = read_identity(s, e);
-	}
 	if (r)
-		return r;
+		return r == -ENOENT ? err_set(e, E_CORRUPT,
+					      "store %s: the index has lost its identity", s->dir)
+				    : r;
 	if (s->record.major != FMT_MAJOR)
 		return err_set(e, EPROTO, "store %s has format %u.%u; this snapd knows %u.x",
 			       s->dir, s->record.major, s->record.minor, FMT_MAJOR);
+	s->next_seq = counters.next_seq;
+	s->next_snapshot = counters.next_snapshot;
 	memcpy(s->uuid, s->record.uuid, sizeof(s->uuid));
 	memcpy(s->secret.b, s->record.secret, sizeof(s->secret.b));
 	return 0;
@@ -264,15 +236,71 @@ static int load_segments(struct store *s, struct err *e)
 	return r;
 }
 
-static int open_index(struct store *s, bool create, struct err *e)
+static int open_index(struct store *s, const char *name, bool create, struct err *e)
 {
 	_cleanup_free_ char *dir = NULL;
 	struct index_config config = {.create = create, .read_only = s->read_only};
 
-	if (asprintf(&dir, "%s/index", s->dir) < 0)
+	if (asprintf(&dir, "%s/%s", s->dir, name) < 0)
 		return err_errno(e, ENOMEM, "store %s", s->dir);
 	config.dir = dir;
 	return index_open(&config, &s->index, e);
+}
+
+#define INDEX_UNFINISHED "index.new"
+
+static int remove_at(const struct store *s, const char *name, int flags, struct err *e)
+{
+	if (unlinkat(s->dir_fd, name, flags) && errno != ENOENT)
+		return err_errno(e, errno, "removing %s/%s", s->dir, name);
+	return 0;
+}
+
+/* An index in a directory of its own, durable. */
+static int make_index(struct store *s, struct err *e)
+{
+	_cleanup_fd_ int fd = -1;
+	int r;
+
+	r = remove_at(s, INDEX_UNFINISHED "/data.mdb", 0, e);
+	if (!r)
+		r = remove_at(s, INDEX_UNFINISHED "/lock.mdb", 0, e);
+	if (r)
+		return r;
+	fd = open_dir(s->dir_fd, INDEX_UNFINISHED, true, s->dir, e);
+	if (fd < 0)
+		return fd;
+	r = open_index(s, INDEX_UNFINISHED, true, e);
+	if (!r)
+		r = make_identity(s, e);
+	index_close(steal_ptr(&s->index));
+	if (!r && fsync(fd))
+		r = err_errno(e, errno, "syncing %s/" INDEX_UNFINISHED, s->dir);
+	return r;
+}
+
+/* Make the index when there is none. */
+static int ensure_index(struct store *s, struct err *e)
+{
+	int r;
+
+	if (!faccessat(s->dir_fd, "index/data.mdb", F_OK, 0))
+		return 0;
+	if (errno != ENOENT)
+		return err_errno(e, errno, "%s/index", s->dir);
+	/* An index that was lost is not a new store: its segments would go. */
+	r = space_is_empty(s, e);
+	if (!r)
+		r = make_index(s, e);
+	if (!r)
+		r = remove_at(s, "index/lock.mdb", 0, e);
+	if (!r)
+		r = remove_at(s, "index", AT_REMOVEDIR, e);
+	if (r)
+		return r;
+	if (renameat(s->dir_fd, INDEX_UNFINISHED, s->dir_fd, "index") || fsync(s->dir_fd))
+		return err_errno(e, errno, "%s/index", s->dir);
+	return 0;
 }
 
 static size_t dedup_max(void)
@@ -319,10 +347,12 @@ static int store_open_in(struct store *s, const struct store_config *c, struct e
 		r = open_dirs(s, create, e);
 	if (!r && !s->read_only)
 		r = lock_store(s, e);
+	if (!r && create)
+		r = ensure_index(s, e);
 	if (!r)
-		r = open_index(s, create, e);
+		r = open_index(s, "index", false, e);
 	if (!r)
-		r = open_identity(s, create, e);
+		r = open_identity(s, e);
 	if (!r)
 		r = load_segments(s, e);
 	if (!r)

@@ -570,7 +570,7 @@ int space_is_empty(struct store *s, struct err *e)
 	while (!r && (d = readdir(dir)))
 		if (parse_name(d->d_name, &id))
 			r = err_set(e, E_CORRUPT,
-				    "store %s has segments, but its index is empty: bring back a "
+				    "store %s has segments, but no index: bring back a "
 				    "copy of "
 				    "%s/index, or move %s/segments away to begin anew",
 				    s->dir, s->dir, s->dir);
