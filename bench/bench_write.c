@@ -211,7 +211,8 @@ static void check(int r, const struct err *e)
 
 static void store_run_init(struct store_run *s)
 {
-	struct store_config config = {.dir = path_of("store", 0), .create = true};
+	struct store_config config = {
+		.dir = path_of("store", 0), .create = true, .compression = "none"};
 	struct err e = {0};
 
 	*s = (struct store_run){.vm = {.name = "bench", .arch = "x86_64", .page_size = PAGE}};

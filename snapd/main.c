@@ -100,7 +100,9 @@ static int open_store(struct daemon *d, struct err *e)
 	struct store_config config = {.dir = d->config.store_dir,
 				      .create = true,
 				      .segment_bytes = d->config.segment_bytes,
-				      .max_bytes = d->config.store_max_bytes};
+				      .max_bytes = d->config.store_max_bytes,
+				      .compression = d->config.compression,
+				      .pool = d->pool};
 
 	return store_open(&config, &d->store, e);
 }

@@ -143,16 +143,19 @@ static int create_identity(struct ix_txn *t, void *arg, struct err *e)
 	int r;
 
 	r = index_put(t, IX_META, &key_store, &s->record, sizeof(s->record), NULL, 0, e);
-	if (r)
-		return r;
-	return index_put(t, IX_META, &key_counters, &counters, sizeof(counters), NULL, 0, e);
+	if (!r)
+		r = index_put(t, IX_META, &key_counters, &counters, sizeof(counters), NULL, 0, e);
+	return r ? r : features_put(t, s, e);
 }
 
-static int make_identity(struct store *s, struct err *e)
+static int make_identity(struct store *s, const char *compression, struct err *e)
 {
 	struct rec_store *rec = &s->record;
 	int r;
 
+	r = features_choose(s, compression ? compression : "lz4", e);
+	if (r)
+		return r;
 	*rec = (struct rec_store){
 		.major = FMT_MAJOR, .minor = FMT_MINOR, .created_ns = store_now_ns()};
 	r = random_bytes(rec->uuid, sizeof(rec->uuid));
@@ -165,7 +168,7 @@ static int make_identity(struct store *s, struct err *e)
 	return index_update(s->index, create_identity, s, e);
 }
 
-static int open_identity(struct store *s, struct err *e)
+static int open_identity(struct store *s, const struct store_config *c, struct err *e)
 {
 	struct rec_counters counters;
 	struct ix_txn t;
@@ -190,7 +193,8 @@ static int open_identity(struct store *s, struct err *e)
 	s->next_snapshot = counters.next_snapshot;
 	memcpy(s->uuid, s->record.uuid, sizeof(s->uuid));
 	memcpy(s->secret.b, s->record.secret, sizeof(s->secret.b));
-	return 0;
+	r = features_load(s, e);
+	return r || !c->compression || s->read_only ? r : features_switch(s, c->compression, e);
 }
 
 /* ---- opening ---- */
@@ -257,7 +261,7 @@ static int remove_at(const struct store *s, const char *name, int flags, struct 
 }
 
 /* An index in a directory of its own, durable. */
-static int make_index(struct store *s, struct err *e)
+static int make_index(struct store *s, const struct store_config *c, struct err *e)
 {
 	_cleanup_fd_ int fd = -1;
 	int r;
@@ -272,7 +276,7 @@ static int make_index(struct store *s, struct err *e)
 		return fd;
 	r = open_index(s, INDEX_UNFINISHED, true, e);
 	if (!r)
-		r = make_identity(s, e);
+		r = make_identity(s, c->compression, e);
 	index_close(steal_ptr(&s->index));
 	if (!r && fsync(fd))
 		r = err_errno(e, errno, "syncing %s/" INDEX_UNFINISHED, s->dir);
@@ -280,7 +284,7 @@ static int make_index(struct store *s, struct err *e)
 }
 
 /* Make the index when there is none. */
-static int ensure_index(struct store *s, struct err *e)
+static int ensure_index(struct store *s, const struct store_config *c, struct err *e)
 {
 	int r;
 
@@ -291,7 +295,7 @@ static int ensure_index(struct store *s, struct err *e)
 	/* An index that was lost is not a new store: its segments would go. */
 	r = space_is_empty(s, e);
 	if (!r)
-		r = make_index(s, e);
+		r = make_index(s, c, e);
 	if (!r)
 		r = remove_at(s, "index/lock.mdb", 0, e);
 	if (!r)
@@ -321,12 +325,14 @@ static int store_init(struct store *s, const struct store_config *c, struct err 
 	s->max_bytes = c->max_bytes;
 	s->fault = c->fault;
 	s->fault_opaque = c->fault_opaque;
+	s->pool = c->pool;
 	s->direct = true;
 	s->max_idle = (uint32_t)MIN(cpus < 1 ? 2 : cpus + 1, (long)ARRAY_SIZE(s->idle_writers));
 	pthread_mutex_init(&s->segments_lock, NULL);
 	pthread_cond_init(&s->made, NULL);
 	pthread_mutex_init(&s->roots_lock, NULL);
 	dedup_init(&s->dedup, dedup_max());
+	codec_list_init(&s->codecs);
 	s->dir = strdup(c->dir);
 	if (!s->dir)
 		return err_errno(e, ENOMEM, "store");
@@ -348,11 +354,11 @@ static int store_open_in(struct store *s, const struct store_config *c, struct e
 	if (!r && !s->read_only)
 		r = lock_store(s, e);
 	if (!r && create)
-		r = ensure_index(s, e);
+		r = ensure_index(s, c, e);
 	if (!r)
 		r = open_index(s, "index", false, e);
 	if (!r)
-		r = open_identity(s, e);
+		r = open_identity(s, c, e);
 	if (!r)
 		r = load_segments(s, e);
 	if (!r)
@@ -397,6 +403,7 @@ void store_close(struct store *s)
 	space_close(s);
 	index_close(s->index);
 	dedup_deinit(&s->dedup);
+	codec_list_deinit(&s->codecs);
 	close_fd(s->segments_fd);
 	close_fd(s->dir_fd);
 	close_fd(s->lock_fd); /* last: the lock goes with it */

@@ -33,14 +33,19 @@
 
 struct store;
 struct epoch;
+struct pool;
 
 struct store_config {
 	const char *dir;
 	bool create;		/* make it when it does not exist */
 	bool read_only;		/* beside a running daemon; no lock taken */
 	uint32_t segment_bytes; /* of new segments; 0: default */
-	uint64_t max_bytes;	/* hard limit of segments on disk; 0: none */
-	bool no_prove;		/* bench only: trust hashes */
+	/* How new pages are stored, from now on: "none", "lz4", "zstd:LEVEL"; NULL: as
+	 * the store says, where a new store says lz4. */
+	const char *compression;
+	struct pool *pool;  /* compresses; borrowed; NULL: the thread that puts pages */
+	uint64_t max_bytes; /* hard limit of segments on disk; 0: none */
+	bool no_prove;	    /* bench only: trust hashes */
 	/* Tests: as struct writer_config */
 	int (*fault)(void *opaque, int fd, uint64_t offset, size_t len);
 	void *fault_opaque;

@@ -13,8 +13,8 @@
  * 4096 bytes; every batch starts on a block.
  *
  * A batch is a header (whole blocks), then a payload (whole blocks):
- *   PAGES       struct batch_header, nr_entries × struct batch_page; payload: the
- *               pages, raw ones on block boundaries
+ *   PAGES       struct batch_header, nr_entries × struct batch_page; payload: first
+ *               the raw pages, on block boundaries, then the compressed ones, packed
  *   blobs       MANIFEST, CHECKPOINT, STATE, EPOCH: struct batch_header in one
  *               block, payload: one part of the blob; a blob of several parts is
  *               chained backwards by `prev`, and named by its last part
@@ -87,8 +87,9 @@ struct batch_header {
 static_assert(sizeof(struct batch_header) == 128, "disk format");
 
 enum page_codec {
-	CODEC_RAW = 0, /* offset is a multiple of FMT_BLOCK */
-		       /* 1 lz4, 2 zstd: reserved */
+	CODEC_RAW = 0,	/* offset is a multiple of FMT_BLOCK */
+	CODEC_LZ4 = 1,	/* one LZ4 block, behind all raw pages of its batch */
+	CODEC_ZSTD = 2, /* one Zstandard frame, likewise */
 };
 
 struct batch_page {
@@ -98,6 +99,16 @@ struct batch_page {
 	uint32_t len_codec;    /* stored bytes << 8 | enum page_codec */
 };
 static_assert(sizeof(struct batch_page) == 32, "disk format");
+
+static inline enum page_codec page_codec(const struct batch_page *p)
+{
+	return (enum page_codec)(p->len_codec & 0xff);
+}
+
+static inline uint32_t page_stored_bytes(const struct batch_page *p)
+{
+	return p->len_codec >> 8;
+}
 
 /*
  * loc: where a page's bytes are, 8 bytes.

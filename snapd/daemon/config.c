@@ -14,13 +14,14 @@
 #include <unistd.h>
 
 #include "include/snapd/format.h"
+#include "snapd/store/codec.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
 #define CONFIG_DEFAULT "/etc/snapd/snapd.conf"
 #define STORE_DEFAULT  "/var/lib/snapd"
 
-enum kind { TEXT, BYTES, NUMBER, LEVEL };
+enum kind { TEXT, COMPRESSION, BYTES, NUMBER, LEVEL };
 
 static const struct setting {
 	const char *key;
@@ -37,6 +38,7 @@ static const struct setting {
 	{"socket_group", "socket-group", TEXT, AT(socket_group), 0, 0},
 	{"staging_max", "staging-max", BYTES, AT(staging_max_bytes), 4 << 20, 1ull << 44},
 	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
+	{"compression", "compression", COMPRESSION, AT(compression), 0, 0},
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
 	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
 	{"self_check_max_ms", "self-check-max-ms", NUMBER, AT(self_check_max_ms), 1, 20000},
@@ -112,6 +114,14 @@ static int set_text(void *field, const char *value, struct err *e)
 	return 0;
 }
 
+static int set_compression(void *field, const char *value, struct err *e)
+{
+	struct codec_policy policy;
+	int r = codec_parse(value, &policy, e);
+
+	return r ? r : set_text(field, value, e);
+}
+
 int config_set(struct daemon_config *c, const char *key, const char *value, struct err *e)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++) {
@@ -122,6 +132,8 @@ int config_set(struct daemon_config *c, const char *key, const char *value, stru
 			continue;
 		if (s->kind == TEXT)
 			return set_text(field, value, e);
+		if (s->kind == COMPRESSION)
+			return set_compression(field, value, e);
 		if (s->kind != LEVEL)
 			return set_number(s, field, value, e);
 		if (!parse_level(value, field))
@@ -180,6 +192,8 @@ static void usage(void)
 	     "                          each user sees its own VMs only)\n"
 	     "  --staging-max BYTES     memory a VM, for pages copied in the pause (default 1G)\n"
 	     "  --store-max BYTES       limit of the store on disk (default 0: none)\n"
+	     "  --compression HOW       none, lz4, zstd[:LEVEL] for what is stored from now on\n"
+	     "                          (default: as the store says; a new one: lz4)\n"
 	     "  --segment BYTES         size of new segment files (default 64M)\n"
 	     "  --pause-timeout-ms N    give a snapshot up when a VM does not stop (default "
 	     "10000)\n"

@@ -8,7 +8,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "snapd/daemon/pool.h"
+#include "snapd/util/pool.h"
 #include "snapd/util/log.h"
 
 #define STAGING_MAX_DEFAULT	  (1ull << 30)
@@ -52,4 +52,5 @@ void daemon_deinit(struct daemon *d)
 	free(d->config.api_socket);
 	free(d->config.agent_socket);
 	free(d->config.socket_group);
+	free(d->config.compression);
 }

@@ -2,8 +2,9 @@
 /*
  * Pages and blobs of one epoch → batches → the tails of segments lent to it.
  *
- * A page batch is put together in a write buffer: payload behind room for the
- * largest header; a batch that ends early moves its payload up to its smaller
+ * A page batch is put together in a write buffer: raw pages behind room for the
+ * largest header; compressed ones gather in `packed` and are put behind the raw ones
+ * when the batch ends; a batch that ends early moves its payload up to its smaller
  * header.  A loc is known, and its bytes are readable through append_recent(), as
  * soon as append_page() returns; on disk they are after append_sync().  The last
  * RECENT_MAX batches stay in memory for proofs.
@@ -19,11 +20,21 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#define HEADER_BLOCKS_MAX (batch_header_bytes(BATCH_PAGES_MAX) / FMT_BLOCK)
+
 int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
 		uint32_t page_shift, struct err *e)
 {
 	*a = (struct appender){.s = s, .point = point, .page_shift = page_shift};
 	memcpy(a->vm, vm, sizeof(a->vm));
+	if (s->policy.codec != CODEC_RAW) {
+		a->packed = malloc(BATCH_BYTES_MAX);
+		a->page = malloc((size_t)1 << page_shift);
+		if (!a->packed || !a->page ||
+		    packer_init(&a->packer, s->policy, 1u << page_shift, &s->codecs, s->pool))
+			return err_errno(e, ENOMEM, "epoch");
+		a->packing = true;
+	}
 	return store_writer_get(s, &a->w, e);
 }
 
@@ -45,7 +56,11 @@ void append_deinit(struct appender *a)
 		store_writer_put(a->s, steal_ptr(&a->w));
 	for (size_t i = 0; i < a->nr_segs; i++)
 		seg_return(a->s, a->segs[i].seg);
+	packer_deinit(&a->packer);
+	free(a->packed);
+	free(a->page);
 	free(a->segs);
+	a->packed = a->page = NULL;
 	a->segs = NULL;
 	a->nr_segs = 0;
 }
@@ -93,11 +108,14 @@ static int next_segment(struct appender *a, struct err *e)
 
 static int need_room(struct appender *a, struct err *e)
 {
-	const struct append_seg *x = current(a);
 	uint32_t page_blocks = a->page_shift ? 1u << (a->page_shift - 12) : 1;
-	uint32_t min = MAX(SEG_TAIL_MIN_BLOCKS, 1 + page_blocks);
+	uint32_t min = MAX(SEG_TAIL_MIN_BLOCKS, HEADER_BLOCKS_MAX + page_blocks);
+	int r = 0;
 
-	return x && room_blocks(x) >= min ? 0 : next_segment(a, e);
+	/* What is left of a segment that was taken may be too little, too. */
+	while (!r && (!current(a) || room_blocks(current(a)) < min))
+		r = next_segment(a, e);
+	return r;
 }
 
 static int get_buffer(struct appender *a, struct wbuf **ret, struct err *e)
@@ -163,15 +181,18 @@ static uint32_t pages_in(uint32_t blocks, uint32_t page_shift)
 
 static int begin_batch(struct appender *a, struct err *e)
 {
+	uint32_t blocks;
 	int r = need_room(a, e);
 
 	if (!r)
 		r = get_buffer(a, &a->buf, e);
 	if (r)
 		return r;
-	a->max_pages = pages_in(room_blocks(current(a)), a->page_shift);
+	blocks = room_blocks(current(a));
+	a->max_pages = a->packing ? BATCH_PAGES_MAX : pages_in(blocks, a->page_shift);
 	a->header_bytes = batch_header_bytes(a->max_pages);
-	a->nr_pages = 0;
+	a->payload_bytes = blocks * FMT_BLOCK - a->header_bytes;
+	a->nr_pages = a->raw_bytes = a->packed_bytes = 0;
 	memset(a->buf->data, 0, a->header_bytes);
 	return 0;
 }
@@ -184,73 +205,133 @@ static void remember(struct appender *a, struct wbuf *buf, const struct batch_he
 	a->next_recent = (a->next_recent + 1) % RECENT_MAX;
 	recent_drop(a, x);
 	writer_buf_pin(a->w, buf);
-	*x = (struct append_recent){
-		.buf = buf, .segment = h->segment, .block = h->block, .nr_pages = h->nr_entries};
+	*x = (struct append_recent){.buf = buf, .segment = h->segment, .block = h->block};
+}
+
+static struct batch_page *page_records(struct wbuf *buf)
+{
+	return (struct batch_page *)(buf->data + sizeof(struct batch_header));
+}
+
+/* Header, raw pages, compressed pages, zeroes up to a block; returns the bytes of all. */
+static uint32_t lay_out(const struct appender *a, struct wbuf *buf, uint32_t header_bytes)
+{
+	uint32_t payload = a->raw_bytes + a->packed_bytes;
+	uint32_t padded = ALIGN_UP(payload, FMT_BLOCK);
+	struct batch_page *p = page_records(buf);
+
+	if (header_bytes < a->header_bytes)
+		memmove(buf->data + header_bytes, buf->data + a->header_bytes, a->raw_bytes);
+	if (a->packed_bytes)
+		memcpy(buf->data + header_bytes + a->raw_bytes, a->packed, a->packed_bytes);
+	memset(buf->data + header_bytes + payload, 0, padded - payload);
+	for (uint32_t i = 0; i < a->nr_pages; i++)
+		if (page_codec(&p[i]) != CODEC_RAW)
+			p[i].offset += a->raw_bytes;
+	return header_bytes + padded;
 }
 
 static int end_batch(struct appender *a, struct err *e)
 {
 	struct wbuf *buf = steal_ptr(&a->buf);
 	struct batch_header *h;
-	uint32_t header_bytes, payload;
+	uint32_t total;
 
 	if (!buf)
 		return 0;
 	assert(a->nr_pages);
 	h = (struct batch_header *)buf->data;
-	header_bytes = batch_header_bytes(a->nr_pages);
-	payload = a->nr_pages << a->page_shift;
-	if (header_bytes < a->header_bytes)
-		memmove(buf->data + header_bytes, buf->data + a->header_bytes, payload);
+	total = lay_out(a, buf, batch_header_bytes(a->nr_pages));
 	fill_header(a, current(a), h, BATCH_PAGES);
 	h->page_shift = (uint8_t)a->page_shift;
-	h->header_bytes = header_bytes;
+	h->header_bytes = batch_header_bytes(a->nr_pages);
 	h->nr_entries = a->nr_pages;
-	h->payload_bytes = payload;
+	h->payload_bytes = a->raw_bytes + a->packed_bytes;
 	batch_seal(h);
 	current(a)->pages += a->nr_pages;
 	remember(a, buf, h);
-	return submit(a, buf, header_bytes + payload, e);
+	return submit(a, buf, total, e);
+}
+
+/* Raw pages end on a block, so compressed ones only fill what is left. */
+static bool fits(const struct appender *a, uint32_t len)
+{
+	return a->nr_pages < a->max_pages &&
+	       a->raw_bytes + a->packed_bytes + len <= a->payload_bytes;
+}
+
+static int room_for(struct appender *a, uint32_t len, struct err *e)
+{
+	int r = a->buf && !fits(a, len) ? end_batch(a, e) : 0;
+
+	return r || a->buf ? r : begin_batch(a, e);
 }
 
 int append_page(struct appender *a, uint64_t gfn, struct pageid id, const void *bytes, loc_t *ret,
 		struct err *e)
 {
+	uint32_t page_size = 1u << a->page_shift, packed = 0, len, i;
+	const void *stored = a->packing ? packer_take(&a->packer, bytes, &packed) : NULL;
 	struct batch_page *p;
-	uint32_t i;
 	int r;
 
-	r = a->buf ? 0 : begin_batch(a, e);
+	len = packed ? packed : page_size;
+	r = room_for(a, len, e);
 	if (r)
 		return r;
 	i = a->nr_pages++;
-	p = (struct batch_page *)(a->buf->data + sizeof(struct batch_header)) + i;
-	*p = (struct batch_page){.id_lo = id.lo,
-				 .id_hi = id.hi,
-				 .gfn = gfn,
-				 .offset = i << a->page_shift,
-				 .len_codec = 1u << a->page_shift << 8 | CODEC_RAW};
-	memcpy(a->buf->data + a->header_bytes + p->offset, bytes, (size_t)1 << a->page_shift);
+	p = page_records(a->buf) + i;
+	*p = (struct batch_page){.id_lo = id.lo, .id_hi = id.hi, .gfn = gfn};
+	if (packed) {
+		p->offset = a->packed_bytes; /* lay_out() adds the raw pages' bytes */
+		p->len_codec = len << 8 | a->packer.policy.codec;
+		memcpy(a->packed + a->packed_bytes, stored, len);
+		a->packed_bytes += len;
+	} else {
+		p->offset = a->raw_bytes;
+		p->len_codec = len << 8 | CODEC_RAW;
+		memcpy(a->buf->data + a->header_bytes + a->raw_bytes, bytes, len);
+		a->raw_bytes += len;
+	}
 	*ret = loc_make(current(a)->ident.segment, current(a)->tail, i);
 	return a->nr_pages == a->max_pages ? end_batch(a, e) : 0;
 }
 
-const void *append_recent(const struct appender *a, loc_t loc)
+/* A page as it was put, from its record and stored bytes, which are our own. */
+static const void *page_of(struct appender *a, const struct batch_page *p, const uint8_t *stored)
 {
-	uint32_t segment = loc_segment(loc), block = loc_block(loc);
-	size_t at = (size_t)loc_entry(loc) << a->page_shift;
+	if (page_codec(p) == CODEC_RAW)
+		return stored;
+	if (codec_unpack(a->packer.codec, page_codec(p), a->page, 1u << a->page_shift, stored,
+			 page_stored_bytes(p), NULL))
+		return NULL;
+	return a->page;
+}
+
+const void *append_recent(struct appender *a, loc_t loc)
+{
+	uint32_t segment = loc_segment(loc), block = loc_block(loc), entry = loc_entry(loc);
 
 	if (a->buf) {
 		const struct append_seg *x = &a->segs[a->nr_segs - 1];
+		const struct batch_page *p = page_records(a->buf) + entry;
+		bool raw = page_codec(p) == CODEC_RAW;
 
 		if (segment == x->ident.segment && block == x->tail)
-			return a->buf->data + a->header_bytes + at;
+			return page_of(a, p,
+				       (raw ? a->buf->data + a->header_bytes : a->packed) +
+					       p->offset);
 	}
 	for (uint32_t i = 0; i < RECENT_MAX; i++) {
 		const struct append_recent *x = &a->recent[i];
+		const struct batch_header *h;
+		const struct batch_page *p;
 
-		if (x->buf && x->segment == segment && x->block == block)
-			return x->buf->data + batch_header_bytes(x->nr_pages) + at;
+		if (!x->buf || x->segment != segment || x->block != block)
+			continue;
+		h = (const struct batch_header *)x->buf->data;
+		p = page_records(x->buf) + entry;
+		return page_of(a, p, x->buf->data + h->header_bytes + p->offset);
 	}
 	return NULL;
 }

@@ -236,7 +236,7 @@ static loc_t find_duplicate(struct epoch *ep, struct pageid id)
 enum proof { PROVED, REFUTED, UNPROVED };
 
 /* What memory says about a candidate. */
-static enum proof prove_here(const struct epoch *ep, loc_t loc, bool known, const void *bytes)
+static enum proof prove_here(struct epoch *ep, loc_t loc, bool known, const void *bytes)
 {
 	const void *there = append_owns(&ep->append, loc) ? append_recent(&ep->append, loc) : NULL;
 
@@ -432,14 +432,37 @@ static void prefetch(struct epoch *ep, const struct epoch_page *page)
 	dedup_prefetch(&ep->s->dedup, key);
 }
 
-int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
+/* Nothing like it is known: it will be stored, unless a twin comes before it. */
+static bool looks_new(struct epoch *ep, const struct epoch_page *page)
 {
-	int r = ep->failed;
+	uint64_t fp, key = own_key(ep, page->id);
 
-	if (r)
-		return err_set(e, -r, "this epoch has failed before");
+	if (pageid_is_zero(page->id))
+		return false;
+	if (loc_kind(current_loc(ep, page->gfn, &fp)) == LOC_PAGE && (!fp || fp == page->id.lo))
+		return false;
+	return !dedup_table_get(&ep->own, key) && !dedup_get(&ep->s->dedup, key);
+}
+
+static int pack_ahead(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
+{
+	struct packer *pk = &ep->append.packer;
+
+	packer_reset(pk);
+	for (size_t i = 0; i < nr; i++)
+		if (looks_new(ep, &pages[i]))
+			packer_add(pk, pages[i].bytes);
+	return packer_run(pk) ? err_errno(e, ENOMEM, "epoch") : 0;
+}
+
+static int put_pages(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
+{
+	int r = 0;
+
 	for (size_t i = 0; i < MIN(nr, (size_t)PREFETCH_PAGES); i++)
 		prefetch(ep, &pages[i]);
+	if (ep->append.packing)
+		r = pack_ahead(ep, pages, nr, e);
 	for (size_t i = 0; !r && i < nr; i++) {
 		if (i + PREFETCH_PAGES < nr)
 			prefetch(ep, &pages[i + PREFETCH_PAGES]);
@@ -449,6 +472,20 @@ int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struc
 		else
 			r = put_page(ep, &pages[i], e);
 	}
+	if (ep->append.packing) /* the pages are the caller's again */
+		packer_reset(&ep->append.packer);
+	return r;
+}
+
+int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
+{
+	size_t at_once = ep->append.packing ? packer_max(&ep->append.packer) : nr;
+	int r = ep->failed;
+
+	if (r)
+		return err_set(e, -r, "this epoch has failed before");
+	for (size_t at = 0; !r && at < nr; at += at_once)
+		r = put_pages(ep, pages + at, MIN(nr - at, at_once), e);
 	ep->failed = r;
 	return r;
 }

@@ -23,7 +23,7 @@
 #include "snapd/util/err.h"
 
 enum index_db {
-	IX_META,      /* "store", "counters" */
+	IX_META,      /* "store", "counters", "features" */
 	IX_VMS,	      /* id[16] */
 	IX_VMNAMES,   /* uid be32, name */
 	IX_TIMELINES, /* id be64 */
@@ -57,6 +57,13 @@ struct rec_counters {
 	uint64_t next_seq; /* of batches */
 };
 static_assert(sizeof(struct rec_counters) == 40, "disk format");
+
+struct rec_features { /* tail: names of what a reader must know, each with its NUL */
+	struct rec_head head;
+	uint32_t codec; /* enum page_codec of new pages */
+	int32_t level;	/* zstd; else 0 */
+};
+static_assert(sizeof(struct rec_features) == 24, "disk format");
 
 struct rec_vm { /* tail: command line */
 	struct rec_head head;

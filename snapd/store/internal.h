@@ -5,6 +5,7 @@
  *   store.c         open, recovery, VMs, timelines, figures
  *   store/snapshot.c  snapshots as records: found, changed, deleted
  *   store/space.c   segment files: made, recycled, lent to epochs, opened
+ *   store/features.c  what a reader must know; how new pages are stored
  *   store/append.c  pages and blobs → batches → a segment's tail
  *   store/read.c    locs → headers → few large reads → checked pages
  *   store/map.c     blobs; epoch records → whole maps; rebuilding the dedup table
@@ -23,9 +24,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "snapd/store/codec.h"
 #include "snapd/store/dedup.h"
 #include "snapd/store/index.h"
 #include "snapd/io_uring_writer.h"
+#include "snapd/store/packer.h"
 #include "snapd/store/segment.h"
 #include "snapd/store.h"
 #include "snapd/util/cleanup.h"
@@ -75,9 +78,13 @@ struct store {
 	struct page_secret secret;
 	struct rec_store record;
 	struct index *index;
+	uint32_t features; /* bits: enum feature */
+	struct codec_policy policy;
+	struct pool *pool;   /* borrowed; may be NULL */
 	_Atomic bool direct; /* O_DIRECT works here, as far as we know */
 
-	struct dedup dedup; /* locks of its own */
+	struct dedup dedup;	  /* locks of its own */
+	struct codec_list codecs; /* likewise */
 
 	_Atomic uint64_t next_seq, next_snapshot;
 
@@ -105,6 +112,16 @@ struct store {
 	struct seg_refs gc_refs;    /* by commits while gc runs; segments_lock */
 	uint64_t gc_first_timeline; /* timelines from this id on are newer than gc */
 };
+
+/* ---- store/features.c ---- */
+
+enum feature { FEATURE_LZ4, FEATURE_ZSTD, NR_FEATURES };
+int features_load(struct store *s, struct err *e); /* -EPROTO: one that we don't know */
+int features_put(struct ix_txn *t, void *store, struct err *e);
+/* How new pages are stored; features_put() records it. */
+int features_choose(struct store *s, const char *compression, struct err *e);
+/* The same, and recorded when it differs. */
+int features_switch(struct store *s, const char *compression, struct err *e);
 
 /* ---- store/space.c ---- */
 
@@ -155,7 +172,7 @@ struct append_seg {
 
 struct append_recent {
 	struct wbuf *buf; /* pinned */
-	uint32_t segment, block, nr_pages;
+	uint32_t segment, block;
 };
 
 struct appender {
@@ -166,9 +183,15 @@ struct appender {
 	uint32_t page_shift;
 	struct append_seg *segs; /* owned; the last one is in use */
 	size_t nr_segs, cap_segs;
+	bool packing; /* `packer` is there */
+	struct packer packer;
+	uint8_t *packed; /* owned, BATCH_BYTES_MAX: compressed pages of the batch being filled */
+	uint8_t *page;	 /* owned: the last one decompressed for a proof */
 	/* The batch being filled, when buf is set. */
 	struct wbuf *buf;
-	uint32_t header_bytes; /* room left for the header */
+	uint32_t header_bytes;	/* room left for the header */
+	uint32_t payload_bytes; /* room for the payload */
+	uint32_t raw_bytes, packed_bytes;
 	uint32_t nr_pages, max_pages;
 	struct append_recent recent[RECENT_MAX];
 	uint32_t nr_recent, next_recent;
@@ -189,8 +212,8 @@ int append_blob(struct appender *a, enum batch_type type, const void *bytes, siz
 int append_settle(struct appender *a, struct err *e);
 /* Everything so far is on stable storage. */
 int append_sync(struct appender *a, struct err *e);
-/* Bytes of a page that this appender wrote lately, or NULL. */
-const void *append_recent(const struct appender *a, loc_t loc);
+/* Bytes of a page that this appender wrote lately, or NULL; valid until the next call. */
+const void *append_recent(struct appender *a, loc_t loc);
 bool append_owns(const struct appender *a, loc_t loc);
 
 /* ---- store/read.c ---- */

@@ -58,7 +58,7 @@ static int read_blocks(struct store *s, struct batch_ref at, uint8_t *buf, uint6
 	return r;
 }
 
-static int decode_part(const struct part *part, uint64_t len, const struct seg_ident *ident,
+static int decode_part(struct part *part, uint64_t len, const struct seg_ident *ident,
 		       struct batch_ref at, const struct batch_header **ret, struct err *e)
 {
 	const struct batch_page *pages;

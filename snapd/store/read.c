@@ -5,10 +5,11 @@
  * A call sorts its pages by loc and goes through them in windows of at most
  * WINDOW_BATCHES batches.  In a window (1) headers that the reader's cache does
  * not hold are read together; (2) each page's record is found in its header;
- * (3) neighbouring pages become one *extent*: read straight into the caller's
- * memory where that is contiguous and aligned, else into the arena, with small
- * gaps read along; (4) extents are read together, then every page is checked
- * against its record (I8), and copied.  A page wanted twice is read once.
+ * (3) neighbouring pages become one *extent*: raw ones are read straight into the
+ * caller's memory where that is contiguous and aligned; the others, and compressed
+ * ones, into the arena, with small gaps read along; (4) extents are read together,
+ * then every page is decompressed or copied, and checked against its record (I8).
+ * A page wanted twice is read once.
  *
  * A probe is the same with memcmp() in place of the copy, after the record's 128
  * bits of identity have agreed.
@@ -91,8 +92,10 @@ struct store_reader {
 	struct store *s;
 	struct reader *io; /* owned */
 	uint32_t page_size, page_shift;
-	uint8_t *headers; /* CACHE_HEADERS × HEADER_BYTES, mapped */
-	uint8_t *arena;	  /* ARENA_BYTES, mapped */
+	uint8_t *headers;    /* CACHE_HEADERS × HEADER_BYTES, mapped */
+	uint8_t *arena;	     /* ARENA_BYTES, mapped */
+	uint8_t *page;	     /* page_size, owned: a compressed page that is probed */
+	struct codec *codec; /* lent by the store */
 	struct header cache[CACHE_HEADERS];
 	uint32_t buckets[CACHE_BUCKETS];
 	uint32_t hand, window;
@@ -200,9 +203,11 @@ int store_reader_create(struct store *s, uint32_t page_size, struct store_reader
 	r->page_shift = (uint32_t)__builtin_ctz(page_size);
 	r->headers = map_buffer((size_t)CACHE_HEADERS * HEADER_BYTES);
 	r->arena = map_buffer(ARENA_BYTES);
+	r->page = malloc(page_size);
 	reader_forget(r);
-	rc = r->headers && r->arena ? reader_create(0, &r->io, e)
-				    : err_errno(e, ENOMEM, "store reader");
+	rc = r->headers && r->arena && r->page && !codec_list_get(&s->codecs, &r->codec)
+		     ? reader_create(0, &r->io, e)
+		     : err_errno(e, ENOMEM, "store reader");
 	if (rc) {
 		store_reader_destroy(r);
 		return rc;
@@ -221,6 +226,8 @@ void store_reader_destroy(struct store_reader *r)
 		munmap(r->headers, (size_t)CACHE_HEADERS * HEADER_BYTES);
 	if (r->arena)
 		munmap(r->arena, ARENA_BYTES);
+	codec_list_put(&r->s->codecs, r->codec);
+	free(r->page);
 	free(r->jobs);
 	free(r);
 }
@@ -361,20 +368,26 @@ static bool find_record(struct store_reader *r, struct page_job *j, struct err *
 		fail_job(j, r, -E_CORRUPT, why, e);
 		return false;
 	}
-	j->h = h;
-	j->p = p + loc_entry(j->loc);
-	if (j->probe && (j->p->id_lo != j->probe->id.lo || j->p->id_hi != j->probe->id.hi)) {
+	p += loc_entry(j->loc);
+	if (j->probe && (p->id_lo != j->probe->id.lo || p->id_hi != j->probe->id.hi)) {
 		j->probe->result = PROBE_DIFFERENT;
 		return false;
 	}
+	j->h = h;
+	j->p = p;
 	return true;
 }
 
 /* ---- steps 3 and 4: extents ---- */
 
-static bool is_direct(const struct store_reader *r, const struct page_job *j)
+static bool is_raw(const struct page_job *j)
 {
-	return j->dst && !((uintptr_t)j->dst % FMT_BLOCK);
+	return page_codec(j->p) == CODEC_RAW;
+}
+
+static bool is_direct(const struct page_job *j)
+{
+	return j->dst && !((uintptr_t)j->dst % FMT_BLOCK) && is_raw(j);
 }
 
 static uint64_t file_offset(const struct page_job *j)
@@ -382,14 +395,26 @@ static uint64_t file_offset(const struct page_job *j)
 	return (uint64_t)j->batch->block * FMT_BLOCK + j->h->header_bytes + j->p->offset;
 }
 
+/* The whole blocks that hold the stored bytes. */
+static uint64_t blocks_begin(const struct page_job *j)
+{
+	return file_offset(j) / FMT_BLOCK * FMT_BLOCK;
+}
+
+static uint64_t blocks_end(const struct page_job *j)
+{
+	return ALIGN_UP(file_offset(j) + page_stored_bytes(j->p), FMT_BLOCK);
+}
+
 /* How many of jobs[0, nr) lie one after the other in the file and in memory. */
 static size_t direct_run(const struct store_reader *r, struct page_job *const *jobs, size_t nr)
 {
 	size_t n = 1, max = DIRECT_BYTES / r->page_size;
 
-	if (!is_direct(r, jobs[0]))
+	if (!is_direct(jobs[0]))
 		return 0;
-	while (n < nr && n < max && jobs[n]->dst && jobs[n]->batch->seg == jobs[0]->batch->seg &&
+	while (n < nr && n < max && jobs[n]->dst && is_raw(jobs[n]) &&
+	       jobs[n]->batch->seg == jobs[0]->batch->seg &&
 	       file_offset(jobs[n]) == file_offset(jobs[0]) + n * r->page_size &&
 	       (uint8_t *)jobs[n]->dst == (uint8_t *)jobs[0]->dst + n * r->page_size)
 		n++;
@@ -398,8 +423,8 @@ static size_t direct_run(const struct store_reader *r, struct page_job *const *j
 
 static bool extend(const struct store_reader *r, struct extent *x, const struct page_job *j)
 {
-	uint64_t at = file_offset(j), end = x->offset + x->len;
-	uint64_t new_end = MAX(end, at + r->page_size);
+	uint64_t at = blocks_begin(j), end = x->offset + x->len;
+	uint64_t new_end = MAX(end, blocks_end(j));
 
 	if (x->direct || x->batch->seg != j->batch->seg || at < x->offset || at > end + GAP_BYTES ||
 	    new_end - x->offset > EXTENT_BYTES || r->arena_used + (new_end - end) > ARENA_BYTES)
@@ -417,10 +442,11 @@ static size_t plan(struct store_reader *r, struct page_job *const *jobs, size_t 
 	r->arena_used = 0;
 	while (i < nr) {
 		struct page_job *j = jobs[i];
+		uint64_t len;
 		size_t direct;
 
 		if (x && extend(r, x, j)) {
-			uint64_t end = MAX(x->offset + x->len, file_offset(j) + r->page_size);
+			uint64_t end = MAX(x->offset + x->len, blocks_end(j));
 
 			r->arena_used += end - x->offset - x->len;
 			x->len = (uint32_t)(end - x->offset);
@@ -432,18 +458,19 @@ static size_t plan(struct store_reader *r, struct page_job *const *jobs, size_t 
 		if (r->nr_extents == EXTENTS_MAX)
 			break;
 		direct = direct_run(r, jobs + i, nr - i);
-		if (!direct && r->arena_used + r->page_size > ARENA_BYTES)
+		len = direct ? direct * r->page_size : blocks_end(j) - blocks_begin(j);
+		if (!direct && r->arena_used + len > ARENA_BYTES)
 			break;
 		x = &r->extents[r->nr_extents++];
-		*x = (struct extent){.offset = file_offset(j),
+		*x = (struct extent){.offset = blocks_begin(j),
+				     .len = (uint32_t)len,
 				     .batch = j->batch,
 				     .direct = direct,
 				     .to = direct ? j->dst : r->arena + r->arena_used};
-		x->len = (uint32_t)(direct ? direct * r->page_size : r->page_size);
-		r->arena_used += direct ? 0 : r->page_size;
+		r->arena_used += direct ? 0 : len;
 		for (size_t k = 0; k < MAX(direct, (size_t)1); k++) {
 			jobs[i + k]->extent = r->nr_extents - 1;
-			jobs[i + k]->bytes = x->to + k * r->page_size;
+			jobs[i + k]->bytes = x->to + (file_offset(jobs[i + k]) - x->offset);
 		}
 		i += MAX(direct, (size_t)1);
 	}
@@ -469,38 +496,67 @@ static int read_extents(struct store_reader *r, struct err *e)
 	return 0;
 }
 
-static void probe_finish(struct page_job *j, const struct store_reader *r)
+/* Were the stored bytes read?  They lie at j->bytes then. */
+static int check_read(const struct store_reader *r, const struct page_job *j, struct err *why)
 {
-	j->probe->result = memcmp(j->bytes, j->probe->bytes, r->page_size) ? PROBE_COLLISION
-									   : PROBE_EQUAL;
+	const struct extent *x = &r->extents[j->extent];
+	uint64_t end = file_offset(j) + page_stored_bytes(j->p);
+
+	if (x->res < 0)
+		return err_errno(why, -x->res, "reading segment %08x offset %llu",
+				 x->batch->segment, (unsigned long long)x->offset);
+	if ((uint64_t)x->res < end - x->offset)
+		return err_set(why, E_CORRUPT, "segment %08x is cut off before offset %llu",
+			       x->batch->segment, (unsigned long long)end);
+	return 0;
+}
+
+/* A compressed page to `to`. */
+static int unpack(struct store_reader *r, const struct page_job *j, void *to, struct err *e)
+{
+	struct err why = {0};
+	int rc = codec_unpack(r->codec, page_codec(j->p), to, r->page_size, j->bytes,
+			      page_stored_bytes(j->p), &why);
+
+	return rc ? err_set(e, -rc, "segment %08x block %u offset %u: %s", j->batch->segment,
+			    j->batch->block, j->p->offset, why.text)
+		  : 0;
+}
+
+static int finish_probe(struct store_reader *r, struct page_job *j, struct err *why)
+{
+	const uint8_t *bytes = is_raw(j) ? j->bytes : r->page;
+	int rc = is_raw(j) ? 0 : unpack(r, j, r->page, why);
+
+	if (!rc)
+		j->probe->result = memcmp(bytes, j->probe->bytes, r->page_size) ? PROBE_COLLISION
+										: PROBE_EQUAL;
+	return rc;
+}
+
+static int finish_read(struct store_reader *r, struct page_job *j, struct err *why)
+{
+	int rc;
+
+	if (!is_raw(j)) {
+		rc = unpack(r, j, j->dst, why);
+		return rc ? rc : batch_page_check(&r->s->secret, j->h, j->p, j->dst, why);
+	}
+	rc = batch_page_check(&r->s->secret, j->h, j->p, j->bytes, why);
+	if (!rc && j->dst != j->bytes)
+		memcpy(j->dst, j->bytes, r->page_size);
+	return rc;
 }
 
 static void finish_job(struct store_reader *r, struct page_job *j, struct err *e)
 {
-	const struct extent *x = &r->extents[j->extent];
-	size_t end = (size_t)(j->bytes - x->to) + r->page_size;
 	struct err why = {0};
-	int rc = 0;
+	int rc = check_read(r, j, &why);
 
-	if (x->res < 0)
-		rc = err_errno(&why, -x->res, "reading segment %08x offset %llu", x->batch->segment,
-			       (unsigned long long)x->offset);
-	else if ((size_t)x->res < end)
-		rc = err_set(&why, E_CORRUPT, "segment %08x is cut off before offset %llu",
-			     x->batch->segment,
-			     (unsigned long long)(file_offset(j) + r->page_size));
-	if (!rc && j->probe) {
-		probe_finish(j, r);
-		return;
-	}
 	if (!rc)
-		rc = batch_page_check(&r->s->secret, j->h, j->p, j->bytes, &why);
-	if (rc) {
+		rc = j->probe ? finish_probe(r, j, &why) : finish_read(r, j, &why);
+	if (rc)
 		fail_job(j, r, rc, why.text, e);
-		return;
-	}
-	if (j->dst != j->bytes)
-		memcpy(j->dst, j->bytes, r->page_size);
 }
 
 /* ---- windows ---- */
@@ -543,6 +599,23 @@ static int run_found(struct store_reader *r, struct page_job **found, size_t nr,
 	return 0;
 }
 
+/* The jobs of jobs[0]'s batch (*ret of them) whose pages are to be read, in the order
+ * in which our writer lays them out: raw ones, then compressed ones. */
+static size_t find_in_batch(struct store_reader *r, struct page_job *jobs, size_t nr,
+			    struct page_job **found, size_t *ret, struct err *e)
+{
+	size_t nr_raw = 0, nr_packed = 0, n;
+
+	for (n = 0; n < nr && jobs[n].batch == jobs[0].batch; n++)
+		if (find_record(r, &jobs[n], e) && is_raw(&jobs[n]))
+			found[nr_raw++] = &jobs[n];
+	for (size_t i = 0; i < n; i++)
+		if (jobs[i].p && !is_raw(&jobs[i]))
+			found[nr_raw + nr_packed++] = &jobs[i];
+	*ret = n;
+	return nr_raw + nr_packed;
+}
+
 static int run_window(struct store_reader *r, struct page_job *jobs, size_t nr, struct err *e)
 {
 	_cleanup_free_ struct page_job **found = calloc(nr + 1, sizeof(struct page_job *));
@@ -554,9 +627,8 @@ static int run_window(struct store_reader *r, struct page_job *jobs, size_t nr, 
 	rc = read_headers(r, e);
 	if (rc)
 		return rc;
-	for (size_t i = 0; i < nr; i++)
-		if (find_record(r, &jobs[i], e))
-			found[nr_found++] = &jobs[i];
+	for (size_t i = 0, n; i < nr; i += n)
+		nr_found += find_in_batch(r, jobs + i, nr - i, found + nr_found, &n, e);
 	return run_found(r, found, nr_found, e);
 }
 

@@ -115,10 +115,14 @@ static const char *check_place(const struct batch_header *h, const struct seg_id
 
 static const char *check_page(const struct batch_header *h, const struct batch_page *p)
 {
-	if ((p->len_codec & 0xff) != CODEC_RAW)
+	uint32_t len = page_stored_bytes(p), page_size = 1u << h->page_shift;
+	bool raw = page_codec(p) == CODEC_RAW;
+
+	if (page_codec(p) > CODEC_ZSTD)
 		return "a page has an unknown codec";
-	if (p->len_codec >> 8 != 1u << h->page_shift || p->offset % FMT_BLOCK ||
-	    (uint64_t)p->offset + (p->len_codec >> 8) > h->payload_bytes)
+	if (raw ? len != page_size || p->offset % FMT_BLOCK : !len || len >= page_size)
+		return "a page has an impossible size";
+	if ((uint64_t)p->offset + len > h->payload_bytes)
 		return "a page lies outside its batch";
 	if (!(p->id_lo | p->id_hi))
 		return "a stored page is recorded as zero";
@@ -184,7 +188,7 @@ static int check_intact(const void *buf, size_t len, const char **why)
 	return 0;
 }
 
-int batch_decode(const void *buf, size_t len, const struct seg_ident *where, uint32_t block,
+int batch_decode(void *buf, size_t len, const struct seg_ident *where, uint32_t block,
 		 const struct batch_header **ret, const struct batch_page **pages, struct err *e)
 {
 	const struct batch_header *h = buf;

@@ -48,7 +48,7 @@ int batch_blob_check(const struct batch_header *h, const void *payload, struct e
  * header; with len between FMT_BLOCK and a header's bytes, -ENODATA says that more
  * are needed (never with len >= 2 * FMT_BLOCK).  *ret and *pages (NULL for blobs)
  * borrow buf.  The payload is not looked at. */
-int batch_decode(const void *buf, size_t len, const struct seg_ident *where, uint32_t block,
+int batch_decode(void *buf, size_t len, const struct seg_ident *where, uint32_t block,
 		 const struct batch_header **ret, const struct batch_page **pages, struct err *e);
 /* 1 << page_shift uncompressed bytes of a page of batch h against its record. */
 int batch_page_check(const struct page_secret *s, const struct batch_header *h,

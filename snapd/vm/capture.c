@@ -41,7 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "snapd/daemon/pool.h"
+#include "snapd/util/pool.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm/priv.h"

@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "snapd/daemon/pool.h"
+#include "snapd/util/pool.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"

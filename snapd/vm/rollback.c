@@ -27,7 +27,7 @@
 #include <time.h>
 
 #include "snapd/api/json.h"
-#include "snapd/daemon/pool.h"
+#include "snapd/util/pool.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"

@@ -24,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "snapd/daemon/pool.h"
+#include "snapd/util/pool.h"
 #include "snapd/state.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"

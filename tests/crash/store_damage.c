@@ -299,17 +299,29 @@ static void index_rounds(const char *dir, const struct contents *c, struct rand 
 	CHECK(seen[1]);
 }
 
+static uint32_t count_segments(const char *dir)
+{
+	char path[4096];
+	uint32_t nr = 0;
+
+	do
+		snprintf(path, sizeof(path), "%s/segments/%08x.seg", dir, ++nr);
+	while (!access(path, F_OK));
+	return nr - 1;
+}
+
 static void segment_rounds(const char *dir, const struct contents *c, struct rand *r,
 			   uint32_t rounds)
 {
 	_cleanup_free_ uint8_t *good = malloc(FILE_MAX), *bad = malloc(FILE_MAX);
-	uint32_t seen[3] = {0};
+	uint32_t seen[3] = {0}, segments = count_segments(dir);
 	char path[4096];
 	size_t len;
 
+	CHECK(segments > 1);
 	for (uint32_t i = 0; i < rounds; i++) {
 		snprintf(path, sizeof(path), "%s/segments/%08x.seg", dir,
-			 1 + (uint32_t)rand_below(r, 3));
+			 1 + (uint32_t)rand_below(r, segments));
 		len = load_file(path, good);
 		memcpy(bad, good, len);
 		save_file(path, bad, damage(r, bad, len));

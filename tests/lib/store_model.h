@@ -30,16 +30,17 @@
 		}                                                                            \
 	} while (0)
 
-/* The page of a value: 0 is the zero page. */
+/* The page of a value: 0 is the zero page; odd ones compress, even ones do not. */
 static inline void page_fill(void *page, size_t size, uint64_t value)
 {
+	size_t period = value % 2 ? 64 : size;
 	struct rand r = rand_of(value);
 	uint64_t *p = page;
 
 	if (!value)
 		memset(page, 0, size);
 	for (size_t i = 0; value && i < size / 8; i++)
-		p[i] = rand_next(&r);
+		p[i] = i < period ? rand_next(&r) : p[i - period];
 }
 
 static inline int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
@@ -72,13 +73,22 @@ static inline char *temp_dir(void)
 	return strdup(name);
 }
 
-static inline struct store *open_store(const char *dir)
+/* compression: as in store.h; NULL: what the store says, lz4 for a new one */
+static inline struct store *open_store_as(const char *dir, const char *compression)
 {
-	struct store_config config = {.dir = dir, .create = true, .segment_bytes = SEG_BYTES_MIN};
+	struct store_config config = {.dir = dir,
+				      .create = true,
+				      .segment_bytes = SEG_BYTES_MIN,
+				      .compression = compression};
 	struct store *s;
 
 	CHECK_OK(store_open(&config, &s, &e));
 	return s;
+}
+
+static inline struct store *open_store(const char *dir)
+{
+	return open_store_as(dir, NULL);
 }
 
 static inline struct epoch_page make_page(struct store *s, void *buf, size_t size, uint64_t gfn,

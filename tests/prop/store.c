@@ -49,7 +49,9 @@ static uint64_t gfn_of(uint32_t i)
 
 static void open_world(struct world *w)
 {
-	w->store = open_store(w->dir);
+	static const char *const how[] = {NULL, "none", "lz4", "zstd:3"};
+
+	w->store = open_store_as(w->dir, how[rand_below(&w->rand, ARRAY_SIZE(how))]);
 	CHECK_OK(store_reader_create(w->store, w->page_size, &w->reader, &e));
 }
 

@@ -33,7 +33,7 @@ static int decode_super(const void *block, struct seg_ident *ret)
 	return r;
 }
 
-static int decode_at(const void *buf, size_t len, uint32_t block)
+static int decode_at(void *buf, size_t len, uint32_t block)
 {
 	const struct batch_header *h;
 	const struct batch_page *pages;
@@ -239,6 +239,10 @@ static void test_impossible(void)
 	REFUSED(p[2].offset = ~0u / FMT_BLOCK * FMT_BLOCK);
 	REFUSED(p[1].len_codec++);
 	REFUSED(p[1].len_codec -= 256);
+	REFUSED(p[1].len_codec = 4096 << 8 | CODEC_LZ4);
+	REFUSED(p[1].len_codec = CODEC_ZSTD);
+	REFUSED(p[1].len_codec = 100 << 8 | (CODEC_ZSTD + 1));
+	REFUSED((p[1].len_codec = 100 << 8 | CODEC_LZ4, p[1].offset = 3 * 4096 - 99));
 	REFUSED(p[0].id_lo = p[0].id_hi = 0);
 	REFUSED_BLOB(h->page_shift = 12);
 	REFUSED_BLOB(h->nr_entries = 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* A queue of tasks and the threads that take from its front; see pool.h. */
-#include "snapd/daemon/pool.h"
+#include "snapd/util/pool.h"
 
 #include <assert.h>
 #include <errno.h>
