@@ -239,6 +239,7 @@ static int send_hello(struct snapd_vm *vm)
 		.pid = (uint32_t)getpid(),
 		.nr_vcpus = atomic_load(&vm->nr_vcpus),
 		.ring_entries = vm->ring_entries,
+		.dirty_backend = vm->sources[0]->backend,
 		.shm_bytes = vm->shm_bytes,
 	};
 

@@ -50,6 +50,13 @@ static int ring_capability(struct snapd_vm *vm, uint32_t *cap)
 	return bytes;
 }
 
+bool ring_is_there(struct snapd_vm *vm)
+{
+	uint32_t cap;
+
+	return ring_capability(vm, &cap) > 0;
+}
+
 static int ring_attach(struct snapd_vm *vm, struct err *e)
 {
 	uint32_t cap, wanted = vm->ring_entries;
@@ -341,6 +348,7 @@ static int ring_full(struct snapd_vcpu *v)
 }
 
 const struct dirty_ops ring_ops = {
+	.backend = SNAPD_DIRTY_RING,
 	.attach = ring_attach,
 	.detach = ring_detach,
 	.vcpu_attach = ring_vcpu_attach,

@@ -6,9 +6,28 @@
 
 #include "agent/vm.h"
 
+bool dirty_is_known(uint32_t backend)
+{
+	return backend <= SNAPD_DIRTY_LOG;
+}
+
+/* A ring costs by what was written, a bitmap by what there is. */
+static const struct dirty_ops *choose(struct snapd_vm *vm)
+{
+	switch (vm->want_dirty) {
+	case SNAPD_DIRTY_RING:
+		return &ring_ops;
+	case SNAPD_DIRTY_LOG:
+		return &log_ops;
+	case SNAPD_DIRTY_AUTO:
+		break;
+	}
+	return ring_is_there(vm) ? &ring_ops : &log_ops;
+}
+
 int sources_attach(struct snapd_vm *vm, struct err *e)
 {
-	vm->sources[vm->nr_sources++] = &ring_ops;
+	vm->sources[vm->nr_sources++] = choose(vm);
 	for (uint32_t i = 0; i < vm->nr_sources; i++) {
 		int r = vm->sources[i]->attach(vm, e);
 

@@ -4,6 +4,7 @@
  * "the sources" and does not know which there are.
  *
  *   ring.c      KVM's dirty rings, one per vCPU
+ *   dirtylog.c  KVM's dirty bitmaps, one per memslot
  *
  * vm.sources[0] sees what vCPUs write; those after it see more, such as what the VMM's
  * devices write.  A frame is dirty when any source says so.
@@ -36,9 +37,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "include/snapd/agent.h"
+
 struct err;
-struct snapd_vm;
-struct snapd_vcpu;
 struct view;
 
 /* The source keeps entries back, so slot ids must not be used again yet. */
@@ -46,6 +47,7 @@ struct view;
 #define SOURCES_MAX	4u
 
 struct dirty_ops {
+	enum snapd_dirty backend;
 	int (*attach)(struct snapd_vm *vm, struct err *e);
 	void (*detach)(struct snapd_vm *vm);
 	int (*vcpu_attach)(struct snapd_vcpu *v, struct err *e);
@@ -59,9 +61,11 @@ struct dirty_ops {
 	int (*full)(struct snapd_vcpu *v);
 };
 
-extern const struct dirty_ops ring_ops;
+extern const struct dirty_ops ring_ops, log_ops;
 
-/* source.c: each call to all sources, under what is said above. */
+/* source.c.  attach makes vm.sources from what the configuration wants. */
+bool dirty_is_known(uint32_t backend); /* SNAPD_DIRTY_*, AUTO among them */
+/* Each call to all sources, under what is said above. */
 int sources_attach(struct snapd_vm *vm, struct err *e);
 void sources_detach(struct snapd_vm *vm);
 int sources_vcpu_attach(struct snapd_vcpu *v, struct err *e);

@@ -206,13 +206,20 @@ static bool is_stopped(const struct snapd_vcpu *v)
 	       (state == VCPU_OUT && v->vm->stopping);
 }
 
+/* V2: one that is out looks at `attention` before it enters the guest. */
+static bool is_out(const struct snapd_vcpu *v)
+{
+	return atomic_load(&v->state) != VCPU_IN;
+}
+
 /* Kick who runs; how many have not stopped, and one of them in *who. */
-static uint32_t press(struct snapd_vm *vm, struct snapd_vcpu **who)
+static uint32_t press(struct snapd_vm *vm, bool (*is_done)(const struct snapd_vcpu *v),
+		      struct snapd_vcpu **who)
 {
 	uint32_t left = 0;
 
 	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++) {
-		if (is_stopped(vm->vcpus[i]))
+		if (is_done(vm->vcpus[i]))
 			continue;
 		left++;
 		*who = vm->vcpus[i];
@@ -230,14 +237,15 @@ static void wait_changed(struct snapd_vm *vm, uint64_t timeout_ns)
 	pthread_cond_timedwait(&vm->run_changed, &vm->run_lock, &ts);
 }
 
-int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
+static int wait_all(struct snapd_vm *vm, bool (*is_done)(const struct snapd_vcpu *v),
+		    uint32_t timeout_ms, struct err *e)
 {
 	uint64_t end = now_ns() + (timeout_ms ? timeout_ms : PAUSE_DEFAULT_MS) * 1000000ull;
 	struct snapd_vcpu *who = NULL;
 	int r = 0;
 
 	pthread_mutex_lock(&vm->run_lock);
-	while (press(vm, &who)) {
+	while (press(vm, is_done, &who)) {
 		if (now_ns() >= end || atomic_load(&vm->exiting)) {
 			r = err_set(e, ETIMEDOUT, "vCPU %u did not stop within %u ms: it %s",
 				    who->id, timeout_ms ? timeout_ms : PAUSE_DEFAULT_MS,
@@ -250,6 +258,16 @@ int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 	}
 	pthread_mutex_unlock(&vm->run_lock);
 	return r;
+}
+
+int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
+{
+	return wait_all(vm, is_stopped, timeout_ms, e);
+}
+
+int vcpus_wait_out(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
+{
+	return wait_all(vm, is_out, timeout_ms, e);
 }
 
 bool vcpus_all_parked(struct snapd_vm *vm)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Attach and detach: configuration → an enabled dirty ring, the shared memory
+ * Attach and detach: configuration → dirty sources that are on, the shared memory
  * file, two running threads; and the small things every file uses.  On the
  * caller's thread.
  */
@@ -176,6 +176,10 @@ static int config_numbers(struct snapd_vm *vm, const struct snapd_vm_config *c, 
 	if (max_us < min_us)
 		return err_set(e, EINVAL, "harvest_max_us %u is below harvest_min_us %u", max_us,
 			       min_us);
+	if (!dirty_is_known(c->dirty))
+		return err_set(e, EINVAL, "no way of dirty tracking has the number %u", c->dirty);
+	vm->want_dirty = (enum snapd_dirty)c->dirty;
+	vm->log.initially_set = c->flags & SNAPD_ATTACH_LOG_INITIALLY_SET;
 	vm->ring_entries = c->ring_entries;
 	vm->max_vcpus = c->max_vcpus ? c->max_vcpus : MAX_VCPUS_DEFAULT;
 	vm->harvest_min_ns = (uint64_t)min_us * 1000;
@@ -191,7 +195,8 @@ static int config_take(struct snapd_vm *vm, const struct snapd_vm_config *c, str
 	if (c->size_bytes < sizeof(*c))
 		return err_set(e, EINVAL, "snapd_vm_config.size_bytes %u: this library needs %zu",
 			       c->size_bytes, sizeof(*c));
-	if (c->flags & ~(SNAPD_ATTACH_REQUIRE_SERVICE | SNAPD_ATTACH_KEEP_ZAP_QUIRK))
+	if (c->flags & ~(SNAPD_ATTACH_REQUIRE_SERVICE | SNAPD_ATTACH_KEEP_ZAP_QUIRK |
+			 SNAPD_ATTACH_LOG_INITIALLY_SET))
 		return err_set(e, EINVAL, "unknown attach flags 0x%x", c->flags);
 	vm->kvm = (struct arch_vm){c->kvm ? c->kvm : &arch_kvm_kernel, c->kvm_fd, c->vm_fd};
 	vm->arch = arch_host();

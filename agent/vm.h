@@ -9,7 +9,7 @@
  *   writers.c  who writes without a vCPU: marks, discards, device logs, backup bitmaps
  *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
  *   reap.c     sources → sets; the harvest thread; consumers' sets
- *   source.c   the dirty sources of a VM (source.h): ring.c
+ *   source.c   the dirty sources of a VM (source.h): ring.c, dirtylog.c
  *   vcpu.c     running, parking and kicking vCPUs; work on their threads
  *   conn.c     the connection thread: reach the service, tell, dispatch
  *   request.c  SYNC, PAUSE, REWRITE, LOAD, RESUME
@@ -21,8 +21,8 @@
  *   vCPUs       vcpu.c; also harvest when they meet ring-full
  *   any other   snapd_vm_memslot(), marks, consumers
  *
- * Lock order: slots_lock → map_lock → harvest_lock; run_lock → harvest_lock, run_lock →
- * bind_lock.  No callback and no socket call is made under any of them, except
+ * Lock order: slots_lock → map_lock → harvest_lock; slots_lock → run_lock → harvest_lock;
+ * run_lock → bind_lock.  No callback and no socket call is made under any of them, except
  * that slots_lock is held over KVM's memslot ioctls.
  */
 #pragma once
@@ -174,8 +174,28 @@ struct ring_source {
 	uint64_t unreset, unreset_at; /* collected, RESET still to come: ablation only */
 };
 
+struct log_slot {
+	uint32_t slot; /* as KVM has it */
+	uint64_t nr_pages;
+	const struct slot_run *runs; /* the view's */
+	uint32_t nr_runs;
+	uint64_t *words; /* owned; what GET returned */
+};
+
+struct log_source {
+	/* constant after attach */
+	bool initially_set;
+	bool get_clears; /* no MANUAL_DIRTY_LOG_PROTECT2 */
+	/* harvest_lock */
+	struct log_slot *slots; /* owned */
+	size_t nr, cap;
+	/* slots_lock */
+	bool is_missed; /* the slot being deleted was not read */
+};
+
 struct snapd_vm {
 	/* constant after attach */
+	enum snapd_dirty want_dirty;
 	const struct dirty_ops *sources[SOURCES_MAX];
 	uint32_t nr_sources;
 	struct arch_vm kvm;
@@ -235,6 +255,7 @@ struct snapd_vm {
 	struct snapd_consumer *consumers;
 	struct snapd_devlog *devlogs;
 	struct ring_source ring;
+	struct log_source log;
 	_Atomic bool tracking_dead; /* KVM and a source disagree for good */
 	_Atomic uint32_t nr_vcpus;  /* grows under harvest_lock */
 	struct snapd_vcpu **vcpus;  /* max_vcpus */
@@ -284,6 +305,9 @@ static inline uint64_t frames_end(struct snapd_vm *vm)
 {
 	return atomic_load(&vm->next_frame);
 }
+
+/* ring.c */
+bool ring_is_there(struct snapd_vm *vm);
 
 /* backing.c, all under slots_lock */
 int backing_check(const struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e);
@@ -353,6 +377,9 @@ void consumer_free(struct snapd_consumer *c);
 /* vcpu.c */
 void vcpus_hold(struct snapd_vm *vm);	 /* one more reason to be parked */
 void vcpus_release(struct snapd_vm *vm); /* one less */
+/* As wait_stopped, for what KVM does only: a vCPU in the VMM's code counts as stopped,
+ * since it parks before it enters the guest.  From any thread. */
+int vcpus_wait_out(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e);
 int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e);
 /* Run `fn` for the first n vCPUs, on their own threads where they have one, all at
  * once.  The VM is held and stopped. */

@@ -13,9 +13,9 @@
 
 int verb_vms(const struct args *a)
 {
-	static const char *const heads[] = {"VM",  "STATE", "RAM",	    "VCPUS",
-					    "PID", "DIRTY", "LAST SNAPSHOT"};
-	static const bool right[] = {false, false, true, true, true, true, true};
+	static const char *const heads[] = {"VM",  "STATE", "RAM", "VCPUS",
+					    "PID", "DIRTY", "BY",  "LAST SNAPSHOT"};
+	static const bool right[] = {false, false, true, true, true, true, false, true};
 	_cleanup_(cleanup_json) json_t *o = NULL;
 	json_t *vm;
 	size_t i;
@@ -39,7 +39,7 @@ int verb_vms(const struct args *a)
 				     text_u64(pid, sizeof(pid), get_u64(vm, "pid")),
 				     human_bytes(dirty, sizeof(dirty),
 						 get_u64(vm, "dirty_frames") * page_size),
-				     head});
+				     get_text(vm, "dirty_backend"), head});
 	}
 	table_print(t);
 	return EXIT_DONE;

@@ -47,6 +47,14 @@ static int nolog_ioctl(void *opaque, int fd, unsigned long request, void *arg)
 	return ioctl(fd, request, arg);
 }
 
+/* --dirty log-get-clears: what a KVM of before Linux 5.2 says. */
+static int old_log_ioctl(void *opaque, int fd, unsigned long request, void *arg)
+{
+	if (request == KVM_CHECK_EXTENSION && (uintptr_t)arg == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
+		return 0;
+	return ioctl(fd, request, arg);
+}
+
 int machine_ioctl(struct machine *m, int fd, unsigned long request, void *arg)
 {
 	int rc = m->kvm.ioctl(m->kvm.opaque, fd, request, arg);
@@ -75,6 +83,8 @@ static int open_kvm(struct machine *m)
 		return simguest_open(m);
 	if (m->opt->no_log)
 		m->kvm.ioctl = nolog_ioctl;
+	else if (m->opt->tracking == TRACK_LOG_GET_CLEARS)
+		m->kvm.ioctl = old_log_ioctl;
 	m->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (m->kvm_fd >= 0)
 		return 0;
@@ -91,12 +101,28 @@ static int create_vm(struct machine *m)
 	return m->vm_fd;
 }
 
+static uint32_t attach_flags(const struct options *opt)
+{
+	uint32_t flags = opt->require_service ? SNAPD_ATTACH_REQUIRE_SERVICE : 0;
+
+	if (opt->tracking == TRACK_LOG_INITIALLY_SET)
+		flags |= SNAPD_ATTACH_LOG_INITIALLY_SET;
+	return flags;
+}
+
 static int attach(struct machine *m)
 {
+	static const uint32_t dirty[TRACK_NR] = {
+		[TRACK_AUTO] = SNAPD_DIRTY_AUTO,
+		[TRACK_RING] = SNAPD_DIRTY_RING,
+		[TRACK_LOG] = SNAPD_DIRTY_LOG,
+		[TRACK_LOG_INITIALLY_SET] = SNAPD_DIRTY_LOG,
+		[TRACK_LOG_GET_CLEARS] = SNAPD_DIRTY_LOG,
+	};
 	const struct options *opt = m->opt;
 	const struct snapd_vm_config config = {
 		.size_bytes = sizeof(config),
-		.flags = opt->require_service ? SNAPD_ATTACH_REQUIRE_SERVICE : 0,
+		.flags = attach_flags(opt),
 		.kvm_fd = m->kvm_fd,
 		.vm_fd = m->vm_fd,
 		.name = opt->name,
@@ -108,6 +134,7 @@ static int attach(struct machine *m)
 		.callbacks = &machine_callbacks,
 		.opaque = m,
 		.kvm = &m->kvm,
+		.dirty = dirty[opt->tracking],
 	};
 	int rc = snapd_vm_attach(&config, &m->agent);
 

@@ -12,6 +12,8 @@
 
 const char *const punch_names[PUNCH_NR_PATTERNS] = {"hole", "resize",	    "newid", "merge",
 						    "move", "otherbacking", "remove"};
+const char *const tracking_names[TRACK_NR] = {"auto", "ring", "log", "log-initially-set",
+					      "log-get-clears"};
 const char *const workload_names[GUEST_NR_WORKLOADS] = {"sequential", "random", "hotcold", "mix"};
 const char *const backing_names[RAM_NR_BACKINGS] = {"memfd", "shm", "hugetlb"};
 
@@ -36,6 +38,8 @@ static const char help_text[] =
 	"         --punch-mode M    running or paused vCPUs (default running)\n"
 	"device   --device RATE     a device writes RATE pages per second\n"
 	"kvm      --accel A         kvm or sim (default kvm)\n"
+	"         --dirty B         auto, ring, log, log-initially-set, log-get-clears: how\n"
+	"                           written pages are found (default auto)\n"
 	"         --ring N          dirty ring entries per vCPU (default: the most there are)\n"
 	"         --harvest-us N    slowest harvest interval (default: the agent's)\n"
 	"         --epoch-ms N      look at dirty pages every N ms, as a display would\n"
@@ -70,6 +74,7 @@ enum option_id {
 	OPT_PUNCH_MODE,
 	OPT_DEVICE,
 	OPT_ACCEL,
+	OPT_DIRTY,
 	OPT_RING,
 	OPT_HARVEST,
 	OPT_EPOCH,
@@ -105,6 +110,7 @@ static const struct option long_options[] = {
 	{"punch-mode", required_argument, NULL, OPT_PUNCH_MODE},
 	{"device", required_argument, NULL, OPT_DEVICE},
 	{"accel", required_argument, NULL, OPT_ACCEL},
+	{"dirty", required_argument, NULL, OPT_DIRTY},
 	{"ring", required_argument, NULL, OPT_RING},
 	{"harvest-us", required_argument, NULL, OPT_HARVEST},
 	{"epoch-ms", required_argument, NULL, OPT_EPOCH},
@@ -230,6 +236,16 @@ static int parse_patterns(const char *s, uint32_t *ret)
 	return 0;
 }
 
+static int parse_tracking(const char *s, enum tracking *ret)
+{
+	int i = parse_name(tracking_names, TRACK_NR, s, strlen(s));
+
+	if (i < 0)
+		return bad("dirty", s, "auto, ring, log, log-initially-set or log-get-clears");
+	*ret = (enum tracking)i;
+	return 0;
+}
+
 static int parse_choice(const char *option, const char *s, const char *a, const char *b, bool *ret)
 {
 	char want[32];
@@ -293,6 +309,8 @@ static int parse_vmm_option(struct options *opt, int c)
 		return parse_double("device", optarg, 1e6, &opt->device_rate);
 	case OPT_ACCEL:
 		return parse_choice("accel", optarg, "kvm", "sim", &opt->sim);
+	case OPT_DIRTY:
+		return parse_tracking(optarg, &opt->tracking);
 	case OPT_RING:
 		return parse_u32("ring", optarg, 256, 65536, &opt->ring_entries);
 	case OPT_HARVEST:
@@ -356,6 +374,11 @@ static int options_check(struct options *opt)
 	}
 	if (opt->punch_patterns & 1u << PUNCH_REMOVE && !opt->dimm_bytes) {
 		fprintf(stderr, "snapvm: --punch-pattern remove needs --dimm SIZE\n");
+		return -EINVAL;
+	}
+	if (opt->sim && opt->tracking > TRACK_RING) {
+		fprintf(stderr, "snapvm: --dirty %s: the simulated KVM has rings only\n",
+			tracking_names[opt->tracking]);
 		return -EINVAL;
 	}
 	if (opt->ring_entries & (opt->ring_entries - 1)) {

@@ -17,6 +17,16 @@ enum punch_pattern {
 	PUNCH_REMOVE,	    /* the DIMM is unplugged for good, and another one plugged in */
 	PUNCH_NR_PATTERNS
 };
+/* How the agent finds what vCPUs write. */
+enum tracking {
+	TRACK_AUTO,
+	TRACK_RING,
+	TRACK_LOG,
+	TRACK_LOG_INITIALLY_SET, /* the same, where a new slot is dirty as a whole */
+	TRACK_LOG_GET_CLEARS,	 /* the same, as on a KVM without MANUAL_DIRTY_LOG_PROTECT2 */
+	TRACK_NR
+};
+extern const char *const tracking_names[TRACK_NR];
 extern const char *const punch_names[PUNCH_NR_PATTERNS];
 extern const char *const workload_names[GUEST_NR_WORKLOADS];
 
@@ -42,6 +52,7 @@ struct options {
 	const char *restore;
 	const char *status; /* file, rewritten now and then */
 	const char *run_dir;
+	enum tracking tracking;
 	uint32_t ring_entries;
 	double punch_rate;	 /* changes per second, 0: none */
 	uint32_t punch_patterns; /* bit enum punch_pattern */

@@ -132,6 +132,25 @@ struct snapd_vm_callbacks {
  * make the whole working set fault and be reported dirty again each time. */
 #define SNAPD_ATTACH_KEEP_ZAP_QUIRK  (1u << 1)
 
+/* With SNAPD_DIRTY_LOG, have KVM_DIRTY_LOG_INITIALLY_SET: a new memslot is dirty as a
+ * whole, and write-protected only when that was harvested. */
+#define SNAPD_ATTACH_LOG_INITIALLY_SET (1u << 2)
+
+/*
+ * How the pages that vCPUs write are found.  The set of dirty pages is the same with
+ * each; docs/benchmarks.md ("backends") has what they cost.
+ *
+ *   AUTO     the ring where KVM has it, else the log
+ *   RING     KVM_CAP_DIRTY_LOG_RING: Linux 5.11 on x86, 6.4 on arm64
+ *   LOG      KVM_GET_DIRTY_LOG: every KVM.  Deleting a memslot then makes every vCPU
+ *            leave the guest for a moment
+ */
+enum snapd_dirty {
+	SNAPD_DIRTY_AUTO = 0,
+	SNAPD_DIRTY_RING = 1,
+	SNAPD_DIRTY_LOG = 2,
+};
+
 struct snapd_vm_config {
 	uint32_t size_bytes;	 /* sizeof(struct snapd_vm_config): lets the struct grow */
 	uint32_t flags;		 /* SNAPD_ATTACH_* */
@@ -148,17 +167,19 @@ struct snapd_vm_config {
 	const struct snapd_vm_callbacks *callbacks; /* NULL: none; borrowed until detach */
 	void *opaque;				    /* handed to every callback */
 	const struct snapd_kvm_ops *kvm;	    /* NULL: the kernel; borrowed until detach */
+	uint32_t dirty;				    /* enum snapd_dirty */
+	uint32_t reserved;
 };
 
 /*
- * Attach a VM: enable its dirty rings, make its sets, start the agent's thread
+ * Attach a VM: enable dirty tracking, make its sets, start the agent's thread
  * and connect to the service.
  *
  * Must come before the first KVM_CREATE_VCPU: the kernel enables the ring only
  * then (Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING).
  *
  * -EINVAL  bad configuration, or a vCPU exists already
- * -ENOTSUP this KVM has no dirty ring
+ * -ENOTSUP this host has not the way of dirty tracking that was asked for
  * -ENOTCONN SNAPD_ATTACH_REQUIRE_SERVICE and no service
  * -EEXIST  the service already has a live VM of that name
  * On failure *ret is NULL and snapd_vm_error(NULL) has the reason (per thread).

@@ -88,13 +88,13 @@ struct snapd_msg_hello {
 	uint32_t page_size; /* bytes; unit of frames */
 	uint32_t pid;
 	uint32_t nr_vcpus; /* attached so far */
-	uint32_t ring_entries;
+	uint32_t ring_entries; /* 0: no rings */
 	uint64_t shm_bytes; /* size of the shared memory file */
 	struct snapd_point rewrite_to;
 	char restore[128];  /* snapshot selector with RESTORE, else "" */
 	char cmdline[4096]; /* /proc/self/cmdline with NULs as they are, for `snapctl restore` */
 	uint32_t cmdline_len;
-	uint32_t reserved;
+	uint32_t dirty_backend; /* SNAPD_DIRTY_* of agent.h; 0: not told */
 };
 
 /* A RAM block.  Sent before the pieces that name it. */

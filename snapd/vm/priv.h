@@ -78,6 +78,7 @@ struct vm {
 	struct job *running; /* borrowed */
 	struct vm_pub {
 		uint32_t nr_vcpus, ring_entries, page_size;
+		uint32_t dirty_backend; /* SNAPD_DIRTY_*, as the agent says */
 		uint64_t ram_frames, frames_end;
 		struct snapd_point point;
 		uint64_t fork;		/* timeline made, not yet `point`; 0 none */

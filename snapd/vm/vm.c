@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "include/snapd/agent.h"
 #include "snapd/vm/capture.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
@@ -556,6 +557,7 @@ void vm_publish(struct vm *vm)
 	vm->pub.nr_vcpus = vm->hello.nr_vcpus;
 	vm->pub.ring_entries = vm->hello.ring_entries;
 	vm->pub.page_size = vm->hello.page_size;
+	vm->pub.dirty_backend = vm->hello.dirty_backend;
 	vm->pub.ram_frames = vm->mem.ram_frames;
 	vm->pub.frames_end = vm->mem.frames_end;
 	vm->pub.point = vm->point;
@@ -592,6 +594,16 @@ static json_t *counters_json(const struct vm_shm_stats *s)
 	return o;
 }
 
+/* Any number may come; an agent that does not tell has rings. */
+static const char *dirty_backend_name(uint32_t backend)
+{
+	static const char *const names[] = {[SNAPD_DIRTY_AUTO] = "ring",
+					    [SNAPD_DIRTY_RING] = "ring",
+					    [SNAPD_DIRTY_LOG] = "log"};
+
+	return backend < ARRAY_SIZE(names) ? names[backend] : "unknown";
+}
+
 json_t *vm_describe(struct vm *vm)
 {
 	struct vm_shm_stats stats = {};
@@ -608,20 +620,23 @@ json_t *vm_describe(struct vm *vm)
 	if (vm->shm.map)
 		vm_shm_stats(&vm->shm, pub.frames_end, &stats);
 	pthread_mutex_unlock(&vm->lock);
-	return json_pack(
-		"{s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,s:I,s:I,s:I,"
-		"s:s?,s:i,"
-		"s:o,s:o}",
-		"name", vm->name, "state", vm_state_names[vm->state], "uid", (int)vm->uid, "pid",
-		(int)vm->pid, "arch", vm->arch, "attached_ns", (json_int_t)vm->attached_ns, "vcpus",
-		(int)pub.nr_vcpus, "ring_entries", (int)pub.ring_entries, "page_size",
-		(int)pub.page_size, "ram_bytes", ram_bytes, "dirty_frames",
-		(json_int_t)stats.dirty_frames, "head_snapshot", (json_int_t)pub.head_snapshot,
-		"broken", pub.broken, "point", "timeline", (json_int_t)pub.point.timeline, "epoch",
-		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
-		(json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
-		"missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued", (int)queued, "last_pause",
-		pause_json(&pub.pause), "counters", counters_json(&stats));
+	return json_pack("{s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
+			 "s:I,s:I,s:I,"
+			 "s:s?,s:i,"
+			 "s:o,s:o}",
+			 "name", vm->name, "state", vm_state_names[vm->state], "uid", (int)vm->uid,
+			 "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
+			 (json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
+			 dirty_backend_name(pub.dirty_backend), "ring_entries",
+			 (int)pub.ring_entries, "page_size", (int)pub.page_size, "ram_bytes",
+			 ram_bytes, "dirty_frames", (json_int_t)stats.dirty_frames, "head_snapshot",
+			 (json_int_t)pub.head_snapshot, "broken", pub.broken, "point", "timeline",
+			 (json_int_t)pub.point.timeline, "epoch", (json_int_t)pub.point.epoch,
+			 "snapshots", (json_int_t)pub.snapshots, "failures",
+			 (json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
+			 "missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued",
+			 (int)queued, "last_pause", pause_json(&pub.pause), "counters",
+			 counters_json(&stats));
 }
 
 json_t *vm_list_json(struct daemon *d, uint32_t uid)

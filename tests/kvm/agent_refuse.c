@@ -119,7 +119,9 @@ static void test_attach(void)
 	refused(attach(&g, (struct snapd_vm_config){.harvest_min_us = 9, .harvest_max_us = 3}),
 		-EINVAL, "harvest_max_us");
 	refused(attach(&g, (struct snapd_vm_config){.kick_signal = SIGKILL}), -EINVAL, "signal");
-	refused(attach(&g, (struct snapd_vm_config){.kvm = &ops}), -ENOTSUP, "dirty ring");
+	refused(attach(&g, (struct snapd_vm_config){.kvm = &ops, .dirty = SNAPD_DIRTY_RING}),
+		-ENOTSUP, "dirty ring");
+	refused(attach(&g, (struct snapd_vm_config){.dirty = 99}), -EINVAL, "99");
 	check(kvm_guest_add_vcpu(&g, NULL, 0, 0, 0, 0) == 0, "vCPU");
 	refused(attach(&g, (struct snapd_vm_config){0}), -EINVAL, "before the first");
 	kvm_guest_destroy(&g);

@@ -6,7 +6,24 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "snapd/util/cleanup.h"
 #include "tests/lib/check.h"
+
+const struct agent_backend *agent_backend(const char *name)
+{
+	static const struct agent_backend all[] = {
+		{"ring", SNAPD_DIRTY_RING},
+		{"log", SNAPD_DIRTY_LOG},
+		{"log-initially-set", SNAPD_DIRTY_LOG, SNAPD_ATTACH_LOG_INITIALLY_SET},
+		{"log-get-clears", SNAPD_DIRTY_LOG, .hide_protect2 = true},
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+		if (!strcmp(all[i].name, name))
+			return &all[i];
+	check(false, "no backend is called %s", name);
+	return NULL;
+}
 
 static int sys_slot(struct agent_vm *a)
 {
@@ -33,6 +50,7 @@ void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config)
 		.callbacks = config->callbacks,
 		.kvm = config->kvm,
 		.opaque = config->opaque,
+		.dirty = config->dirty,
 	};
 	int r;
 

@@ -45,12 +45,21 @@ struct agent_vm_config {
 	uint32_t harvest_us; /* both ends of the pacing; 0: default */
 	uint64_t data_bytes;
 	uint32_t flags; /* SNAPD_ATTACH_* */
+	uint32_t dirty; /* SNAPD_DIRTY_* */
 	const char *restore;
 	const struct snapd_vm_callbacks *callbacks;
 	const struct snapd_kvm_ops *kvm;
 	void *opaque;
 	bool no_data_slot;
 };
+
+/* The ways of dirty tracking that a test can be run with. */
+struct agent_backend {
+	const char *name;
+	uint32_t dirty, flags; /* SNAPD_DIRTY_*, SNAPD_ATTACH_* */
+	bool hide_protect2;    /* the test's KVM has no MANUAL_DIRTY_LOG_PROTECT2 */
+};
+const struct agent_backend *agent_backend(const char *name); /* ends the test: unknown */
 
 /* Skips the test without /dev/kvm. */
 void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config);

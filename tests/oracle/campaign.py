@@ -46,6 +46,8 @@ class Campaign:
                 got += ["--dimm", "4M"]
         if a.device:
             got += ["--device", a.device]
+        if a.dirty:
+            got += ["--dirty", a.dirty]
         if a.ring:
             got += ["--ring", a.ring]
         if a.harvest_us:
@@ -188,6 +190,7 @@ def main():
     p.add_argument("--mem", default="16M")
     p.add_argument("--vcpus", default="2")
     p.add_argument("--workload", default="random")
+    p.add_argument("--dirty", default="", help="the agent's way of dirty tracking")
     p.add_argument("--ring", default="")
     p.add_argument("--harvest-us", default="", help="slowest harvest interval, to force full rings")
     p.add_argument("--punch", default="50")
