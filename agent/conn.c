@@ -510,5 +510,8 @@ void *conn_thread(void *arg)
 			step_up(vm);
 	}
 	request_end(vm);
+	if (vm->conn.fd >= 0 && vm->conn.welcome)
+		conn_send(vm, &(struct snapd_msg_bye){.h = {.type = SNAPD_MSG_BYE}},
+			  sizeof(struct snapd_msg_bye), -1);
 	return NULL;
 }

@@ -67,6 +67,16 @@ struct state_slot_note {
 };
 static_assert(sizeof(struct state_slot_note) == 16, "disk format");
 
+/* The record "post-mortem!" (version 1): memory of a VM whose VMM was dead.  There are
+ * no vCPUs and no devices; no VM can become that. */
+#define STATE_POSTMORTEM "post-mortem!"
+struct state_postmortem {
+	uint64_t died_ns; /* CLOCK_REALTIME; when it was noticed */
+	uint32_t pid;	  /* of the VMM */
+	uint32_t reserved;
+};
+static_assert(sizeof(struct state_postmortem) == 16, "disk format");
+
 /* One run of tracked memory in the "pieces" record (version 1: an array),
  * ascending by home_gfn: what the snapshot's RAM consists of, mapped or not. */
 struct state_piece {

@@ -116,6 +116,7 @@ struct snapshot_meta {
 	const char *note; /* may be NULL */
 	const char *tags; /* comma-separated, may be NULL */
 	bool pinned;
+	bool post_mortem; /* the state has no vCPUs: STATE_POSTMORTEM */
 	uint64_t pause_ns;
 	uint64_t taken_ns; /* CLOCK_REALTIME of the paused instant; 0: now */
 };
@@ -147,7 +148,8 @@ struct store_snapshot {
 	char name[SNAPD_NAME_MAX]; /* "" when none */
 	char note[256];
 	char tags[256];
-	bool pinned; /* neither deleted nor pruned */
+	bool pinned;	  /* neither deleted nor pruned */
+	bool post_mortem; /* memory of a VM whose VMM was dead: no vCPUs */
 };
 int store_snapshot_get(struct store *s, uint64_t id, struct store_snapshot *ret, struct err *e);
 /* "ID", "VM@ID", "VM@NAME", or "VM" (its newest); uid != 0 sees only its own.  -ENOENT. */

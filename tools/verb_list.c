@@ -54,8 +54,10 @@ static void print_table(json_t *list)
 				     human_bytes(changed, sizeof(changed),
 						 get_u64(s, "changed_pages") *
 							 get_u64(s, "page_size")),
-				     human_seconds(pause, sizeof(pause),
-						   (double)get_u64(s, "pause_ns") / 1e9),
+				     json_is_true(json_object_get(s, "post_mortem"))
+					     ? "post-mortem"
+					     : human_seconds(pause, sizeof(pause),
+							     (double)get_u64(s, "pause_ns") / 1e9),
 				     parent, is_pinned(s) ? "*" : "", get_text(s, "tags")});
 	}
 	table_print(t);

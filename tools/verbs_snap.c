@@ -37,8 +37,11 @@ static void show_snapshot(json_t *s, json_t *state)
 	print_row("tags", get_text(s, "tags"));
 	print_row("pinned", json_is_true(json_object_get(s, "pinned")) ? "yes" : "");
 	print_row("taken", human_time(text, sizeof(text), get_u64(s, "taken_ns")));
-	print_row("paused",
-		  human_seconds(text, sizeof(text), (double)get_u64(s, "pause_ns") / 1e9));
+	if (json_is_true(json_object_get(s, "post_mortem")))
+		print_row("kind", "post-mortem: memory at its VMM's death, no vCPU state");
+	else
+		print_row("paused",
+			  human_seconds(text, sizeof(text), (double)get_u64(s, "pause_ns") / 1e9));
 	if (get_u64(s, "parent"))
 		print_row("parent", text_u64(text, sizeof(text), get_u64(s, "parent")));
 	snprintf(text, sizeof(text), "timeline %llu, epoch %llu",

@@ -30,7 +30,7 @@
 #include <stdint.h>
 
 #define SNAPD_PROTO_MAJOR	   1
-#define SNAPD_PROTO_MINOR	   0
+#define SNAPD_PROTO_MINOR	   1 /* 1: BYE */
 #define SNAPD_MSG_MAX		   65536u
 #define SNAPD_NAME_MAX		   64u /* VM names, including the NUL */
 #define SNAPD_AGENT_SOCKET_DEFAULT "/run/snapd/agent.sock"
@@ -48,6 +48,7 @@ enum snapd_msg_type {
 	SNAPD_MSG_LOADED = 8,
 	SNAPD_MSG_RESUMED = 9,
 	SNAPD_MSG_FAILED = 10, /* the request `req` failed; the VM runs as before */
+	SNAPD_MSG_BYE = 11,    /* the VMM detaches; no answer */
 	/* service → agent */
 	SNAPD_MSG_WELCOME = 32,
 	SNAPD_MSG_REJECT = 33,
@@ -129,6 +130,12 @@ struct snapd_msg_ready {
 	struct snapd_msg h;
 	uint32_t nr_vcpus;
 	uint32_t reserved;
+};
+
+/* BYE: the connection ends because the VMM wants it to.  One that ends without was lost,
+ * and if the VMM is dead then, so was the VM: snapd may keep its memory.  Since 1.1. */
+struct snapd_msg_bye {
+	struct snapd_msg h;
 };
 
 /* WELCOME: go on.  `head` is the point at which the service believes RAM and

@@ -32,7 +32,7 @@ json_t *snapshot_json(const struct store_snapshot *s)
 	char vm_id[33];
 
 	hex_id(s->vm, vm_id);
-	return json_pack("{sI ss ss sI sI so so sI sI sI sI sI so ss ss ss sb}", "id",
+	return json_pack("{sI ss ss sI sI so so sI sI sI sI sI so ss ss ss sb sb}", "id",
 			 (json_int_t)s->id, "vm", s->vm_name, "vm_id", vm_id, "uid",
 			 (json_int_t)s->uid, "page_size", (json_int_t)s->page_size, "point",
 			 point_json(s->point), "parent_point", point_json(s->parent), "parent",
@@ -40,7 +40,7 @@ json_t *snapshot_json(const struct store_snapshot *s)
 			 "pause_ns", (json_int_t)s->pause_ns, "state_bytes",
 			 (json_int_t)s->state_bytes, "changed_pages", (json_int_t)s->nr_changed,
 			 "stats", stats_json(s), "name", s->name, "note", s->note, "tags", s->tags,
-			 "pinned", s->pinned);
+			 "pinned", s->pinned, "post_mortem", s->post_mortem);
 }
 
 json_t *snapshot_vm_json(struct store *store, const struct store_snapshot *s)

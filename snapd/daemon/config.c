@@ -21,7 +21,7 @@
 #define CONFIG_DEFAULT "/etc/snapd/snapd.conf"
 #define STORE_DEFAULT  "/var/lib/snapd"
 
-enum kind { TEXT, COMPRESSION, BYTES, NUMBER, LEVEL };
+enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, LEVEL };
 
 static const struct setting {
 	const char *key;
@@ -42,6 +42,7 @@ static const struct setting {
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
 	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
 	{"self_check_max_ms", "self-check-max-ms", NUMBER, AT(self_check_max_ms), 1, 20000},
+	{"post_mortem", "post-mortem", SWITCH, AT(post_mortem), 0, 0},
 	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
 	{"log_level", "log-level", LEVEL, AT(log_level), 0, 0},
 #undef AT
@@ -103,6 +104,14 @@ static int set_number(const struct setting *s, void *field, const char *value, s
 	return 0;
 }
 
+static int set_switch(const char *key, bool *field, const char *value, struct err *e)
+{
+	if (strcmp(value, "on") != 0 && strcmp(value, "off") != 0)
+		return err_set(e, EINVAL, "%s: '%s' is neither on nor off", key, value);
+	*field = !strcmp(value, "on");
+	return 0;
+}
+
 static int set_text(void *field, const char *value, struct err *e)
 {
 	char *copy = strdup(value);
@@ -134,6 +143,8 @@ int config_set(struct daemon_config *c, const char *key, const char *value, stru
 			return set_text(field, value, e);
 		if (s->kind == COMPRESSION)
 			return set_compression(field, value, e);
+		if (s->kind == SWITCH)
+			return set_switch(s->key, field, value, e);
 		if (s->kind != LEVEL)
 			return set_number(s, field, value, e);
 		if (!parse_level(value, field))
@@ -199,6 +210,7 @@ static void usage(void)
 	     "10000)\n"
 	     "  --self-check-max-ms N   how much longer a self-check may make a pause (default "
 	     "5000)\n"
+	     "  --post-mortem on|off    keep the memory of a VM whose VMM dies (default off)\n"
 	     "  --early-min-frames N    copy pages ahead of the pause only above it (default "
 	     "4096)\n"
 	     "  --log-level LEVEL       err, warning, notice, info, debug (default info)\n"

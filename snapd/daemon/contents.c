@@ -98,3 +98,12 @@ int contents_next(struct contents_walk *w, uint64_t *gfn, loc_t *loc, struct err
 			       (unsigned long long)*gfn * c->snap.page_size);
 	return 1;
 }
+
+bool contents_postmortem(const struct snapd_state_reader *r)
+{
+	const void *data;
+	uint16_t version;
+	size_t len;
+
+	return !state_get(r, STATE_POSTMORTEM, 0, &version, &data, &len);
+}

@@ -35,6 +35,9 @@ void contents_deinit(struct contents *c);
 int contents_pieces(const struct snapd_state_reader *r, const struct state_piece **ret, size_t *nr,
 		    uint64_t *nr_pages, struct err *e);
 
+/* No vCPUs: memory of a VM whose VMM was dead. */
+bool contents_postmortem(const struct snapd_state_reader *r);
+
 /* All frames of the pieces, ascending by home GFN. */
 struct contents_walk {
 	const struct contents *c;

@@ -586,6 +586,7 @@ static int commit(struct importer *m, struct err *e)
 		.note = m->note,
 		.tags = m->tags,
 		.taken_ns = m->taken_ns,
+		.post_mortem = contents_postmortem(&m->reader),
 	};
 	struct snapd_point point;
 	struct epoch_stats stats;

@@ -243,7 +243,8 @@ static void fill_snapshot(struct commit *c)
 	rec_string(sn->name, m->name ? m->name : "");
 	rec_string(sn->note, m->note ? m->note : "");
 	rec_string(sn->tags, m->tags ? m->tags : "");
-	sn->head.flags = m->pinned ? REC_SNAPSHOT_PINNED : 0;
+	sn->head.flags = (m->pinned ? REC_SNAPSHOT_PINNED : 0) |
+			 (m->post_mortem ? REC_SNAPSHOT_POSTMORTEM : 0);
 }
 
 /* Index records as bytes: key and value with their lengths. */

@@ -48,7 +48,8 @@ static const char *const db_names[] = {
 static_assert(ARRAY_SIZE(db_names) == IX_NR_DBS, "a name for each database");
 
 /* Flags that a record may have; the others are damage. */
-static const uint32_t db_flags[IX_NR_DBS] = {[IX_SNAPSHOTS] = REC_SNAPSHOT_PINNED};
+static const uint32_t db_flags[IX_NR_DBS] = {[IX_SNAPSHOTS] = REC_SNAPSHOT_PINNED |
+							      REC_SNAPSHOT_POSTMORTEM};
 
 /* LMDB reports a write that the disk took in part only as EIO. */
 static bool disk_is_full(const struct index *ix)

@@ -117,7 +117,8 @@ struct rec_epoch {
 };
 static_assert(sizeof(struct rec_epoch) == 288, "disk format");
 
-#define REC_SNAPSHOT_PINNED 1u /* head.flags: neither deleted nor pruned */
+#define REC_SNAPSHOT_PINNED	1u /* head.flags: neither deleted nor pruned */
+#define REC_SNAPSHOT_POSTMORTEM 2u /* memory of a VM whose VMM was dead */
 
 struct rec_snapshot {
 	struct rec_head head;

@@ -83,7 +83,8 @@ static int snapshot_fill(struct ix_txn *t, uint64_t id, const struct rec_snapsho
 				      .point = rec->point,
 				      .taken_ns = rec->taken_ns,
 				      .pause_ns = rec->pause_ns,
-				      .pinned = rec->head.flags & REC_SNAPSHOT_PINNED};
+				      .pinned = rec->head.flags & REC_SNAPSHOT_PINNED,
+				      .post_mortem = rec->head.flags & REC_SNAPSHOT_POSTMORTEM};
 	memcpy(sn->vm, rec->vm, sizeof(sn->vm));
 	static_assert(sizeof(sn->name) == sizeof(rec->name), "copied whole");
 	static_assert(sizeof(sn->note) == sizeof(rec->note), "copied whole");
@@ -486,7 +487,8 @@ static int change_txn(struct ix_txn *t, void *arg, struct err *e)
 	if (c->tags)
 		rec_string(rec.tags, c->tags);
 	if (c->pin != SNAPSHOT_PIN_KEEP)
-		rec.head.flags = c->pin == SNAPSHOT_PIN_SET ? REC_SNAPSHOT_PINNED : 0;
+		rec.head.flags = (rec.head.flags & ~REC_SNAPSHOT_PINNED) |
+				 (c->pin == SNAPSHOT_PIN_SET ? REC_SNAPSHOT_PINNED : 0);
 	return index_put(t, IX_SNAPSHOTS, &k, &rec, sizeof(rec), NULL, 0, e);
 }
 

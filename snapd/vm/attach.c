@@ -245,7 +245,8 @@ static int told(struct vm *vm, struct err *e)
 	static const size_t lens[] = {[SNAPD_MSG_BLOCK] = sizeof(struct snapd_msg_block),
 				      [SNAPD_MSG_PIECE] = sizeof(struct snapd_msg_piece),
 				      [SNAPD_MSG_GONE] = sizeof(struct snapd_msg_gone),
-				      [SNAPD_MSG_READY] = sizeof(struct snapd_msg_ready)};
+				      [SNAPD_MSG_READY] = sizeof(struct snapd_msg_ready),
+				      [SNAPD_MSG_BYE] = sizeof(struct snapd_msg_bye)};
 
 	if (h->type >= ARRAY_SIZE(lens) || !lens[h->type])
 		return err_set(e, EPROTO, "unexpected message type %u", h->type);
@@ -261,6 +262,9 @@ static int told(struct vm *vm, struct err *e)
 		return vm_mem_add_piece(&vm->mem, &((const struct snapd_msg_piece *)h)->p, e);
 	case SNAPD_MSG_GONE:
 		return told_gone(vm, ((const struct snapd_msg_gone *)h)->piece, e);
+	case SNAPD_MSG_BYE:
+		vm->said_bye = true;
+		return 0;
 	default:
 		vm->hello.nr_vcpus = ((const struct snapd_msg_ready *)h)->nr_vcpus;
 		vm->ready = true;

@@ -546,7 +546,8 @@ int capture_paused(struct capture *c, struct err *e)
 
 	c->gone_at_pause = c->vm->nr_gone;
 	if (!err && c->check)
-		err = selfcheck_run(c->check, &c->late, e);
+		err = selfcheck_run(c->check, &c->late,
+				    c->vm->d->config.self_check_max_ms * 1000000ull, e);
 	if (!err)
 		err = list_late(c, max);
 	if (err == -ENOBUFS)
@@ -589,4 +590,22 @@ int capture_drain(struct capture *c, struct job *job, struct err *e)
 		err = hand_on_all(c, e);
 	c->stats.drain_ns = now_ns(CLOCK_MONOTONIC) - begun;
 	return err;
+}
+
+/* ---- of a VM that is dead ---- */
+
+int capture_dead(struct capture *c, struct err *e)
+{
+	uint64_t copied;
+	int err = tell_gone(c, c->vm->nr_gone, e);
+
+	if (!err)
+		err = sweep(c, true, NULL, &copied, e);
+	if (!err)
+		err = selfcheck_run(c->check, &c->late, UINT64_MAX, e);
+	if (!err)
+		err = vm_interrupted(c->vm, NULL, e);
+	if (!err && take_late_back(c))
+		err = err_set(e, EFAULT, "the VM's shared memory is gone");
+	return err ? err : sweep(c, true, NULL, &copied, e);
 }

@@ -43,6 +43,9 @@ int capture_early(struct capture *c, struct job *job, struct err *e);
 int capture_paused(struct capture *c, struct err *e);
 /* The guest runs again: identify what was staged and hand it to the store. */
 int capture_drain(struct capture *c, struct job *job, struct err *e);
+/* The VMM is dead and nothing changes any more: all of the set, and what the check
+ * finds beyond it, straight from memory.  In place of the three above. */
+int capture_dead(struct capture *c, struct err *e);
 /* How many of vm->gone, from the first, this epoch was told. */
 size_t capture_gone_told(const struct capture *c);
 void capture_end(struct capture *c, struct capture_stats *ret);

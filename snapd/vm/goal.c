@@ -102,6 +102,10 @@ static int check_state(struct vm *vm, struct goal *g, struct err *e)
 
 	if (err)
 		return err;
+	if (contents_postmortem(&r))
+		return err_set(e, EINVAL,
+			       "the snapshot is post-mortem: memory of a VM at its VMM's death, "
+			       "with no vCPU state that could go on; export it instead");
 	if (count_vcpus(&r) != vm->hello.nr_vcpus)
 		return err_set(e, may_get_more(vm, count_vcpus(&r)) ? EAGAIN : EINVAL,
 			       "the snapshot has %u vCPUs, %s has %u", count_vcpus(&r), vm->name,

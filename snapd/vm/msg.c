@@ -21,26 +21,32 @@
 #define DRAIN_MAX 1024
 #define FDS_MAX	  4 /* room for more than the one that is allowed, to close them */
 
+/* Empty the queue.  Closing with unread messages would make the peer's next read fail,
+ * and our last word be lost; and one of them may be BYE.  What is there is bounded by the
+ * socket's queue. */
+static void drain(struct vm *vm)
+{
+	struct snapd_msg h;
+
+	for (int i = 0; i < DRAIN_MAX; i++) {
+		ssize_t n = recv(vm->sock, &h, sizeof(h), MSG_DONTWAIT);
+
+		if (n <= 0)
+			break;
+		vm->said_bye |= n == sizeof(h) && h.type == SNAPD_MSG_BYE;
+	}
+}
+
 void vm_disconnect(struct vm *vm)
 {
-	if (vm->sock >= 0)
+	if (vm->sock >= 0) {
+		drain(vm);
 		close(vm->sock);
+	}
 	vm->sock = -1;
 	if (vm->in_fd >= 0)
 		close(vm->in_fd);
 	vm->in_fd = -1;
-}
-
-/* Closing with unread messages would make the peer's next read fail, and our last
- * word be lost.  What is there is bounded by the socket's queue. */
-static void drain(struct vm *vm)
-{
-	char byte;
-
-	shutdown(vm->sock, SHUT_RD);
-	for (int i = 0; i < DRAIN_MAX; i++)
-		if (recv(vm->sock, &byte, 1, MSG_DONTWAIT) <= 0)
-			break;
 }
 
 void vm_say_error(struct vm *vm, uint16_t type, const struct err *e)
@@ -52,7 +58,7 @@ void vm_say_error(struct vm *vm, uint16_t type, const struct err *e)
 	if (vm->sock >= 0)
 		vm_send(vm, &msg, sizeof(msg), type, -1, &ignored);
 	if (vm->sock >= 0)
-		drain(vm);
+		shutdown(vm->sock, SHUT_RD);
 	vm_disconnect(vm);
 }
 

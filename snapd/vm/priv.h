@@ -8,6 +8,7 @@
  *
  *   vm_accept() makes it and lists it, and its thread runs until the end:
  *     connected ──► LOST (the agent is gone; live map kept) ──► ended
+ *                     └─ VMM dead ──► post-mortem ───────────────┘
  *   A new connection of the same VM *supersedes* a LOST one: it waits until that
  *   one's thread has ended, and takes the live map over.  The control thread joins
  *   ended threads (vm_reap()) and drops the list's reference.
@@ -101,6 +102,7 @@ struct vm {
 	struct snapd_point point;
 	bool told;		 /* first READY seen */
 	bool broken;		 /* a rollback failed half way: only another may run */
+	bool said_bye;		 /* the VMM detaches of its own will */
 	bool ready;		 /* a READY came and is not acted on */
 	bool few_vcpus;		 /* to be restored, and has fewer vCPUs than the snapshot yet */
 	uint64_t vcpus_until_ns; /* CLOCK_MONOTONIC: no more are waited for; 0: not asked */
@@ -173,6 +175,12 @@ int vm_resume(struct vm *vm, struct vm_pause *p, struct err *e);
 int rollback_redo(struct vm *vm, struct err *e);
 /* READY came from a VM that wants to be restored: it runs after this. */
 int restore_vm(struct vm *vm, struct err *e);
+
+/* ---- postmortem.c ---- */
+/* Is the VM's memory to be kept until its VMM has come back or ended? */
+bool postmortem_wanted(const struct vm *vm);
+/* The VMM is dead: its memory becomes a snapshot. */
+void postmortem(struct vm *vm);
 
 /* ---- goal.c: a point of the store to which a VM's memory is to be brought ---- */
 struct goal {

@@ -297,14 +297,14 @@ static int heal_later(struct selfcheck *s)
 	return err;
 }
 
-static int check_slices(struct selfcheck *s)
+static int check_slices(struct selfcheck *s, uint64_t max_ns)
 {
 	struct vm *vm = s->vm;
 	uint64_t all = vm->mem.frames_end, done = 0, n;
-	uint64_t end_ns = now_ns(CLOCK_MONOTONIC) + vm->d->config.self_check_max_ms * 1000000ull;
+	uint64_t begun = now_ns(CLOCK_MONOTONIC);
 	int err = 0;
 
-	while (!err && done < all && now_ns(CLOCK_MONOTONIC) < end_ns) {
+	while (!err && done < all && now_ns(CLOCK_MONOTONIC) - begun < max_ns && !vm->stop) {
 		struct slice slice = {s, vm->check_next < all ? vm->check_next : 0};
 
 		n = MIN(all - slice.first, all - done);
@@ -317,13 +317,13 @@ static int check_slices(struct selfcheck *s)
 	return err;
 }
 
-int selfcheck_run(struct selfcheck *s, struct gpaset *late, struct err *e)
+int selfcheck_run(struct selfcheck *s, struct gpaset *late, uint64_t max_ns, struct err *e)
 {
 	uint64_t begun = now_ns(CLOCK_MONOTONIC);
 	int err;
 
 	s->late = late;
-	err = check_slices(s);
+	err = check_slices(s, max_ns);
 	if (!err)
 		err = heal_later(s);
 	s->late = NULL;

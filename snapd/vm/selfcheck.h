@@ -35,10 +35,10 @@ int selfcheck_prepare(struct selfcheck *s, struct job *job, struct err *e);
 int selfcheck_copied(struct selfcheck *s, uint64_t gfn, struct pageid id);
 /*
  * The VM is paused and `late` is what is copied in this pause.  Missed frames are
- * added to it, and to `inflight`: should the epoch fail they are dirty again.
- * -EFAULT: memory is gone.
+ * added to it, and to `inflight`: should the epoch fail they are dirty again.  Ends
+ * after max_ns, or when the VM's thread has to.  -EFAULT: memory is gone.
  */
-int selfcheck_run(struct selfcheck *s, struct gpaset *late, struct err *e);
+int selfcheck_run(struct selfcheck *s, struct gpaset *late, uint64_t max_ns, struct err *e);
 /* Where the missed pages are, from the state that was saved in the same pause; log
  * each.  `epoch` is the one that heals them. */
 void selfcheck_locate(struct selfcheck *s, const void *state, size_t len, uint64_t epoch);

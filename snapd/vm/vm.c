@@ -347,10 +347,20 @@ static void change_state(struct vm *vm, enum vm_state state)
 	daemon_wake(vm->d);
 }
 
+/* From now on the name is anybody's, and nobody's claim stops this thread. */
+static void give_name_up(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->d->vms_lock);
+	vm->claimed = false;
+	atomic_store(&vm->stop, vm->d->stopping);
+	pthread_cond_broadcast(&vm->d->vms_changed);
+	pthread_mutex_unlock(&vm->d->vms_lock);
+}
+
 static void *vm_thread(void *arg)
 {
 	struct vm *vm = arg;
-	bool was_ready;
+	bool was_ready, keep;
 
 	if (!vm_hello(vm))
 		serve(vm);
@@ -358,11 +368,18 @@ static void *vm_thread(void *arg)
 	vm_disconnect(vm);
 	change_state(vm, VM_LOST);
 	fail_jobs(vm);
-	release_memory(vm);
+	keep = was_ready && postmortem_wanted(vm);
+	if (!keep)
+		release_memory(vm);
 	if (was_ready && !vm->stop) {
 		log_info("%s: connection lost", vm->name);
 		linger(vm);
 	}
+	if (keep && process_is_dead(vm)) {
+		give_name_up(vm);
+		postmortem(vm);
+	}
+	release_memory(vm);
 	if (was_ready)
 		log_info("%s: %s", vm->name,
 			 process_is_dead(vm) ? "the VMM has ended" : "detached");

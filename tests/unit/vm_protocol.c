@@ -431,7 +431,8 @@ static void test_garbage(struct rand *r)
 
 			h->len = (uint32_t)len;
 			h->type = (uint16_t)rand_below(r, 12);
-			h->flags = h->type == SNAPD_MSG_READY; /* that one would be right */
+			/* these would be right */
+			h->flags = h->type == SNAPD_MSG_READY || h->type == SNAPD_MSG_BYE;
 		}
 		if (i % 4 < 2)
 			open_welcomed(&a);
