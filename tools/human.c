@@ -2,6 +2,7 @@
 /* Sizes, times and tables for people; see human.h. */
 #include "tools/human.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,27 @@ char *human_amount(char *buf, size_t len, uint64_t n, bool bytes)
 		return human_bytes(buf, len, n);
 	snprintf(buf, len, "%llu", (unsigned long long)n);
 	return buf;
+}
+
+int parse_bytes(const char *text, uint64_t *ret)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	*ret = strtoull(text, &end, 10);
+	if (errno)
+		return -EINVAL;
+	unit = *end ? strchr(units, *end) : NULL;
+	if (!unit)
+		return *end ? -EINVAL : 0;
+	if (end[1] || *ret > UINT64_MAX >> 10 * (unit - units + 1))
+		return -EINVAL;
+	*ret <<= 10 * (unit - units + 1);
+	return 0;
 }
 
 char *human_seconds(char *buf, size_t len, double s)

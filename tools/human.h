@@ -11,6 +11,9 @@ char *human_amount(char *buf, size_t len, uint64_t n, bool bytes); /* bytes, or 
 char *human_seconds(char *buf, size_t len, double seconds);    /* "820 µs", "1.4 s", "2 min 5 s" */
 char *human_time(char *buf, size_t len, uint64_t realtime_ns); /* local time */
 
+/* "20M" → bytes; K, M, G, T may follow.  -EINVAL. */
+int parse_bytes(const char *text, uint64_t *ret);
+
 /* A table: cells are copied; columns of numbers are right-aligned. */
 struct table;
 struct table *table_new(const char *const *heads, const bool *right, size_t nr_cols);

@@ -141,7 +141,16 @@ static const struct verb verbs[] = {
 	 1,
 	 1,
 	 {{"digest", NULL, "and compute SHA-256 of its memory; compare with the VMM's"}}},
-	{"store", "stats|gc", "figures of the store; give back what is free", verb_store, 1, 1},
+	{"store",
+	 "stats|gc|check",
+	 "figures of the store; give back what is free; check it",
+	 verb_store,
+	 1,
+	 1,
+	 {{"read-data", "[=PERCENT]", "check: every byte of every page, or of a share of them"},
+	  {"rate", "BYTES", "check: read so many a second at most; K, M, G may follow"}},
+	 false,
+	 "Exit code 5 when check finds damage; it tells what it costs."},
 	{"jobs", "", "list jobs", verb_jobs, 0, 0},
 	{"cancel", "JOB", "cancel a job", verb_cancel, 1, 1},
 	{"version", "", "versions of snapctl and of the service", verb_version, 0, 0},
@@ -174,8 +183,10 @@ static void print_opts(const struct opt *opts, size_t nr)
 	char left[40];
 
 	for (size_t i = 0; i < nr && opts[i].name; i++) {
-		snprintf(left, sizeof(left), "--%s%s%s", opts[i].name, opts[i].arg ? " " : "",
-			 opts[i].arg ? opts[i].arg : "");
+		const char *arg = opts[i].arg ? opts[i].arg : "";
+
+		snprintf(left, sizeof(left), "--%s%s%s", opts[i].name,
+			 *arg && *arg != '[' ? " " : "", arg);
 		printf("  %-21s %s\n", left, opts[i].help);
 	}
 }
@@ -252,7 +263,9 @@ static int parse_opt(struct parser *p)
 			    v ? " " : "", v ? v->name : "");
 	if (!o->arg && eq)
 		return fail(EXIT_USAGE, "--%s takes no value", o->name);
-	if (o->arg)
+	if (o->arg && o->arg[0] == '[')
+		value = eq ? eq + 1 : "";
+	else if (o->arg)
 		value = eq ? eq + 1 : p->argv[p->at] ? p->argv[p->at++] : NULL;
 	if (!value)
 		return fail(EXIT_USAGE, "--%s needs a value: %s", o->name, o->arg);

@@ -23,7 +23,7 @@ enum {
 
 struct opt {
 	const char *name; /* without the dashes */
-	const char *arg;  /* what --help calls its value; NULL: a switch */
+	const char *arg;  /* what --help calls its value; NULL: a switch; "[X]": may be left out */
 	const char *help;
 };
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* verbs_admin: store, jobs, cancel, version. */
+/* verbs_admin: jobs, cancel, version. */
 #include <string.h>
 
 #include "snapd/util/cleanup.h"
@@ -7,63 +7,6 @@
 #include "tools/human.h"
 #include "tools/out.h"
 #include "tools/snapctl.h"
-
-static int store_stats(const struct args *a)
-{
-	static const struct {
-		const char *key, *label;
-		bool bytes;
-	} rows[] = {
-		{"snapshots", "snapshots", false},
-		{"vms", "VMs", false},
-		{"timelines", "timelines", false},
-		{"epochs", "epochs", false},
-		{"segments", "segments", false},
-		{"segments_free", "  of them free", false},
-		{"bytes_on_disk", "on disk", true},
-		{"bytes_used", "  used", true},
-		{"bytes_index", "  index", true},
-		{"bytes_limit", "limit", true},
-		{"bytes_logical", "memory in snapshots", true},
-		{"pages_stored", "pages stored", false},
-		{"dedup_entries", "known for dedup", false},
-	};
-	_cleanup_(cleanup_json) json_t *o = NULL;
-	char text[24];
-	int rc = call(a, "GET", NULL, &o, "/v1/store/stats", NULL, NULL);
-
-	if (rc || a->json)
-		return rc ? rc : print_json(o);
-	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
-		uint64_t v = get_u64(o, rows[i].key);
-
-		if (v || strcmp(rows[i].key, "bytes_limit") != 0)
-			printf("%-20s %10s\n", rows[i].label,
-			       human_amount(text, sizeof(text), v, rows[i].bytes));
-	}
-	return EXIT_DONE;
-}
-
-static int store_gc(const struct args *a)
-{
-	_cleanup_(cleanup_json) json_t *r = NULL;
-	char text[24];
-	int rc = run_job(a, "POST", NULL, &r, "/v1/store/gc", NULL, NULL);
-
-	if (rc || a->json)
-		return rc ? rc : print_json(r);
-	printf("%s given back\n", human_bytes(text, sizeof(text), get_u64(r, "bytes_freed")));
-	return EXIT_DONE;
-}
-
-int verb_store(const struct args *a)
-{
-	if (!strcmp(a->pos[0], "stats"))
-		return store_stats(a);
-	if (!strcmp(a->pos[0], "gc"))
-		return store_gc(a);
-	return fail(EXIT_USAGE, "unknown: store %s: stats or gc", a->pos[0]);
-}
 
 static void percent(char *buf, size_t len, json_t *progress)
 {

@@ -27,7 +27,7 @@ _snapctl() {
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-*) ((i++)) ;;
+		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --rate) ((i++)) ;;
 		-*) ;;
 		*) if [ -z "$verb" ]; then verb=$word; else ((npos++)); fi ;;
 		esac
@@ -43,6 +43,7 @@ _snapctl() {
 	restore) options+=' --name --print' ;;
 	export) options+=' --force' ;;
 	import) options+=' --name --snapshot-name --note --tag' ;;
+	store) options+=' --read-data --rate' ;;
 	verify) options+=' --digest' ;;
 	esac
 	case $prev in
@@ -61,7 +62,7 @@ _snapctl() {
 		mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_snaps)" -- "$cur")
 		;;
 	export:1 | import:0) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
-	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc' -- "$cur") ;;
+	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check' -- "$cur") ;;
 	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
 	esac
 }

@@ -76,8 +76,11 @@ complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-tag -x -d 'ke
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-grid -x -d 'keep by grid'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only tell'
 
+complete -c snapctl -n '__fish_seen_subcommand_from store' -l read-data -d 'read every page'
+complete -c snapctl -n '__fish_seen_subcommand_from store' -l rate -x -d 'bytes a second'
+
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot self-check list rollback prune' -a '(__snapctl_vms)'
 complete -c snapctl -n '__fish_seen_subcommand_from show diff rollback restore export set delete verify' -a '(__snapctl_snaps)'
 complete -c snapctl -n '__fish_seen_subcommand_from export import' -F
-complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc'
+complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc check'
 complete -c snapctl -n '__fish_seen_subcommand_from cancel' -a '(__snapctl_jobs)'

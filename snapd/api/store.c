@@ -8,9 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "snapd/daemon/checkup.h"
 #include "snapd/daemon/job.h"
 #include "snapd/daemon/upkeep.h"
 #include "snapd/util/cleanup.h"
+
+#define RATE_MAX (1ull << 40)
 
 static int root_only(struct api_request *req, const char *what)
 {
@@ -47,6 +50,42 @@ int api_get_store_stats(struct api_request *req)
 			  (json_int_t)s.bytes_logical, "pages_stored", (json_int_t)s.pages_stored,
 			  "dedup_entries", (json_int_t)s.dedup_entries, "bytes_limit",
 			  (json_int_t)req->daemon->config.store_max_bytes));
+}
+
+/* A number from 0 on, absent: 0. */
+static int body_u64(struct api_request *req, const char *key, uint64_t max, uint64_t *ret)
+{
+	json_t *v = json_object_get(req->json, key);
+
+	*ret = (uint64_t)json_integer_value(v);
+	if (v && (!json_is_integer(v) || json_integer_value(v) < 0 || *ret > max))
+		return err_set(&req->err, EINVAL, "\"%s\" is a number from 0 to %llu", key,
+			       (unsigned long long)max);
+	return 0;
+}
+
+int api_post_check(struct api_request *req)
+{
+	static const char *const keys[] = {"read_data", "percent", "rate", NULL};
+	json_t *read_data = json_object_get(req->json, "read_data");
+	uint64_t percent, rate;
+	int rc = api_body_keys(req, keys);
+
+	if (!rc && read_data && !json_is_boolean(read_data))
+		rc = err_set(&req->err, EINVAL, "\"read_data\" is a boolean");
+	if (!rc)
+		rc = body_u64(req, "percent", 100, &percent);
+	if (!rc)
+		rc = body_u64(req, "rate", RATE_MAX, &rate);
+	if (!rc)
+		rc = root_only(req, "check the store");
+	if (rc)
+		return rc;
+	return api_start_job(req, job_new(req->daemon, JOB_CHECK, req->uid,
+					  json_pack("{sb sI sI}", "read_data",
+						    json_is_true(read_data), "percent",
+						    (json_int_t)percent, "rate", (json_int_t)rate),
+					  check_job));
 }
 
 int api_post_prune(struct api_request *req)

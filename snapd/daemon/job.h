@@ -37,6 +37,7 @@ enum job_kind {
 	JOB_SET,
 	JOB_PRUNE,
 	JOB_REMOVE,
+	JOB_CHECK,
 	JOB_NR_KINDS
 };
 extern const char *const job_state_names[JOB_NR_STATES];

@@ -270,6 +270,47 @@ class Cli:
         self.bad(3, "show", ids[3])
         self.bad(3, "delete", "--vm", "tended")
 
+    def check_store(self):
+        """A whole store, then one flipped bit: named, with what it costs, and exit code 5."""
+        got = self.js("store", "check", "--read-data")
+        check(got["whole"] and not got["damages"] and got["pages_read"] > 0, f"check: {got}")
+        check(self.ok("store", "check").endswith("whole\n"), "check in words")
+        some = self.js("store", "check", "--read-data=10", "--rate", "1G")
+        check(some["pages_read"] < got["pages_read"], f"10 percent: {some}")
+        for argv in (["--read-data=0"], ["--read-data=101"], ["--read-data=x"], ["--rate", "fast"], ["--rate"]):
+            self.bad(2, "store", "check", *argv)
+        Image({7: self.rng.randbytes(PAGE)}, [(0, 16)]).write(self.path("hurt"))
+        snap = self.js("import", self.path("hurt"), "--name", "hurt")["snapshot"]
+        with open(self.path("hurt"), "rb") as f:
+            f.seek(7 * PAGE)
+            page = f.read(PAGE)
+        where = None
+        for name in os.listdir(os.path.join(self.b.store, "segments")):
+            seg = os.path.join(self.b.store, "segments", name)
+            with open(seg, "rb") as f:
+                at = f.read().find(page)
+            if at >= 0:
+                where = seg, at
+        check(where, "the page is in no segment")
+
+        def flip():
+            with open(where[0], "r+b") as f:
+                f.seek(where[1] + 100)
+                byte = f.read(1)
+                f.seek(where[1] + 100)
+                f.write(bytes([byte[0] ^ 1]))
+                os.fsync(f.fileno())
+        flip()
+        p = self.b.snapctl("store", "check", "--read-data", "--json", check=False)
+        got = json.loads(p.stdout)
+        check(p.returncode == 5 and [d["kind"] for d in got["damages"]] == ["page"], f"one damage: {got}")
+        check([(x["snapshot"], x["pages"], x["ranges"]) for x in got["losses"]] == [(snap, 1, [[7 * PAGE, PAGE]])],
+              f"what it costs: {got}")
+        p = self.b.snapctl("store", "check", "--read-data", check=False)
+        check(p.returncode == 5 and f"lost: hurt@{snap}: 1 pages: 0x7000+0x1000" in p.stdout, p.stdout)
+        flip()
+        check(self.js("store", "check", "--read-data")["whole"], "whole again")
+
     # ---- terminal, Ctrl-C ----
 
     def terminal(self, image):
@@ -344,6 +385,7 @@ def main():
         cli.terminal(image)
         cli.deletion()
         cli.said_of()
+        cli.check_store()
         left = cli.snapshots()
         b.stop()
         b.start()

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+/* The batches of a segment; see walk.h. */
+#include "snapd/store/walk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "snapd/util/cleanup.h"
+
+#define HEADER_BLOCKS 2u   /* the longest header */
+#define FAR_BLOCKS    256u /* read at once while looking for the next header */
+
+int seg_walk_init(struct seg_walk *w, int fd, const struct seg_ident *ident, uint32_t end)
+{
+	*w = (struct seg_walk){.fd = fd, .ident = *ident, .block = 1, .end = end};
+	w->buf = aligned_alloc(FMT_BLOCK, (size_t)FAR_BLOCKS * FMT_BLOCK);
+	return w->buf ? 0 : -ENOMEM;
+}
+
+void seg_walk_deinit(struct seg_walk *w)
+{
+	free(w->buf);
+	w->buf = NULL;
+}
+
+/* Have the blocks from `block` on that a header can take; `ahead` more if need be. */
+static int fill(struct seg_walk *w, uint32_t block, uint32_t ahead, uint8_t **ret, size_t *len,
+		struct err *e)
+{
+	uint32_t last = (uint32_t)(w->ident.segment_bytes / FMT_BLOCK);
+	uint32_t want = MIN(block + HEADER_BLOCKS, last);
+	ssize_t n;
+
+	if (block < w->buf_block || want > w->buf_block + w->buf_blocks) {
+		uint32_t nr = MIN(ahead, last - block);
+
+		w->buf_blocks = 0;
+		n = pread(w->fd, w->buf, (size_t)nr * FMT_BLOCK, (off_t)block * FMT_BLOCK);
+		if (n < 0)
+			return err_errno(e, errno, "reading segment %08x block %u",
+					 w->ident.segment, block);
+		w->buf_block = block;
+		w->buf_blocks = (uint32_t)n / FMT_BLOCK;
+	}
+	*ret = w->buf + (size_t)(block - w->buf_block) * FMT_BLOCK;
+	*len = (size_t)(w->buf_block + w->buf_blocks - block) * FMT_BLOCK;
+	return 0;
+}
+
+static int look(struct seg_walk *w, uint32_t block, uint32_t ahead, const struct batch_header **ret,
+		const struct batch_page **pages, struct err *e)
+{
+	uint8_t *bytes;
+	size_t len;
+	int r = fill(w, block, ahead, &bytes, &len, e);
+
+	if (!r)
+		r = batch_decode(bytes, len, &w->ident, block, ret, pages, e);
+	return r == -ENODATA ? err_set(e, E_CORRUPT, "segment %08x block %u: cut off",
+				       w->ident.segment, block)
+			     : r;
+}
+
+int seg_walk_next(struct seg_walk *w, uint32_t *at, const struct batch_header **ret,
+		  const struct batch_page **pages, struct err *e)
+{
+	int r;
+
+	*at = w->block;
+	if (w->block >= w->end)
+		return 0;
+	r = look(w, w->block, HEADER_BLOCKS, ret, pages, e);
+	if (!r) {
+		w->block += batch_blocks(*ret);
+		return 1;
+	}
+	do {
+		w->block++;
+	} while (w->block < w->end && look(w, w->block, FAR_BLOCKS, ret, pages, NULL));
+	/* A buffer is decoded once: what was found is read again. */
+	w->buf_blocks = 0;
+	return r;
+}

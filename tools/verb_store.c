@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT */
+/* verb_store: the store as a whole: figures, space, check. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "snapd/util/cleanup.h"
+#include "tools/client.h"
+#include "tools/human.h"
+#include "tools/out.h"
+#include "tools/snapctl.h"
+
+static int store_stats(const struct args *a)
+{
+	static const struct {
+		const char *key, *label;
+		bool bytes;
+	} rows[] = {
+		{"snapshots", "snapshots", false},
+		{"vms", "VMs", false},
+		{"timelines", "timelines", false},
+		{"epochs", "epochs", false},
+		{"segments", "segments", false},
+		{"segments_free", "  of them free", false},
+		{"bytes_on_disk", "on disk", true},
+		{"bytes_used", "  used", true},
+		{"bytes_index", "  index", true},
+		{"bytes_limit", "limit", true},
+		{"bytes_logical", "memory in snapshots", true},
+		{"pages_stored", "pages stored", false},
+		{"dedup_entries", "known for dedup", false},
+	};
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	char text[24];
+	int rc = call(a, "GET", NULL, &o, "/v1/store/stats", NULL, NULL);
+
+	if (rc || a->json)
+		return rc ? rc : print_json(o);
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		uint64_t v = get_u64(o, rows[i].key);
+
+		if (v || strcmp(rows[i].key, "bytes_limit") != 0)
+			printf("%-20s %10s\n", rows[i].label,
+			       human_amount(text, sizeof(text), v, rows[i].bytes));
+	}
+	return EXIT_DONE;
+}
+
+static int store_gc(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *r = NULL;
+	char text[24];
+	int rc = run_job(a, "POST", NULL, &r, "/v1/store/gc", NULL, NULL);
+
+	if (rc || a->json)
+		return rc ? rc : print_json(r);
+	printf("%s given back\n", human_bytes(text, sizeof(text), get_u64(r, "bytes_freed")));
+	return EXIT_DONE;
+}
+
+/* ---- check ---- */
+
+static int check_body(const struct args *a, json_t *body)
+{
+	const char *percent = opt(a, "read-data"), *rate = opt(a, "rate");
+	uint64_t n;
+	char *end;
+
+	json_object_set_new(body, "read_data", json_boolean(percent != NULL));
+	if (percent && *percent) {
+		n = strtoul(percent, &end, 10);
+		if (*end == '%')
+			end++;
+		if (*percent < '0' || *percent > '9' || *end || !n || n > 100)
+			return fail(EXIT_USAGE, "--read-data=%s: 1 to 100 percent", percent);
+		json_object_set_new(body, "percent", json_integer((json_int_t)n));
+	}
+	if (rate && parse_bytes(rate, &n))
+		return fail(EXIT_USAGE, "--rate %s: bytes a second, such as 20M", rate);
+	if (rate)
+		json_object_set_new(body, "rate", json_integer((json_int_t)n));
+	return 0;
+}
+
+static void print_loss(json_t *l)
+{
+	json_t *range;
+	size_t i;
+
+	printf("lost: %s@%llu: ", get_text(l, "vm"), (unsigned long long)get_u64(l, "snapshot"));
+	if (json_is_true(json_object_get(l, "whole"))) {
+		puts("its map or its state can't be read");
+		return;
+	}
+	printf("%llu pages:", (unsigned long long)get_u64(l, "pages"));
+	json_array_foreach(json_object_get(l, "ranges"), i, range)
+	{
+		uint64_t gpa = (uint64_t)json_integer_value(json_array_get(range, 0));
+		uint64_t len = (uint64_t)json_integer_value(json_array_get(range, 1));
+
+		printf(" 0x%llx+0x%llx", (unsigned long long)gpa, (unsigned long long)len);
+	}
+	putchar('\n');
+}
+
+static int print_check(const struct args *a, json_t *r)
+{
+	bool whole = json_is_true(json_object_get(r, "whole"));
+	char bytes[24];
+	json_t *line;
+	size_t i;
+
+	if (a->json) {
+		print_json(r);
+		return whole ? EXIT_DONE : EXIT_CORRUPT;
+	}
+	json_array_foreach(json_object_get(r, "damages"), i, line)
+		printf("%s: %s\n", get_text(line, "kind"), get_text(line, "text"));
+	json_array_foreach(json_object_get(r, "losses"), i, line) print_loss(line);
+	printf("%llu records, %llu segments, %llu batches, %llu blobs, %llu pages; %s read\n",
+	       (unsigned long long)get_u64(r, "records"),
+	       (unsigned long long)get_u64(r, "segments"),
+	       (unsigned long long)get_u64(r, "batches"), (unsigned long long)get_u64(r, "blobs"),
+	       (unsigned long long)get_u64(r, "pages_read"),
+	       human_bytes(bytes, sizeof(bytes), get_u64(r, "bytes_read")));
+	if (!whole)
+		return fail(EXIT_CORRUPT, "%llu damages, %llu snapshots touched",
+			    (unsigned long long)get_u64(r, "nr_damages"),
+			    (unsigned long long)get_u64(r, "nr_losses"));
+	puts("whole");
+	return EXIT_DONE;
+}
+
+static int store_check(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *r = NULL, *body = json_object();
+	int rc = check_body(a, body);
+
+	if (!rc)
+		rc = run_job(a, "POST", json_incref(body), &r, "/v1/store/check", NULL, NULL);
+	return rc ? rc : print_check(a, r);
+}
+
+/* ---- which ---- */
+
+int verb_store(const struct args *a)
+{
+	static const struct {
+		const char *name;
+		int (*fn)(const struct args *a);
+	} subs[] = {{"stats", store_stats}, {"gc", store_gc}, {"check", store_check}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(subs); i++)
+		if (!strcmp(a->pos[0], subs[i].name))
+			return subs[i].fn(a);
+	return fail(EXIT_USAGE, "unknown: store %s: %s", a->pos[0], a->verb->usage);
+}
