@@ -23,20 +23,18 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <jansson.h>
 
 #include "bench/bench.h"
+#include "bench/store_run.h"
 #include "snapd/io_uring_writer.h"
 #include "snapd/store/pageid.h"
 #include "snapd/store/segment.h"
-#include "snapd/store.h"
 #include "snapd/util/cleanup.h"
 
 #define PAGE	     4096u
@@ -50,11 +48,11 @@
 #define GOAL	     0.85
 
 static struct page_secret secret;
-static char dir[4096];
+static const char *dir;
 
 static const char *path_of(const char *name, unsigned int n)
 {
-	static char path[sizeof(dir) + 32];
+	static char path[4128];
 
 	snprintf(path, sizeof(path), "%s/%s%u", dir, name, n);
 	return path;
@@ -160,7 +158,7 @@ static double parse_fio(FILE *out)
 /* Seconds for RAM_BYTES at fio's bandwidth. */
 static double run_fio(bool recycled)
 {
-	char command[sizeof(dir) + 512];
+	char command[4608];
 	FILE *out;
 	double bw;
 
@@ -188,92 +186,6 @@ static void report(const char *what, double *ours, double *fio, size_t nr, doubl
 
 /* ---- the store ---- */
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
-}
-
-struct store_run {
-	struct store *store;
-	struct store_vm vm;
-	uint8_t *staging; /* STAGED pages */
-	uint64_t timeline;
-	struct pagemap *live;
-};
-
-#define STAGED 256u
-
-static void check(int r, const struct err *e)
-{
-	if (r < 0)
-		bench_die("%s", e->text);
-}
-
-static void store_run_init(struct store_run *s)
-{
-	struct store_config config = {
-		.dir = path_of("store", 0), .create = true, .compression = "none"};
-	struct err e = {0};
-
-	*s = (struct store_run){.vm = {.name = "bench", .arch = "x86_64", .page_size = PAGE}};
-	check(store_open(&config, &s->store, &e), &e);
-	check(store_vm_register(s->store, &s->vm, &e), &e);
-	check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &s->timeline, &e),
-	      &e);
-	check(pagemap_create(true, &s->live), &e);
-	s->staging = aligned_alloc(PAGE, STAGED * PAGE);
-	if (!s->staging)
-		bench_die("no memory");
-}
-
-static void store_run_deinit(struct store_run *s)
-{
-	pagemap_destroy(s->live);
-	store_close(s->store);
-	free(s->staging);
-	nftw(path_of("store", 0), remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-/* Pages index[0, nr) of RAM, or the first nr of them. */
-static void put_pages(struct epoch *ep, const struct store_run *s, const uint8_t *ram,
-		      const uint32_t *index, uint32_t nr)
-{
-	const struct page_secret *key = store_secret(s->store);
-	struct epoch_page pages[STAGED];
-	struct err e = {0};
-
-	for (uint32_t first = 0; first < nr; first += STAGED) {
-		uint32_t n = MIN(STAGED, nr - first);
-
-		for (uint32_t i = 0; i < n; i++) {
-			uint32_t gfn = index ? index[first + i] : first + i;
-			uint32_t next = index && i + 1 < n ? index[first + i + 1] : gfn + 1;
-			uint8_t *dst = s->staging + (size_t)i * PAGE;
-
-			pages[i] = (struct epoch_page){
-				gfn, dst,
-				pageid_copy_ahead(key, dst, ram + (size_t)gfn * PAGE,
-						  ram + (size_t)next * PAGE, PAGE)};
-		}
-		check(epoch_put(ep, pages, n, &e), &e);
-	}
-}
-
-/* Seconds from epoch_begin() until the epoch is durable. */
-static double run_epoch(struct store_run *s, const uint8_t *ram, const uint32_t *index, uint32_t nr,
-			struct epoch_stats *ret)
-{
-	uint64_t start = bench_now_ns();
-	struct snapd_point point;
-	struct epoch *ep;
-	struct err e = {0};
-
-	check(epoch_begin(s->store, s->vm.id, s->timeline, PAGE, s->live, &ep, &e), &e);
-	put_pages(ep, s, ram, index, nr);
-	check(epoch_commit(ep, NULL, 0, NULL, &point, NULL, ret, &e), &e);
-	return (double)(bench_now_ns() - start) / 1e9;
-}
-
 /* A whole guest as the first epoch of a timeline, of contents never seen before. */
 static double run_store(const uint8_t *ram)
 {
@@ -281,7 +193,8 @@ static double run_store(const uint8_t *ram)
 	struct store_run s;
 	double seconds;
 
-	store_run_init(&s);
+	store_run_init(&s,
+		       &(struct store_config){.dir = path_of("store", 0), .compression = "none"});
 	run_epoch(&s, ram, NULL, 0, &stats); /* a running service has its rings and buffers */
 	seconds = run_epoch(&s, ram, NULL, NR_PAGES, &stats);
 	if (stats.stored != NR_PAGES)
@@ -363,7 +276,8 @@ static void measure_epochs(uint8_t *ram)
 	struct epoch_stats stats;
 	struct store_run s;
 
-	store_run_init(&s);
+	store_run_init(&s,
+		       &(struct store_config){.dir = path_of("store", 0), .compression = "none"});
 	run_epoch(&s, ram, NULL, GUEST_PAGES, &stats);
 	measure_same(&s, ram, "all unchanged", index, 50000);
 	measure_latency(&s, ram, 10);
@@ -396,22 +310,13 @@ static double measure_writer(struct writer *w, const uint8_t *ram, bool recycled
 	return r;
 }
 
-static void remove_dir(void)
-{
-	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
-
 int main(void)
 {
-	const char *base = getenv("SNAPD_BENCH_DIR");
 	struct writer *w;
 	struct err e = {0};
 	uint8_t *ram;
 
-	snprintf(dir, sizeof(dir), "%s/write-XXXXXX", base ? base : ".");
-	if (!mkdtemp(dir))
-		bench_die("%s: %s", dir, strerror(errno));
-	atexit(remove_dir);
+	dir = run_dir("write");
 	if (writer_create(&(struct writer_config){0}, &w, &e) < 0)
 		bench_skip("write", "%s", e.text);
 	for (size_t i = 0; i < sizeof(secret.b); i++)

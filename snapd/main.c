@@ -101,6 +101,8 @@ static int open_store(struct daemon *d, struct err *e)
 				      .create = true,
 				      .segment_bytes = d->config.segment_bytes,
 				      .max_bytes = d->config.store_max_bytes,
+				      .dedup = (enum store_dedup)d->config.dedup,
+				      .dedup_bytes = d->config.dedup_bytes,
 				      .compression = d->config.compression,
 				      .pool = d->pool};
 

@@ -27,8 +27,8 @@
 
 #include "snapd/util/log.h"
 
-#define DEDUP_BYTES_PER_ENTRY 24u /* at the fill that growing leaves on average */
-#define DEDUP_RAM_SHARE	      16u /* of the machine's memory, at most */
+#define DEDUP_BYTES_MAX ((uint64_t)256 << 20)
+#define DEDUP_RAM_SHARE 32u /* of the machine's memory, at most */
 
 uint64_t store_now_ns(void)
 {
@@ -307,11 +307,11 @@ static int ensure_index(struct store *s, const struct store_config *c, struct er
 	return 0;
 }
 
-static size_t dedup_max(void)
+static uint64_t dedup_bytes_default(void)
 {
 	uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 
-	return (size_t)(ram / DEDUP_RAM_SHARE / DEDUP_BYTES_PER_ENTRY);
+	return MIN(ram / DEDUP_RAM_SHARE, DEDUP_BYTES_MAX);
 }
 
 static int store_init(struct store *s, const struct store_config *c, struct err *e)
@@ -331,7 +331,10 @@ static int store_init(struct store *s, const struct store_config *c, struct err 
 	pthread_mutex_init(&s->segments_lock, NULL);
 	pthread_cond_init(&s->made, NULL);
 	pthread_mutex_init(&s->roots_lock, NULL);
-	dedup_init(&s->dedup, dedup_max());
+	dedup_init(&s->dedup, c->dedup_bytes ? c->dedup_bytes : dedup_bytes_default());
+	s->dedup_domain = c->dedup;
+	s->dedup_pages_per_read = c->dedup_pages_per_read ? c->dedup_pages_per_read
+							  : DEDUP_PAGES_PER_READ;
 	codec_list_init(&s->codecs);
 	s->dir = strdup(c->dir);
 	if (!s->dir)
@@ -363,7 +366,7 @@ static int store_open_in(struct store *s, const struct store_config *c, struct e
 		r = load_segments(s, e);
 	if (!r)
 		r = space_recover(s, e);
-	if (!r && !s->read_only)
+	if (!r && !s->read_only && s->dedup_domain != STORE_DEDUP_OFF)
 		r = store_dedup_rebuild(s, e);
 	return r;
 }
@@ -398,6 +401,8 @@ void store_close(struct store *s)
 	assert(!s->epochs);
 	while (s->nr_idle_writers)
 		writer_destroy(s->idle_writers[--s->nr_idle_writers]);
+	while (s->nr_idle_scratch)
+		scratch_destroy(s->idle_scratch[--s->nr_idle_scratch]);
 	while (s->nr_idle_readers)
 		store_reader_destroy(s->idle_readers[--s->nr_idle_readers]);
 	space_close(s);
@@ -705,5 +710,6 @@ int store_get_stats(struct store *s, struct store_stats *ret, struct err *e)
 	ret->bytes_index = index_bytes(s->index);
 	ret->bytes_on_disk += ret->bytes_index;
 	ret->dedup_entries = dedup_nr(&s->dedup);
+	ret->dedup_bytes = dedup_bytes(&s->dedup);
 	return r;
 }

@@ -35,17 +35,28 @@ struct store;
 struct epoch;
 struct pool;
 
+/* Whose equal pages are stored once. */
+enum store_dedup {
+	STORE_DEDUP_OWNER, /* all VMs of a uid */
+	STORE_DEDUP_VM,	   /* each VM on its own, all its timelines */
+	STORE_DEDUP_STORE, /* everyone: who attaches a VM can find out what others store */
+	STORE_DEDUP_OFF,
+};
+
 struct store_config {
 	const char *dir;
 	bool create;		/* make it when it does not exist */
 	bool read_only;		/* beside a running daemon; no lock taken */
 	uint32_t segment_bytes; /* of new segments; 0: default */
+	uint64_t max_bytes;	/* hard limit of segments on disk; 0: none */
+	enum store_dedup dedup;
+	uint64_t dedup_bytes;	       /* memory of the table of duplicates; 0: default */
+	uint32_t dedup_pages_per_read; /* bench only: another limit of fragmentation; 0: default */
 	/* How new pages are stored, from now on: "none", "lz4", "zstd:LEVEL"; NULL: as
 	 * the store says, where a new store says lz4. */
 	const char *compression;
-	struct pool *pool;  /* compresses; borrowed; NULL: the thread that puts pages */
-	uint64_t max_bytes; /* hard limit of segments on disk; 0: none */
-	bool no_prove;	    /* bench only: trust hashes */
+	struct pool *pool; /* compresses; borrowed; NULL: the thread that puts pages */
+	bool no_prove;	   /* bench only: trust hashes */
 	/* Tests: as struct writer_config */
 	int (*fault)(void *opaque, int fd, uint64_t offset, size_t len);
 	void *fault_opaque;
@@ -95,6 +106,7 @@ struct epoch_page {
 struct epoch_stats {
 	uint64_t pages_in; /* given to epoch_put */
 	uint64_t zero, unchanged, duplicate, stored;
+	uint64_t declined; /* of stored: duplicates that would have cost a restore too many reads */
 	uint64_t collisions;	/* equal hash, other bytes: stored apart */
 	uint64_t read_back;	/* pages read from disk for a proof */
 	uint64_t bytes_written; /* to segments, headers and blobs included */
@@ -207,7 +219,7 @@ struct store_stats {
 	uint64_t bytes_index;
 	uint64_t bytes_logical; /* sum over snapshots of their RAM, zero pages not counted */
 	uint64_t pages_stored;	/* page records in segments up to their tails */
-	uint64_t dedup_entries;
+	uint64_t dedup_entries, dedup_bytes;
 };
 int store_get_stats(struct store *s, struct store_stats *ret, struct err *e);
 /*

@@ -139,6 +139,12 @@ static inline uint32_t loc_block(loc_t l)
 	return (uint32_t)(l >> 12) & 0xfffffu;
 }
 
+/* The same for all pages of a batch. */
+static inline uint64_t loc_batch(loc_t l)
+{
+	return l >> 12;
+}
+
 static inline uint32_t loc_entry(loc_t l)
 {
 	return (uint32_t)l & 0xfffu;

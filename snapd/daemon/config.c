@@ -21,7 +21,18 @@
 #define CONFIG_DEFAULT "/etc/snapd/snapd.conf"
 #define STORE_DEFAULT  "/var/lib/snapd"
 
-enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, LEVEL };
+enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, WORD };
+
+static const char *const level_words[] = {
+	[LOG_LVL_ERR] = "err",	 [LOG_LVL_WARN] = "warning", [LOG_LVL_NOTICE] = "notice",
+	[LOG_LVL_INFO] = "info", [LOG_LVL_DEBUG] = "debug",
+};
+static const char *const dedup_words[] = {
+	[STORE_DEDUP_OWNER] = "owner",
+	[STORE_DEDUP_VM] = "vm",
+	[STORE_DEDUP_STORE] = "store",
+	[STORE_DEDUP_OFF] = "off",
+};
 
 static const struct setting {
 	const char *key;
@@ -30,6 +41,7 @@ static const struct setting {
 	size_t offset;
 	size_t size;
 	uint64_t min, max;
+	const char *const *words; /* WORD: the value is an index, min to max */
 } settings[] = {
 #define AT(f) offsetof(struct daemon_config, f), sizeof(((struct daemon_config *)0)->f)
 	{"store", "store", TEXT, AT(store_dir), 0, 0},
@@ -44,25 +56,11 @@ static const struct setting {
 	{"self_check_max_ms", "self-check-max-ms", NUMBER, AT(self_check_max_ms), 1, 20000},
 	{"post_mortem", "post-mortem", SWITCH, AT(post_mortem), 0, 0},
 	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
-	{"log_level", "log-level", LEVEL, AT(log_level), 0, 0},
+	{"dedup", "dedup", WORD, AT(dedup), STORE_DEDUP_OWNER, STORE_DEDUP_OFF, dedup_words},
+	{"dedup_memory", "dedup-memory", BYTES, AT(dedup_bytes), 1 << 20, 1ull << 40},
+	{"log_level", "log-level", WORD, AT(log_level), LOG_LVL_ERR, LOG_LVL_DEBUG, level_words},
 #undef AT
 };
-
-static int parse_level(const char *value, int *ret)
-{
-	static const char *const names[] = {
-		[LOG_LVL_ERR] = "err",	 [LOG_LVL_WARN] = "warning", [LOG_LVL_NOTICE] = "notice",
-		[LOG_LVL_INFO] = "info", [LOG_LVL_DEBUG] = "debug",
-	};
-
-	for (int i = LOG_LVL_ERR; i <= LOG_LVL_DEBUG; i++) {
-		if (strcmp(value, names[i]) != 0)
-			continue;
-		*ret = i;
-		return 0;
-	}
-	return -EINVAL;
-}
 
 /* Digits and, for bytes, one of K, M, G, T. */
 static int parse_number(const char *value, bool bytes, uint64_t *ret)
@@ -112,6 +110,21 @@ static int set_switch(const char *key, bool *field, const char *value, struct er
 	return 0;
 }
 
+static int set_word(const struct setting *s, void *field, const char *value, struct err *e)
+{
+	char all[128] = "";
+
+	for (uint32_t i = (uint32_t)s->min; i <= s->max; i++) {
+		if (!strcmp(s->words[i], value)) {
+			*(uint32_t *)field = i;
+			return 0;
+		}
+		snprintf(all + strlen(all), sizeof(all) - strlen(all), "%s%s",
+			 i > s->min ? ", " : "", s->words[i]);
+	}
+	return err_set(e, EINVAL, "%s: '%s' is none of %s", s->key, value, all);
+}
+
 static int set_text(void *field, const char *value, struct err *e)
 {
 	char *copy = strdup(value);
@@ -145,14 +158,8 @@ int config_set(struct daemon_config *c, const char *key, const char *value, stru
 			return set_compression(field, value, e);
 		if (s->kind == SWITCH)
 			return set_switch(s->key, field, value, e);
-		if (s->kind != LEVEL)
-			return set_number(s, field, value, e);
-		if (!parse_level(value, field))
-			return 0;
-		return err_set(e, EINVAL,
-			       "log_level: '%s' is none of err, warning, notice, info, "
-			       "debug",
-			       value);
+		return s->kind == WORD ? set_word(s, field, value, e)
+				       : set_number(s, field, value, e);
 	}
 	return err_set(e, EINVAL, "unknown setting '%s'", key);
 }
@@ -213,6 +220,11 @@ static void usage(void)
 	     "  --post-mortem on|off    keep the memory of a VM whose VMM dies (default off)\n"
 	     "  --early-min-frames N    copy pages ahead of the pause only above it (default "
 	     "4096)\n"
+	     "  --dedup DOMAIN          whose equal pages are stored once: vm, owner (all VMs of "
+	     "a\n"
+	     "                          user; default), store, off\n"
+	     "  --dedup-memory BYTES    of the table of duplicates, at most (default: 1/32 of the\n"
+	     "                          machine's, up to 256M)\n"
 	     "  --log-level LEVEL       err, warning, notice, info, debug (default info)\n"
 	     "  --help, --version\n"
 	     "\n"

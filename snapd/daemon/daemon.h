@@ -30,6 +30,8 @@ struct daemon_config {
 	uint32_t self_check_max_ms; /* of a pause, for comparing memory; default 5000 */
 	bool post_mortem;	    /* keep the memory of VMs whose VMM dies; default off */
 	uint32_t early_min_frames;  /* early capture only above this; default 4096 */
+	uint32_t dedup;		    /* enum store_dedup */
+	uint64_t dedup_bytes;	    /* 0: default */
 	int log_level;
 };
 

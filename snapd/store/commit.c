@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The commit of an epoch: overlay → manifest; now and then the whole map → a
+ * The commit of an epoch: changes → manifest; now and then the whole map → a
  * checkpoint; the state; a copy of the index records; fdatasync; one LMDB
- * transaction (S1 to S3 of store.h).  Only then are the live map, the segments'
- * tails and the dedup table brought up to date.
+ * transaction (S1 to S3 of store.h).  Only then are the live map and the segments'
+ * tails brought up to date, and with the tails the new pages can be duplicates of
+ * others'.
  *
  * A checkpoint is written when the pages in the manifests since the last one
  * reach half a map, or their number CHAIN_EPOCHS_MIN and one per 16 Ki pages of
@@ -79,23 +80,42 @@ static void write_gone(const struct epoch *ep, struct manifest_writer *w, size_t
 	}
 }
 
-static int write_changes(const struct epoch *ep, struct manifest_writer *w)
+static void write_changes(const struct epoch *ep, struct manifest_writer *w)
 {
-	struct pagemap_iter it;
+	const struct changes *c = &ep->scratch->changes;
 	size_t gone = 0;
-	uint64_t at = 0, gfn;
+	uint64_t at = 0;
+
+	for (size_t i = 0; i < c->nr; i++) {
+		write_gone(ep, w, &gone, &at, c->v[i].gfn);
+		manifest_add(w, c->v[i].gfn, c->v[i].loc);
+		at = c->v[i].gfn + 1;
+	}
+	write_gone(ep, w, &gone, &at, MANIFEST_GFN_MAX);
+}
+
+/* The live map with the changes in it, nothing gone. */
+static int write_merged(const struct epoch *ep, struct manifest_writer *w)
+{
+	const struct changes *c = &ep->scratch->changes;
+	struct pagemap_iter it;
+	uint64_t gfn;
+	size_t i = 0;
 	loc_t loc;
 	int r;
 
-	r = pagemap_iter_init(&it, ep->overlay);
+	r = pagemap_iter_init(&it, ep->live);
 	if (r)
 		return r;
 	while (pagemap_iter_next(&it, &gfn, &loc)) {
-		write_gone(ep, w, &gone, &at, gfn);
+		for (; i < c->nr && c->v[i].gfn < gfn; i++)
+			manifest_add(w, c->v[i].gfn, c->v[i].loc);
+		if (i < c->nr && c->v[i].gfn == gfn)
+			loc = c->v[i++].loc;
 		manifest_add(w, gfn, loc);
-		at = gfn + 1;
 	}
-	write_gone(ep, w, &gone, &at, MANIFEST_GFN_MAX);
+	for (; i < c->nr; i++)
+		manifest_add(w, c->v[i].gfn, c->v[i].loc);
 	pagemap_iter_deinit(&it);
 	return 0;
 }
@@ -116,9 +136,14 @@ static int write_map(const struct pagemap *m, struct manifest_writer *w)
 	return 0;
 }
 
-/* The changes of the epoch, or (map) a whole map, as a blob. */
-static int append_manifest(struct epoch *ep, const struct pagemap *map, enum batch_type type,
-			   struct rec_blob *ret, struct err *e)
+static int write_checkpoint(const struct commit *c, struct manifest_writer *w)
+{
+	return c->map ? write_map(c->map, w) : write_merged(c->ep, w);
+}
+
+/* The changes of the epoch, or the whole map after it, as a blob. */
+static int append_manifest(struct commit *c, enum batch_type type, struct rec_blob *ret,
+			   struct err *e)
 {
 	_cleanup_(manifest_writer_deinit) struct manifest_writer w = {0};
 	const uint8_t *bytes;
@@ -126,54 +151,46 @@ static int append_manifest(struct epoch *ep, const struct pagemap *map, enum bat
 	int r;
 
 	r = manifest_writer_init(&w);
-	if (!r)
-		r = map ? write_map(map, &w) : write_changes(ep, &w);
+	if (!r && type == BATCH_CHECKPOINT)
+		r = write_checkpoint(c, &w);
+	else if (!r)
+		write_changes(c->ep, &w);
 	if (!r)
 		r = manifest_finish(&w, &bytes, &len);
 	if (r)
 		return err_errno(e, -r, "encoding a manifest");
-	return append_blob(&ep->append, type, bytes, len, ret, e);
+	return append_blob(&c->ep->append, type, bytes, len, ret, e);
 }
 
 /* ---- the live map ---- */
 
 static int apply_changes(const struct epoch *ep, struct pagemap *m)
 {
-	struct pagemap_iter it;
-	uint64_t gfn;
-	loc_t loc;
+	const struct changes *c = &ep->scratch->changes;
 	int r = 0;
 
 	for (size_t i = 0; !r && i < ep->nr_gone; i++)
 		r = pagemap_set_run(m, ep->gone[i].gfn, ep->gone[i].end - ep->gone[i].gfn, 0);
-	if (r || pagemap_iter_init(&it, ep->overlay))
-		return -ENOMEM;
-	while (!r && pagemap_iter_next(&it, &gfn, &loc))
-		r = pagemap_set(m, gfn, loc, pagemap_fp(ep->overlay, gfn));
-	pagemap_iter_deinit(&it);
+	for (size_t i = 0; !r && i < c->nr; i++)
+		r = pagemap_set(m, c->v[i].gfn, c->v[i].loc, pagemap_fp_of(c->v[i].fp));
 	return r;
 }
 
-/* Pages of the map afterwards, zero pages not counted. */
-static int count_pages(const struct epoch *ep, const struct pagemap *after, uint64_t *ret)
+/* Frames and pages of the map afterwards, c->map if it was made. */
+static void count_pages(struct commit *c, uint64_t *frames, uint64_t *pages)
 {
-	uint64_t pages = pagemap_nr_pages(after ? after : ep->live);
-	struct pagemap_iter it;
-	uint64_t gfn;
-	loc_t loc;
+	const struct pagemap *m = c->map ? c->map : c->ep->live;
+	const struct changes *ch = &c->ep->scratch->changes;
 
-	*ret = pages;
-	if (after)
-		return 0;
-	if (pagemap_iter_init(&it, ep->overlay))
-		return -ENOMEM;
-	while (pagemap_iter_next(&it, &gfn, &loc)) {
-		pages += loc_kind(loc) == LOC_PAGE;
-		pages -= loc_kind(pagemap_get(ep->live, gfn)) == LOC_PAGE;
+	*frames = pagemap_nr(m);
+	*pages = pagemap_nr_pages(m);
+	for (size_t i = 0; !c->map && i < ch->nr; i++) {
+		enum loc_kind was = loc_kind(pagemap_get(m, ch->v[i].gfn));
+
+		*frames += was == LOC_NONE;
+		*pages += loc_kind(ch->v[i].loc) == LOC_PAGE;
+		*pages -= was == LOC_PAGE;
 	}
-	pagemap_iter_deinit(&it);
-	*ret = pages;
-	return 0;
 }
 
 /* ---- what is written before the transaction (S1) ---- */
@@ -191,30 +208,26 @@ static int append_maps(struct commit *c, struct err *e)
 	struct epoch *ep = c->ep;
 	const struct rec_epoch *parent = &ep->parent_rec;
 	struct rec_epoch *rec = &c->rec;
-	bool first = !ep->parent.timeline, checkpoint;
+	bool first = !ep->parent.timeline;
+	uint64_t frames;
 	int r;
 
-	r = append_manifest(ep, NULL, BATCH_MANIFEST, &rec->manifest, e);
+	r = append_manifest(c, BATCH_MANIFEST, &rec->manifest, e);
 	if (r)
 		return r;
-	rec->nr_changed = pagemap_nr(ep->overlay);
+	rec->nr_changed = ep->scratch->changes.nr;
 	rec->chain_epochs = first ? 0 : parent->chain_epochs + 1;
 	rec->chain_pages = first ? 0 : parent->chain_pages + rec->nr_changed;
 	rec->chain_bytes = first ? 0 : parent->chain_bytes + rec->manifest.bytes;
-	checkpoint = !first && wants_checkpoint(rec, pagemap_nr(ep->live));
-	/* Without a checkpoint the map afterwards is only needed where counting frames
-	 * that went would be as much work. */
-	if (checkpoint || ep->nr_gone) {
-		if (pagemap_clone(ep->live, &c->map) || apply_changes(ep, c->map))
-			return err_errno(e, ENOMEM, "building a checkpoint");
-	}
-	if (count_pages(ep, c->map, &rec->map_pages))
-		return err_errno(e, ENOMEM, "epoch");
-	if (!checkpoint || !pagemap_nr(c->map))
+	/* Counting frames that went would be as much work. */
+	if (ep->nr_gone && (pagemap_clone(ep->live, &c->map) || apply_changes(ep, c->map)))
+		return err_errno(e, ENOMEM, "building a map");
+	count_pages(c, &frames, &rec->map_pages);
+	if (first || !frames || !wants_checkpoint(rec, pagemap_nr(ep->live)))
 		return 0;
 	rec->chain_epochs = 0;
 	rec->chain_pages = rec->chain_bytes = 0;
-	return append_manifest(ep, c->map, BATCH_CHECKPOINT, &rec->checkpoint, e);
+	return append_manifest(c, BATCH_CHECKPOINT, &rec->checkpoint, e);
 }
 
 /* ---- the index records ---- */
@@ -455,13 +468,6 @@ static void publish_tails(struct epoch *ep)
 	}
 }
 
-static void publish_duplicates(struct epoch *ep)
-{
-	for (size_t i = 0; i < ep->own.nr_slots; i++)
-		if (ep->own.slots[i].key)
-			dedup_put(&ep->s->dedup, ep->own.slots[i].key, ep->own.slots[i].loc);
-}
-
 /* While gc runs, it must learn what this epoch refers to; it stays in flight (its
  * refs count) until epoch_abort() takes it off the list. */
 static void publish_refs(struct epoch *ep)
@@ -482,7 +488,6 @@ static void publish(struct epoch *ep)
 {
 	publish_tails(ep);
 	publish_refs(ep);
-	publish_duplicates(ep);
 	if (apply_changes(ep, ep->live)) {
 		/* The epoch is durable and the map of it is not: nobody may go on with it. */
 		log_err("store %s: no memory for the map of a committed epoch", ep->s->dir);
@@ -520,6 +525,8 @@ static int prepare(struct commit *c, const void *state, size_t state_len, struct
 	int r;
 
 	r = epoch_settle(ep, e);
+	if (!r && changes_sort(&ep->scratch->changes))
+		r = err_errno(e, ENOMEM, "epoch");
 	if (r)
 		return r;
 	normalize_gone(ep);

@@ -1,144 +1,227 @@
 /* SPDX-License-Identifier: MIT */
-/* Duplicate candidates; see dedup.h.  Linear probing, at most 3/4 full. */
+/*
+ * Duplicate candidates; see dedup.h.
+ *
+ * A key has two lines.  An entry goes to the emptier one; when both are full, one of
+ * their eight entries moves to its own other line; when none can, the shard doubles,
+ * or at its limit forgets: in one of the two lines, chosen by the key, the entry that
+ * was used longest ago, of those of the sample when they are more than half of it, else
+ * of the others.
+ *
+ * D1 the entries of a line come first, its empty slots last.
+ * D2 a key is in the table at most once.
+ */
 #include "snapd/store/dedup.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SLOTS_MIN 1024u
+#define LINES_MIN   16u
+#define SAMPLED_MAX (DEDUP_WAYS / 2)
 
-void dedup_table_init(struct dedup_table *t, size_t max_slots)
+static bool is_sampled(uint64_t key)
 {
-	*t = (struct dedup_table){.max_slots = max_slots};
-}
-
-void dedup_table_deinit(struct dedup_table *t)
-{
-	free(t->slots);
-	t->slots = NULL;
-	t->nr_slots = t->nr_used = 0;
+	return (key >> 40) % DEDUP_SAMPLE == 0;
 }
 
 /* Keys are hashes already; the shard was chosen by the top bits. */
-static size_t slot_of(const struct dedup_table *t, uint64_t key)
+static struct dedup_line *first_line(const struct dedup_shard *s, uint64_t key)
 {
-	return (size_t)(key ^ key >> 31) & (t->nr_slots - 1);
+	return &s->lines[key & (s->nr_lines - 1)];
 }
 
-/* The slot that holds the key, or the empty one where it would go. */
-static size_t probe(const struct dedup_table *t, uint64_t key)
+static struct dedup_line *second_line(const struct dedup_shard *s, uint64_t key)
 {
-	size_t i = slot_of(t, key);
+	uint64_t other = (key ^ key >> 32) * 0x9e3779b97f4a7c15u >> 24;
 
-	while (t->slots[i].key && t->slots[i].key != key)
-		i = (i + 1) & (t->nr_slots - 1);
-	return i;
+	/* At least one bit apart from the first. */
+	return &s->lines[(key ^ (other | 1)) & (s->nr_lines - 1)];
 }
 
-loc_t dedup_table_get(const struct dedup_table *t, uint64_t key)
+static struct dedup_line *other_line(const struct dedup_shard *s, const struct dedup_line *l,
+				     uint64_t key)
 {
-	size_t i;
+	struct dedup_line *first = first_line(s, key);
 
-	if (!t->nr_slots)
-		return 0;
-	i = probe(t, key);
-	return t->slots[i].key ? t->slots[i].loc : 0;
+	return l == first ? second_line(s, key) : first;
 }
 
-void dedup_table_prefetch(const struct dedup_table *t, uint64_t key)
+static unsigned int line_used(const struct dedup_line *l)
 {
-	if (t->nr_slots)
-		__builtin_prefetch(&t->slots[slot_of(t, key)]);
+	unsigned int n = 0;
+
+	while (n < DEDUP_WAYS && l->slots[n].key)
+		n++;
+	return n;
 }
 
-static bool table_resize(struct dedup_table *t, size_t nr_slots)
+/* `slot` becomes the most recent; what was at `at` is gone. */
+static void line_push(struct dedup_line *l, unsigned int at, struct dedup_slot slot)
 {
-	struct dedup_table bigger = {.nr_slots = nr_slots, .max_slots = t->max_slots};
+	memmove(&l->slots[1], &l->slots[0], at * sizeof(slot));
+	l->slots[0] = slot;
+}
 
-	bigger.slots = calloc(nr_slots, sizeof(*bigger.slots));
-	if (!bigger.slots)
-		return false;
-	for (size_t i = 0; i < t->nr_slots; i++) {
-		if (!t->slots[i].key)
+static void line_remove(struct dedup_line *l, unsigned int at)
+{
+	memmove(&l->slots[at], &l->slots[at + 1], (DEDUP_WAYS - 1 - at) * sizeof(l->slots[0]));
+	l->slots[DEDUP_WAYS - 1] = (struct dedup_slot){0};
+}
+
+static struct dedup_slot *line_find(struct dedup_line *l, uint64_t key)
+{
+	for (unsigned int i = 0; i < DEDUP_WAYS; i++) {
+		struct dedup_slot slot = l->slots[i];
+
+		if (slot.key != key)
 			continue;
-		bigger.slots[probe(&bigger, t->slots[i].key)] = t->slots[i];
-		bigger.nr_used++;
+		line_push(l, i, slot);
+		return &l->slots[0];
 	}
-	dedup_table_deinit(t);
-	*t = bigger;
+	return NULL;
+}
+
+static struct dedup_slot *shard_find(const struct dedup_shard *s, uint64_t key)
+{
+	struct dedup_slot *slot;
+
+	if (!s->nr_lines)
+		return NULL;
+	slot = line_find(first_line(s, key), key);
+	return slot ? slot : line_find(second_line(s, key), key);
+}
+
+/* Into the emptier of its two lines; false when both are full. */
+static bool shard_place(struct dedup_shard *s, struct dedup_slot slot)
+{
+	struct dedup_line *a = first_line(s, slot.key), *b = second_line(s, slot.key);
+	unsigned int in_a = line_used(a), in_b = line_used(b);
+
+	if (in_a == DEDUP_WAYS && in_b == DEDUP_WAYS)
+		return false;
+	line_push(in_a <= in_b ? a : b, in_a <= in_b ? in_a : in_b, slot);
+	s->nr_used++;
 	return true;
 }
 
-static bool table_full(const struct dedup_table *t)
+/* An entry of the full line l goes to its other line, as the oldest there. */
+static bool line_relieve(struct dedup_shard *s, struct dedup_line *l)
 {
-	return t->nr_used + 1 > t->nr_slots / 4 * 3;
-}
+	for (unsigned int i = DEDUP_WAYS; i-- > 0;) {
+		struct dedup_line *other = other_line(s, l, l->slots[i].key);
+		unsigned int n = line_used(other);
 
-static bool make_room(struct dedup_table *t)
-{
-	size_t want = t->nr_slots ? t->nr_slots * 2 : SLOTS_MIN;
-
-	if (!table_full(t))
+		if (n == DEDUP_WAYS)
+			continue;
+		other->slots[n] = l->slots[i];
+		line_remove(l, i);
 		return true;
-	if (t->max_slots && want > t->max_slots)
-		return false;
-	return table_resize(t, want);
-}
-
-void dedup_table_put(struct dedup_table *t, uint64_t key, loc_t loc)
-{
-	bool room = make_room(t);
-	size_t i;
-
-	if (!t->nr_slots)
-		return;
-	i = probe(t, key);
-	if (!t->slots[i].key && !room) {
-		i = slot_of(t, key); /* in place of a neighbour; an empty home slot stays so */
-		if (!t->slots[i].key)
-			return;
-		/* Overwriting keeps probe chains whole, and the key is in its home slot. */
-	} else if (!t->slots[i].key) {
-		t->nr_used++;
 	}
-	t->slots[i] = (struct dedup_slot){key, loc};
+	return false;
 }
 
-void dedup_table_filter(struct dedup_table *t, bool (*keep)(void *opaque, loc_t loc), void *opaque)
+static bool shard_insert(struct dedup_shard *s, struct dedup_slot slot)
 {
-	struct dedup_table kept = {.max_slots = t->max_slots};
-
-	for (size_t i = 0; i < t->nr_slots; i++)
-		if (t->slots[i].key && keep(opaque, t->slots[i].loc))
-			dedup_table_put(&kept, t->slots[i].key, t->slots[i].loc);
-	dedup_table_deinit(t);
-	*t = kept;
+	if (shard_place(s, slot))
+		return true;
+	return (line_relieve(s, first_line(s, slot.key)) ||
+		line_relieve(s, second_line(s, slot.key))) &&
+	       shard_place(s, slot);
 }
 
-/* ---- shards ---- */
+static struct dedup_line *make_lines(size_t nr)
+{
+	struct dedup_line *lines = aligned_alloc(sizeof(*lines), nr * sizeof(*lines));
+
+	if (lines)
+		memset(lines, 0, nr * sizeof(*lines));
+	return lines;
+}
+
+/* Double it, and again until all entries fit; false when that can't be. */
+static bool shard_grow(struct dedup_shard *s, size_t max_lines)
+{
+	for (size_t nr = s->nr_lines ? s->nr_lines * 2 : LINES_MIN; nr <= max_lines; nr *= 2) {
+		struct dedup_shard bigger = {.nr_lines = nr, .lines = make_lines(nr)};
+		size_t moved = 0;
+
+		if (!bigger.lines)
+			return false;
+		for (size_t i = 0; i < s->nr_lines * DEDUP_WAYS; i++) {
+			struct dedup_slot slot = s->lines[i / DEDUP_WAYS].slots[i % DEDUP_WAYS];
+
+			moved += slot.key && shard_insert(&bigger, slot);
+		}
+		if (moved < s->nr_used) {
+			free(bigger.lines);
+			continue;
+		}
+		free(s->lines);
+		s->lines = bigger.lines;
+		s->nr_lines = nr;
+		return true;
+	}
+	return false;
+}
+
+/* The entry of a full line to forget, for one that is of the sample or not. */
+static unsigned int line_victim(const struct dedup_line *l, bool sampled)
+{
+	unsigned int nr_sampled = 0;
+	bool of_sample;
+
+	for (unsigned int i = 0; i < DEDUP_WAYS; i++)
+		nr_sampled += is_sampled(l->slots[i].key);
+	of_sample = nr_sampled + sampled > SAMPLED_MAX;
+	for (unsigned int i = DEDUP_WAYS; i-- > 0;)
+		if (is_sampled(l->slots[i].key) == of_sample)
+			return i;
+	return DEDUP_WAYS - 1;
+}
+
+static void shard_evict(const struct dedup_shard *s, struct dedup_slot slot)
+{
+	struct dedup_line *l = slot.key >> 57 & 1 ? first_line(s, slot.key)
+						  : second_line(s, slot.key);
+
+	line_push(l, line_victim(l, is_sampled(slot.key)), slot);
+}
+
+/* False when an entry was forgotten. */
+static bool shard_put(struct dedup_shard *s, struct dedup_slot slot, size_t max_lines)
+{
+	while (!s->nr_lines || !shard_insert(s, slot)) {
+		if (shard_grow(s, max_lines))
+			continue;
+		if (s->nr_lines)
+			shard_evict(s, slot);
+		return false;
+	}
+	return true;
+}
+
+/* ---- all shards ---- */
 
 static struct dedup_shard *shard_of(struct dedup *d, uint64_t key)
 {
 	return &d->shards[key >> 58];
 }
+static_assert(DEDUP_SHARDS == 1u << (64 - 58), "shard_of() takes the top bits");
 
-void dedup_init(struct dedup *d, size_t max_entries)
+void dedup_init(struct dedup *d, uint64_t max_bytes)
 {
-	size_t slots = SLOTS_MIN;
-
-	static_assert(DEDUP_SHARDS == 1u << (64 - 58), "shard_of() takes the top bits");
-	while (slots / 4 * 3 * DEDUP_SHARDS < max_entries)
-		slots *= 2;
-	for (unsigned i = 0; i < DEDUP_SHARDS; i++) {
+	*d = (struct dedup){.max_lines = LINES_MIN};
+	while (d->max_lines * 2 * sizeof(struct dedup_line) * DEDUP_SHARDS <= max_bytes)
+		d->max_lines *= 2;
+	for (unsigned int i = 0; i < DEDUP_SHARDS; i++)
 		pthread_mutex_init(&d->shards[i].lock, NULL);
-		dedup_table_init(&d->shards[i].table, slots);
-	}
 }
 
 void dedup_deinit(struct dedup *d)
 {
-	for (unsigned i = 0; i < DEDUP_SHARDS; i++) {
-		dedup_table_deinit(&d->shards[i].table);
+	for (unsigned int i = 0; i < DEDUP_SHARDS; i++) {
+		free(d->shards[i].lines);
 		pthread_mutex_destroy(&d->shards[i].lock);
 	}
 }
@@ -146,10 +229,12 @@ void dedup_deinit(struct dedup *d)
 loc_t dedup_get(struct dedup *d, uint64_t key)
 {
 	struct dedup_shard *s = shard_of(d, key);
+	const struct dedup_slot *slot;
 	loc_t loc;
 
 	pthread_mutex_lock(&s->lock);
-	loc = dedup_table_get(&s->table, key);
+	slot = shard_find(s, key);
+	loc = slot ? slot->loc : 0;
 	pthread_mutex_unlock(&s->lock);
 	return loc;
 }
@@ -159,24 +244,54 @@ void dedup_prefetch(struct dedup *d, uint64_t key)
 	struct dedup_shard *s = shard_of(d, key);
 
 	pthread_mutex_lock(&s->lock);
-	dedup_table_prefetch(&s->table, key);
+	if (s->nr_lines) {
+		__builtin_prefetch(first_line(s, key), 1);
+		__builtin_prefetch(second_line(s, key), 1);
+	}
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void put(struct dedup *d, uint64_t key, loc_t loc, bool replace)
+{
+	struct dedup_shard *s = shard_of(d, key);
+	struct dedup_slot *slot;
+
+	pthread_mutex_lock(&s->lock);
+	slot = shard_find(s, key);
+	if (slot)
+		slot->loc = replace ? loc : slot->loc;
+	else if (!shard_put(s, (struct dedup_slot){key, loc}, d->max_lines))
+		atomic_store_explicit(&d->evicts, true, memory_order_relaxed);
 	pthread_mutex_unlock(&s->lock);
 }
 
 void dedup_put(struct dedup *d, uint64_t key, loc_t loc)
 {
-	struct dedup_shard *s = shard_of(d, key);
+	put(d, key, loc, true);
+}
 
-	pthread_mutex_lock(&s->lock);
-	dedup_table_put(&s->table, key, loc);
-	pthread_mutex_unlock(&s->lock);
+void dedup_add(struct dedup *d, uint64_t key, loc_t loc)
+{
+	put(d, key, loc, false);
+}
+
+static void shard_filter(struct dedup_shard *s, bool (*keep)(void *opaque, loc_t loc), void *opaque)
+{
+	for (size_t i = 0; i < s->nr_lines; i++) {
+		for (unsigned int k = line_used(&s->lines[i]); k-- > 0;) {
+			if (keep(opaque, s->lines[i].slots[k].loc))
+				continue;
+			line_remove(&s->lines[i], k);
+			s->nr_used--;
+		}
+	}
 }
 
 void dedup_filter(struct dedup *d, bool (*keep)(void *opaque, loc_t loc), void *opaque)
 {
-	for (unsigned i = 0; i < DEDUP_SHARDS; i++) {
+	for (unsigned int i = 0; i < DEDUP_SHARDS; i++) {
 		pthread_mutex_lock(&d->shards[i].lock);
-		dedup_table_filter(&d->shards[i].table, keep, opaque);
+		shard_filter(&d->shards[i], keep, opaque);
 		pthread_mutex_unlock(&d->shards[i].lock);
 	}
 }
@@ -185,10 +300,27 @@ uint64_t dedup_nr(struct dedup *d)
 {
 	uint64_t nr = 0;
 
-	for (unsigned i = 0; i < DEDUP_SHARDS; i++) {
+	for (unsigned int i = 0; i < DEDUP_SHARDS; i++) {
 		pthread_mutex_lock(&d->shards[i].lock);
-		nr += d->shards[i].table.nr_used;
+		nr += d->shards[i].nr_used;
 		pthread_mutex_unlock(&d->shards[i].lock);
 	}
 	return nr;
+}
+
+uint64_t dedup_bytes(struct dedup *d)
+{
+	uint64_t bytes = 0;
+
+	for (unsigned int i = 0; i < DEDUP_SHARDS; i++) {
+		pthread_mutex_lock(&d->shards[i].lock);
+		bytes += d->shards[i].nr_lines * sizeof(struct dedup_line);
+		pthread_mutex_unlock(&d->shards[i].lock);
+	}
+	return bytes;
+}
+
+bool dedup_evicts(struct dedup *d)
+{
+	return atomic_load_explicit(&d->evicts, memory_order_relaxed);
 }

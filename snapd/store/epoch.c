@@ -4,24 +4,31 @@
  *
  *   zero        all bytes are 0
  *   unchanged   the bytes are those that the map has for this frame
- *   duplicate   the bytes are those of a page stored before, in the owner's domain
+ *   duplicate   the bytes are those of a page stored before, in the VM's domain (the
+ *               store's setting: the VM, its owner, or everyone)
  *   stored      appended to a segment
  *
  * A fingerprint or a batch header only proposes; memcmp() with the stored bytes
  * decides (I8), from memory when the page was written lately, else from disk.
  * Pages that need the disk wait in the prover and are resolved together.
  *
- *   E1 `overlay` holds what differs from `live`; `live` is not touched before the
- *      commit.  Frames in `gone` are not part of the VM unless the overlay has them.
+ *   E1 `changes` holds what differs from `live`; `live` is not touched before the
+ *      commit.  Frames in `gone` are not part of the VM unless `changes` has them.
  *   E2 A duplicate refers to a committed page only after seg_ref() said that its
- *      segment stays, or to a page of this epoch.
+ *      segment stays, or to a page of this epoch.  Pages enter the store's table of
+ *      duplicates when they are stored; until their epoch is committed seg_ref()
+ *      refuses them to everyone else, and an abort takes them out.
  *   E3 A frame is in the prover at most once; when it comes again, the prover is
  *      resolved first.
  *   E4 After an error of a put or commit only epoch_abort() is left, except that a
  *      commit refused for its name (-EEXIST, -EINVAL) may be tried again.
  *
- * Threads: one at a time.  Memory: 16 bytes a changed page in the overlay, as many
- * in `own`, and the bounded buffers of writer, prover and reader.
+ *   E5 For each DEDUP_PAGES_PER_READ pages that an epoch adds to the map, and
+ *      DEDUP_READS_FREE more, its duplicates make a restore read one more extent, no
+ *      more: others are stored again (prover_limit()).
+ *
+ * Threads: one at a time.  Memory: 24 bytes a changed page, up to twice, and the
+ * bounded buffers of writer, prover and reader.
  */
 #include "snapd/store/internal.h"
 
@@ -52,7 +59,7 @@ static int load_parent(struct epoch *ep, uint64_t timeline, struct err *e)
 		r = err_set(e, ENOENT, "this VM has no timeline %llu",
 			    (unsigned long long)timeline);
 	if (!r) {
-		ep->uid = vm.uid;
+		ep->domain = store_dedup_domain(ep->s, ep->vm, vm.uid);
 		ep->parent = (struct snapd_point){timeline, tl.last};
 		ep->point = (struct snapd_point){timeline, tl.last + 1};
 		r = store_epoch_record(&t, &ep->parent, &ep->parent_rec, e);
@@ -110,9 +117,8 @@ int epoch_begin(struct store *s, const uint8_t vm[16], uint64_t timeline, uint32
 	ep->page_size = page_size;
 	ep->page_shift = (uint32_t)__builtin_ctz(page_size);
 	memcpy(ep->vm, vm, sizeof(ep->vm));
-	dedup_table_init(&ep->own, 0);
 	r = epoch_register(ep, timeline, e);
-	if (!r && (pagemap_create(true, &ep->overlay) || prover_init(&ep->prover, page_size)))
+	if (!r && scratch_get(s, page_size, &ep->scratch))
 		r = err_errno(e, ENOMEM, "epoch");
 	if (!r)
 		r = append_init(&ep->append, s, vm, ep->point, ep->page_shift, e);
@@ -124,15 +130,23 @@ int epoch_begin(struct store *s, const uint8_t vm[16], uint64_t timeline, uint32
 	return 0;
 }
 
+static bool keep_others(void *opaque, loc_t loc)
+{
+	const struct epoch *ep = opaque;
+
+	return !append_owns(&ep->append, loc);
+}
+
 static void epoch_destroy(struct epoch *ep, bool forget)
 {
+	/* While the segments are ours: the blocks are written again by the next epoch. */
+	if (forget && ep->append.nr_segs)
+		dedup_filter(&ep->s->dedup, keep_others, ep);
 	store_reader_put(ep->s, ep->reader, forget);
 	if (ep->append.s)
 		append_deinit(&ep->append);
 	epoch_unregister(ep);
-	prover_deinit(&ep->prover);
-	dedup_table_deinit(&ep->own);
-	pagemap_destroy(ep->overlay);
+	scratch_put(ep->s, ep->scratch);
 	free(ep->gone);
 	free(ep->refs.bits);
 	free(ep);
@@ -160,13 +174,13 @@ static bool is_gone(const struct epoch *ep, uint64_t gfn)
 	return false;
 }
 
-static loc_t current_loc(const struct epoch *ep, uint64_t gfn, uint64_t *fp)
+static loc_t current_loc(const struct epoch *ep, uint64_t gfn, uint16_t *fp)
 {
-	loc_t loc = pagemap_get(ep->overlay, gfn);
+	const struct change *c = changes_get(&ep->scratch->changes, gfn);
 
-	if (loc) {
-		*fp = pagemap_fp(ep->overlay, gfn);
-		return loc;
+	if (c) {
+		*fp = pagemap_fp_of(c->fp);
+		return c->loc;
 	}
 	if (is_gone(ep, gfn))
 		return 0;
@@ -176,7 +190,7 @@ static loc_t current_loc(const struct epoch *ep, uint64_t gfn, uint64_t *fp)
 
 static int set_loc(struct epoch *ep, uint64_t gfn, loc_t loc, uint64_t fp, struct err *e)
 {
-	int r = pagemap_set(ep->overlay, gfn, loc, fp);
+	int r = changes_put(&ep->scratch->changes, (struct change){gfn, loc, fp});
 
 	return r ? err_errno(e, -r, "epoch") : 0;
 }
@@ -185,7 +199,7 @@ static int set_loc(struct epoch *ep, uint64_t gfn, loc_t loc, uint64_t fp, struc
 
 static int put_zero(struct epoch *ep, uint64_t gfn, struct err *e)
 {
-	uint64_t fp;
+	uint16_t fp;
 
 	if (current_loc(ep, gfn, &fp) == LOC_ZERO_PAGE) {
 		ep->stats.unchanged++;
@@ -201,9 +215,23 @@ static int put_duplicate(struct epoch *ep, uint64_t gfn, struct pageid id, loc_t
 	return set_loc(ep, gfn, loc, id.lo, e);
 }
 
-static uint64_t own_key(const struct epoch *ep, struct pageid id)
+static uint64_t key_of(const struct epoch *ep, struct pageid id)
 {
-	return dedup_key(id.lo, ep->uid, ep->page_shift);
+	return dedup_key(id.lo, ep->domain, ep->page_shift);
+}
+
+/* Who looks for this page's twins finds `loc`, from now on us, from the commit on
+ * others.  What another epoch stored meanwhile stays: it may be done before us. */
+static void offer(struct epoch *ep, struct pageid id, loc_t loc)
+{
+	uint64_t key = key_of(ep, id);
+	loc_t there;
+
+	if (ep->s->dedup_domain == STORE_DEDUP_OFF)
+		return;
+	there = dedup_get(&ep->s->dedup, key);
+	if (!there || append_owns(&ep->append, there) || seg_ref(ep->s, &ep->refs, there))
+		dedup_put(&ep->s->dedup, key, loc);
 }
 
 static int put_stored(struct epoch *ep, uint64_t gfn, struct pageid id, const void *bytes,
@@ -215,22 +243,52 @@ static int put_stored(struct epoch *ep, uint64_t gfn, struct pageid id, const vo
 	r = append_page(&ep->append, gfn, id, bytes, &loc, e);
 	if (r)
 		return r;
-	dedup_table_put(&ep->own, own_key(ep, id), loc);
+	offer(ep, id, loc);
 	ep->stats.stored++;
 	return set_loc(ep, gfn, loc, id.lo, e);
 }
 
 /* ---- proofs ---- */
 
+static int ensure_reader(struct epoch *ep, struct err *e)
+{
+	return ep->reader ? 0 : store_reader_get(ep->s, ep->page_size, &ep->reader, e);
+}
+
+/* The table forgets, and this batch's sample led to it: the pages around are often wanted
+ * next.  Once a batch, as far as `neighbours` remembers; what fails is only not found. */
+static void offer_neighbours(struct epoch *ep, loc_t loc)
+{
+	uint64_t *seen = &ep->neighbours[loc_batch(loc) * 0x9e3779b97f4a7c15u >> 58];
+	struct page_probe probe = {.loc = loc}; /* of no page: reads the header alone */
+	const struct batch_header *h;
+	const struct batch_page *pages;
+
+	static_assert(ARRAY_SIZE(ep->neighbours) == 1u << (64 - 58), "as many as the hash has");
+	if (*seen == loc_batch(loc))
+		return;
+	*seen = loc_batch(loc);
+	if (ensure_reader(ep, NULL) || reader_probe(ep->reader, &probe, 1, NULL) ||
+	    !reader_batch(ep->reader, loc, &h, &pages))
+		return;
+	for (uint32_t i = 0; i < h->nr_entries; i++)
+		dedup_add(&ep->s->dedup, dedup_key(pages[i].id_lo, ep->domain, ep->page_shift),
+			  loc_make(h->segment, h->block, i));
+}
+
 static loc_t find_duplicate(struct epoch *ep, struct pageid id)
 {
-	uint64_t key = own_key(ep, id);
-	loc_t loc = dedup_table_get(&ep->own, key);
+	loc_t loc = 0;
 
-	if (loc)
+	if (ep->s->dedup_domain != STORE_DEDUP_OFF)
+		loc = dedup_get(&ep->s->dedup, key_of(ep, id));
+	if (!loc || append_owns(&ep->append, loc))
 		return loc;
-	loc = dedup_get(&ep->s->dedup, key);
-	return loc && seg_ref(ep->s, &ep->refs, loc) ? loc : 0;
+	if (!seg_ref(ep->s, &ep->refs, loc))
+		return 0;
+	if (dedup_evicts(&ep->s->dedup))
+		offer_neighbours(ep, loc);
+	return loc;
 }
 
 enum proof { PROVED, REFUTED, UNPROVED };
@@ -245,15 +303,10 @@ static enum proof prove_here(struct epoch *ep, loc_t loc, bool known, const void
 	return ep->s->no_prove && known ? PROVED : UNPROVED;
 }
 
-static int ensure_reader(struct epoch *ep, struct err *e)
-{
-	return ep->reader ? 0 : store_reader_get(ep->s, ep->page_size, &ep->reader, e);
-}
-
 /* Compare the candidates that `which` selects with what is stored. */
 static int probe_round(struct epoch *ep, loc_t (*which)(const struct pending *q), struct err *e)
 {
-	struct prover *p = &ep->prover;
+	struct prover *p = &ep->scratch->prover;
 	uint32_t nr = 0;
 	bool own = false;
 	int r;
@@ -305,46 +358,72 @@ static void count_collision(struct epoch *ep, struct pending *q, bool known)
 /* A page that no candidate equals; its twin may have been stored a moment ago. */
 static int settle_stored(struct epoch *ep, struct pending *q, struct err *e)
 {
-	loc_t twin = dedup_table_get(&ep->own, own_key(ep, q->id));
+	loc_t twin = find_duplicate(ep, q->id);
 
 	if (twin && prove_here(ep, twin, true, q->bytes) == PROVED)
 		return put_duplicate(ep, q->gfn, q->id, twin, e);
 	return put_stored(ep, q->gfn, q->id, q->bytes, e);
 }
 
-static int settle(struct epoch *ep, struct err *e)
+/* Is a page what the map has for its frame?  Sixteen bits of its id say maybe. */
+static int settle_unchanged(struct epoch *ep, struct err *e)
 {
-	struct prover *p = &ep->prover;
-	int r;
+	struct prover *p = &ep->scratch->prover;
+	int r = probe_round(ep, candidate_live, e);
 
-	r = probe_round(ep, candidate_live, e);
 	for (uint32_t i = 0; !r && i < p->nr; i++) {
 		struct pending *q = &p->entries[i];
 
 		if (!q->live)
 			continue;
-		if (q->result == PROBE_EQUAL) {
-			q->settled = true;
-			ep->stats.unchanged++;
-		} else {
-			count_collision(ep, q, q->live_known);
-		}
+		q->settled = q->result == PROBE_EQUAL;
+		ep->stats.unchanged += q->settled;
+		count_collision(ep, q, false);
 	}
-	if (!r)
-		r = probe_round(ep, candidate_dup, e);
+	return r;
+}
+
+/* E5: the reads that duplicates may cost so far, less what they have cost. */
+static uint64_t reads_left(const struct epoch *ep)
+{
+	const struct prover *p = &ep->scratch->prover;
+	uint64_t pages = ep->stats.stored + ep->stats.duplicate + p->nr;
+	uint64_t all = DEDUP_READS_FREE + pages / ep->s->dedup_pages_per_read;
+
+	return all > ep->dedup_reads ? all - ep->dedup_reads : 0;
+}
+
+static int settle_duplicates(struct epoch *ep, struct err *e)
+{
+	struct prover *p = &ep->scratch->prover;
+	int r;
+
+	ep->dedup_reads += prover_limit(p, &ep->append, reads_left(ep), &ep->stats.declined);
+	r = probe_round(ep, candidate_dup, e);
 	for (uint32_t i = 0; !r && i < p->nr; i++) {
 		struct pending *q = &p->entries[i];
 
+		if (q->settled || !q->dup)
+			continue;
+		q->settled = q->result == PROBE_EQUAL;
 		if (q->settled)
-			continue;
-		if (q->dup && q->result == PROBE_EQUAL) {
 			r = put_duplicate(ep, q->gfn, q->id, q->dup, e);
-			continue;
-		}
-		if (q->dup)
+		else
 			count_collision(ep, q, true);
-		r = settle_stored(ep, q, e);
 	}
+	return r;
+}
+
+static int settle(struct epoch *ep, struct err *e)
+{
+	struct prover *p = &ep->scratch->prover;
+	int r = settle_unchanged(ep, e);
+
+	if (!r)
+		r = settle_duplicates(ep, e);
+	for (uint32_t i = 0; !r && i < p->nr; i++)
+		if (!p->entries[i].settled)
+			r = settle_stored(ep, &p->entries[i], e);
 	return r;
 }
 
@@ -352,11 +431,11 @@ int epoch_settle(struct epoch *ep, struct err *e)
 {
 	int r;
 
-	if (!ep->prover.nr)
+	if (!ep->scratch->prover.nr)
 		return 0;
 	r = settle(ep, e);
 	if (!r)
-		prover_reset(&ep->prover);
+		prover_reset(&ep->scratch->prover);
 	return r;
 }
 
@@ -392,11 +471,11 @@ static int prove_now(struct epoch *ep, const struct epoch_page *page, bool known
 static int put_page(struct epoch *ep, const struct epoch_page *given, struct err *e)
 {
 	struct epoch_page with_id = *given, *page = &with_id;
-	uint64_t fp = 0;
+	uint16_t fp = 0;
 	loc_t live, dup;
 	int r;
 
-	if (prover_has(&ep->prover, page->gfn)) {
+	if (prover_has(&ep->scratch->prover, page->gfn)) {
 		r = epoch_settle(ep, e);
 		if (r)
 			return r;
@@ -408,7 +487,7 @@ static int put_page(struct epoch *ep, const struct epoch_page *given, struct err
 		page->id = pageid_of(&ep->s->secret, page->bytes, ep->page_size);
 	}
 	live = current_loc(ep, page->gfn, &fp);
-	if (loc_kind(live) != LOC_PAGE || (fp && fp != page->id.lo))
+	if (loc_kind(live) != LOC_PAGE || (fp && fp != pagemap_fp_of(page->id.lo)))
 		live = 0;
 	dup = find_duplicate(ep, page->id);
 	r = live || dup ? prove_now(ep, page, fp != 0, &live, &dup, e) : 0;
@@ -416,32 +495,30 @@ static int put_page(struct epoch *ep, const struct epoch_page *given, struct err
 		return r < 0 ? r : 0;
 	if (!live && !dup)
 		return put_stored(ep, page->gfn, page->id, page->bytes, e);
-	prover_add(&ep->prover, page, live, fp != 0, dup);
-	return prover_full(&ep->prover) ? epoch_settle(ep, e) : 0;
+	prover_add(&ep->scratch->prover, page, live, dup);
+	return prover_full(&ep->scratch->prover) ? epoch_settle(ep, e) : 0;
 }
 
 /* Each look into the tables of hashes is a cache miss, or two; a few at once cost as
  * much as one. */
 static void prefetch(struct epoch *ep, const struct epoch_page *page)
 {
-	uint64_t key = own_key(ep, page->id);
-
-	if (pageid_is_zero(page->id))
-		return;
-	dedup_table_prefetch(&ep->own, key);
-	dedup_prefetch(&ep->s->dedup, key);
+	if (!pageid_is_zero(page->id) && ep->s->dedup_domain != STORE_DEDUP_OFF)
+		dedup_prefetch(&ep->s->dedup, key_of(ep, page->id));
 }
 
 /* Nothing like it is known: it will be stored, unless a twin comes before it. */
 static bool looks_new(struct epoch *ep, const struct epoch_page *page)
 {
-	uint64_t fp, key = own_key(ep, page->id);
+	uint16_t fp;
 
 	if (pageid_is_zero(page->id))
 		return false;
-	if (loc_kind(current_loc(ep, page->gfn, &fp)) == LOC_PAGE && (!fp || fp == page->id.lo))
+	if (loc_kind(current_loc(ep, page->gfn, &fp)) == LOC_PAGE &&
+	    (!fp || fp == pagemap_fp_of(page->id.lo)))
 		return false;
-	return !dedup_table_get(&ep->own, key) && !dedup_get(&ep->s->dedup, key);
+	return ep->s->dedup_domain == STORE_DEDUP_OFF ||
+	       !dedup_get(&ep->s->dedup, key_of(ep, page->id));
 }
 
 static int pack_ahead(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e)
@@ -490,12 +567,6 @@ int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struc
 	return r;
 }
 
-/* Drop what the overlay has for [gfn, end). */
-static int clear_overlay(struct epoch *ep, uint64_t gfn, uint64_t end)
-{
-	return pagemap_set_run(ep->overlay, gfn, end - gfn, 0);
-}
-
 int epoch_gone(struct epoch *ep, uint64_t gfn, uint64_t n, struct err *e)
 {
 	int r;
@@ -506,7 +577,7 @@ int epoch_gone(struct epoch *ep, uint64_t gfn, uint64_t n, struct err *e)
 		return err_set(e, EINVAL, "frames %#llx + %#llx are out of range",
 			       (unsigned long long)gfn, (unsigned long long)n);
 	r = epoch_settle(ep, e);
-	if (!r && clear_overlay(ep, gfn, gfn + n))
+	if (!r && changes_clear(&ep->scratch->changes, gfn, gfn + n))
 		r = err_errno(e, ENOMEM, "epoch");
 	if (!r && ep->nr_gone == ep->cap_gone) {
 		size_t cap = ep->cap_gone ? ep->cap_gone * 2 : 8;

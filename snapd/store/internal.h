@@ -12,6 +12,7 @@
  *   store/epoch.c   one epoch: what to store, and whether it is stored already
  *   store/commit.c  its manifest, checkpoint and records; the commit
  *   store/prove.c   candidates waiting for their proof
+ *   store/changes.c what an epoch changes, sorted                             (pure)
  *   store/gc.c      what is still needed; dropping the rest
  *
  * Locks, outermost first: roots_lock → segments_lock → LMDB.  segments_lock is
@@ -24,6 +25,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "snapd/store/changes.h"
 #include "snapd/store/codec.h"
 #include "snapd/store/dedup.h"
 #include "snapd/store/index.h"
@@ -83,8 +85,10 @@ struct store {
 	struct pool *pool;   /* borrowed; may be NULL */
 	_Atomic bool direct; /* O_DIRECT works here, as far as we know */
 
-	struct dedup dedup;	  /* locks of its own */
-	struct codec_list codecs; /* likewise */
+	struct dedup dedup;	       /* locks of its own */
+	enum store_dedup dedup_domain; /* constant */
+	uint32_t dedup_pages_per_read; /* constant */
+	struct codec_list codecs;      /* likewise */
 
 	_Atomic uint64_t next_seq, next_snapshot;
 
@@ -97,9 +101,10 @@ struct store {
 	bool has_maker;	     /* `maker` is to be joined */
 	pthread_t maker;     /* makes the next segment before it is needed */
 	pthread_cond_t made; /* making_ahead was cleared */
+	struct epoch_scratch *idle_scratch[64];
 	struct writer *idle_writers[64];
 	struct store_reader *idle_readers[64];
-	uint32_t nr_idle_writers, nr_idle_readers, max_idle;
+	uint32_t nr_idle_writers, nr_idle_readers, nr_idle_scratch, max_idle;
 
 	/* What gc must not miss while it runs. */
 	pthread_mutex_t roots_lock; /* gc's last step against new references */
@@ -230,6 +235,9 @@ struct page_probe {
  * result, not an error. */
 int reader_probe(struct store_reader *r, struct page_probe *probes, size_t nr, struct err *e);
 void reader_forget(struct store_reader *r);
+/* The header of loc's batch, if the reader has it; borrowed until it reads again. */
+bool reader_batch(struct store_reader *r, loc_t loc, const struct batch_header **ret,
+		  const struct batch_page **pages);
 
 /* ---- store/map.c ---- */
 
@@ -244,6 +252,7 @@ int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoc
 int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e);
 int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e);
 int store_dedup_rebuild(struct store *s, struct err *e);
+uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_t uid);
 
 /* ---- store/prove.c ---- */
 
@@ -255,7 +264,6 @@ struct pending {
 	uint64_t gfn;
 	struct pageid id;
 	loc_t live, dup;	  /* candidates; 0: none */
-	bool live_known;	  /* live's fingerprint was known and agreed */
 	const uint8_t *bytes;	  /* in the queue's arena */
 	enum probe_result result; /* of the last probe */
 	bool settled;
@@ -266,6 +274,7 @@ struct prover {
 	uint8_t *arena;		   /* owned, PENDING_BYTES */
 	struct page_probe *probes; /* owned, PENDING_MAX */
 	uint64_t *gfns;		   /* owned; hash set of the entries' gfn + 1 */
+	struct prover_dup *dups;   /* owned, PENDING_MAX; for prover_limit() */
 	uint32_t nr, max;
 	uint32_t page_size;
 };
@@ -273,35 +282,54 @@ int prover_init(struct prover *p, uint32_t page_size);
 void prover_deinit(struct prover *p);
 bool prover_has(const struct prover *p, uint64_t gfn);
 bool prover_full(const struct prover *p);
-void prover_add(struct prover *p, const struct epoch_page *page, loc_t live, bool live_known,
-		loc_t dup);
+void prover_add(struct prover *p, const struct epoch_page *page, loc_t live, loc_t dup);
+/* Let at most `reads` extents of other epochs' pages be candidates, those with the
+ * most pages; returns how many are.  The other candidates are dropped, and counted. */
+uint64_t prover_limit(struct prover *p, const struct appender *a, uint64_t reads,
+		      uint64_t *declined);
 void prover_reset(struct prover *p);
 
 /* ---- store/epoch.c ---- */
+
+/* E5: what duplicates may cost a restore; docs/benchmarks.md has the measurement. */
+#define DEDUP_PAGES_PER_READ 16u
+#define DEDUP_READS_FREE     16u
 
 struct gone_range {
 	uint64_t gfn, end;
 };
 
+/* Memory that each epoch needs, kept for the next one: fresh pages cost a fault each. */
+struct epoch_scratch {
+	uint32_t page_size;
+	struct changes changes;
+	struct prover prover;
+};
+#define SCRATCH_CHANGES_KEPT (1u << 16)
+int scratch_get(struct store *s, uint32_t page_size, struct epoch_scratch **ret);
+void scratch_put(struct store *s, struct epoch_scratch *x); /* accepts NULL */
+void scratch_destroy(struct epoch_scratch *x);
+
 struct epoch {
 	struct store *s;
 	struct epoch *next; /* roots_lock */
 	uint8_t vm[16];
-	uint32_t uid, page_size, page_shift;
+	uint64_t domain; /* of duplicates */
+	uint32_t page_size, page_shift;
 	struct snapd_point point;
 	struct snapd_point parent; /* {0,0}: none */
 	struct rec_epoch parent_rec;
-	struct pagemap *live;	 /* borrowed */
-	struct pagemap *overlay; /* owned: what this epoch changes */
-	struct gone_range *gone; /* owned, in the order given */
+	struct pagemap *live;	       /* borrowed */
+	struct epoch_scratch *scratch; /* lent by the store */
+	struct gone_range *gone;       /* owned, in the order given */
 	size_t nr_gone, cap_gone;
 	struct appender append;
 	struct store_reader *reader; /* lent by the store when first needed */
-	struct dedup_table own;	     /* pages that this epoch stored */
-	struct prover prover;
 	struct seg_refs refs;
 	struct epoch_stats stats;
-	int failed; /* -errno of a put; only abort is left */
+	uint64_t neighbours[64]; /* batches whose pages were put back into the table */
+	uint64_t dedup_reads;	 /* extents that a restore reads for its duplicates */
+	int failed;		 /* -errno of a put; only abort is left */
 };
 /* Decide all pages that wait for a proof. */
 int epoch_settle(struct epoch *ep, struct err *e);

@@ -364,6 +364,18 @@ int store_state_load(struct store *s, struct snapd_point at, void **ret, size_t 
 
 /* ---- the dedup table ---- */
 
+uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_t uid)
+{
+	switch (s->dedup_domain) {
+	case STORE_DEDUP_VM:
+		return XXH3_64bits(vm, 16);
+	case STORE_DEDUP_OWNER:
+		return (uint64_t)uid + 1;
+	default:
+		return 0;
+	}
+}
+
 #define SCAN_SEGMENTS 32u
 #define SCAN_BYTES    (2u * FMT_BLOCK)
 #define VM_CACHE      64u
@@ -417,12 +429,14 @@ static bool owner_of(struct scan *sc, const uint8_t vm[16], uint32_t *uid)
 
 static void scan_batch(struct scan *sc, const struct batch_header *h, const struct batch_page *p)
 {
+	uint64_t domain;
 	uint32_t uid;
 
 	if (!p || !owner_of(sc, h->vm, &uid))
 		return;
+	domain = store_dedup_domain(sc->s, h->vm, uid);
 	for (uint32_t i = 0; i < h->nr_entries; i++)
-		dedup_put(&sc->s->dedup, dedup_key(p[i].id_lo, uid, h->page_shift),
+		dedup_put(&sc->s->dedup, dedup_key(p[i].id_lo, domain, h->page_shift),
 			  loc_make(h->segment, h->block, i));
 }
 

@@ -27,7 +27,7 @@ struct chunk {
 	uint64_t number; /* gfn >> CHUNK_SHIFT of its frames */
 	uint32_t nr, nr_pages;
 	loc_t loc[CHUNK_FRAMES];
-	uint64_t fp[]; /* CHUNK_FRAMES of them, if the map has fingerprints */
+	uint16_t fp[]; /* CHUNK_FRAMES of them, if the map has fingerprints */
 };
 
 struct pagemap {
@@ -40,7 +40,7 @@ struct pagemap {
 
 static size_t chunk_bytes(const struct pagemap *m)
 {
-	return sizeof(struct chunk) + (m->with_fp ? CHUNK_FRAMES * sizeof(uint64_t) : 0);
+	return sizeof(struct chunk) + (m->with_fp ? CHUNK_FRAMES * sizeof(uint16_t) : 0);
 }
 
 static size_t table_cells(const struct pagemap *m)
@@ -188,14 +188,14 @@ loc_t pagemap_get(const struct pagemap *m, uint64_t gfn)
 	return c ? c->loc[gfn % CHUNK_FRAMES] : 0;
 }
 
-uint64_t pagemap_fp(const struct pagemap *m, uint64_t gfn)
+uint16_t pagemap_fp(const struct pagemap *m, uint64_t gfn)
 {
 	const struct chunk *c = m->with_fp ? find_chunk(m, gfn >> CHUNK_SHIFT) : NULL;
 
 	return c ? c->fp[gfn % CHUNK_FRAMES] : 0;
 }
 
-static void put_entry(struct pagemap *m, struct chunk *c, uint32_t slot, loc_t loc, uint64_t fp)
+static void put_entry(struct pagemap *m, struct chunk *c, uint32_t slot, loc_t loc, uint16_t fp)
 {
 	loc_t old = c->loc[slot];
 	int nr = (loc != 0) - (old != 0);
@@ -210,7 +210,7 @@ static void put_entry(struct pagemap *m, struct chunk *c, uint32_t slot, loc_t l
 	m->nr_pages += nr_pages;
 }
 
-int pagemap_set(struct pagemap *m, uint64_t gfn, loc_t loc, uint64_t fp)
+int pagemap_set(struct pagemap *m, uint64_t gfn, loc_t loc, uint16_t fp)
 {
 	struct chunk *c;
 	int r;
@@ -333,15 +333,16 @@ void pagemap_iter_deinit(struct pagemap_iter *it)
 
 bool pagemap_iter_next(struct pagemap_iter *it, uint64_t *gfn, loc_t *loc)
 {
-	for (; it->at < it->nr_chunks; it->at++, it->slot = 0) {
-		uint64_t number = it->chunks[it->at];
-		const struct chunk *c = find_chunk(it->m, number);
+	for (; it->at < it->nr_chunks; it->at++, it->slot = 0, it->chunk = NULL) {
+		const struct chunk *c = it->chunk;
 
+		if (!c)
+			c = it->chunk = find_chunk(it->m, it->chunks[it->at]);
 		while (it->slot < CHUNK_FRAMES && !c->loc[it->slot])
 			it->slot++;
 		if (it->slot == CHUNK_FRAMES)
 			continue;
-		*gfn = (number << CHUNK_SHIFT) + it->slot;
+		*gfn = (c->number << CHUNK_SHIFT) + it->slot;
 		*loc = c->loc[it->slot++];
 		return true;
 	}

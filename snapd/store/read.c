@@ -170,6 +170,25 @@ static uint8_t *cache_bytes(struct store_reader *r, uint32_t i)
 	return r->headers + (size_t)i * HEADER_BYTES;
 }
 
+bool reader_batch(struct store_reader *r, loc_t loc, const struct batch_header **ret,
+		  const struct batch_page **pages)
+{
+	struct seg_ident ident;
+	struct seg *seg;
+	uint32_t i;
+	int fd;
+
+	if (seg_open(r->s, loc_segment(loc), &seg, &fd, &ident, NULL))
+		return false;
+	seg_close(r->s, seg);
+	i = cache_find(r, &ident, loc_block(loc));
+	if (i == NO_HEADER)
+		return false;
+	*ret = (const struct batch_header *)cache_bytes(r, i);
+	*pages = (const struct batch_page *)(*ret + 1);
+	return (*ret)->type == BATCH_PAGES && (*ret)->page_shift == r->page_shift;
+}
+
 void reader_forget(struct store_reader *r)
 {
 	for (uint32_t i = 0; i < CACHE_BUCKETS; i++)

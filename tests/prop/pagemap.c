@@ -18,7 +18,7 @@
 
 struct model {
 	loc_t loc[FRAMES];
-	uint64_t fp[FRAMES];
+	uint16_t fp[FRAMES];
 };
 
 static const uint64_t bases[WINDOWS] = {0, 0x100000 - 700, 1ull << 40, ~0ull - WINDOW + 1};
@@ -45,7 +45,7 @@ static void set_one(struct rand *r, struct pagemap *m, struct model *x)
 {
 	uint32_t i = (uint32_t)rand_below(r, FRAMES);
 	loc_t loc = random_loc(r);
-	uint64_t fp = rand_next(r);
+	uint16_t fp = (uint16_t)rand_next(r);
 
 	CHECK(pagemap_set(m, gfn_at(i), loc, fp) == 0);
 	x->loc[i] = loc;

@@ -310,13 +310,14 @@ static void test_collisions(void)
 	loc = pagemap_get(f.live, 1);
 	page_fill(f.buf, PAGE, 12);
 	id = pageid_of(store_secret(f.s), f.buf, PAGE);
-	CHECK(pagemap_set(f.live, 1, loc, id.lo) == 0);
+	CHECK(pagemap_set(f.live, 1, loc, pagemap_fp_of(id.lo)) == 0);
 	snapshot(NULL, 1, 12);
-	CHECK(f.stats.collisions == 1 && f.stats.stored == 1 && !f.stats.unchanged);
+	CHECK(!f.stats.collisions && f.stats.read_back == 1 && f.stats.stored == 1 &&
+	      !f.stats.unchanged);
 	expect_page(1, 12);
 	page_fill(f.buf, PAGE, 13);
 	id = pageid_of(store_secret(f.s), f.buf, PAGE);
-	dedup_put(&f.s->dedup, dedup_key(id.lo, 1000, 12), loc);
+	dedup_put(&f.s->dedup, dedup_key(id.lo, 1001, 12), loc);
 	snapshot(NULL, 2, 13);
 	CHECK(f.stats.collisions == 1 && f.stats.stored == 1 && !f.stats.duplicate);
 	expect_page(2, 13);
