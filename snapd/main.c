@@ -104,6 +104,7 @@ static int open_store(struct daemon *d, struct err *e)
 				      .dedup = (enum store_dedup)d->config.dedup,
 				      .dedup_bytes = d->config.dedup_bytes,
 				      .compression = d->config.compression,
+				      .key_file = d->config.encryption_key,
 				      .pool = d->pool};
 
 	return store_open(&config, &d->store, e);
@@ -157,6 +158,13 @@ static int run(struct daemon *d)
 	int code;
 
 	log_set_level((enum log_level)d->config.log_level);
+	if (d->config.rekey) {
+		if (!store_rekey(d->config.store_dir, d->config.encryption_key, d->config.rekey,
+				 &e))
+			return EXIT_OK;
+		log_err("%s", e.text);
+		return EXIT_STORE;
+	}
 	if (open_store(d, &e)) {
 		log_err("%s", e.text);
 		return EXIT_STORE;

@@ -18,6 +18,7 @@
 #include "snapd/store/internal.h"
 
 #include <fcntl.h>
+#include <sodium.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -158,6 +159,10 @@ static int make_identity(struct store *s, const char *compression, struct err *e
 		return r;
 	*rec = (struct rec_store){
 		.major = FMT_MAJOR, .minor = FMT_MINOR, .created_ns = store_now_ns()};
+	if (s->seal) { /* the secret comes from the key, and is nowhere on disk */
+		memcpy(rec->uuid, seal_uuid(s->seal), sizeof(rec->uuid));
+		return index_update(s->index, create_identity, s, e);
+	}
 	r = random_bytes(rec->uuid, sizeof(rec->uuid));
 	if (!r)
 		r = random_bytes(rec->secret, sizeof(rec->secret));
@@ -193,6 +198,11 @@ static int open_identity(struct store *s, const struct store_config *c, struct e
 	s->next_snapshot = counters.next_snapshot;
 	memcpy(s->uuid, s->record.uuid, sizeof(s->uuid));
 	memcpy(s->secret.b, s->record.secret, sizeof(s->secret.b));
+	if (s->seal) {
+		if (memcmp(s->uuid, seal_uuid(s->seal), sizeof(s->uuid)) != 0)
+			return err_set(e, E_CORRUPT, "%s/key is of another store", s->dir);
+		seal_page_secret(s->seal, &s->secret);
+	}
 	r = features_load(s, e);
 	return r || !c->compression || s->read_only ? r : features_switch(s, c->compression, e);
 }
@@ -248,6 +258,7 @@ static int open_index(struct store *s, const char *name, bool create, struct err
 	if (asprintf(&dir, "%s/%s", s->dir, name) < 0)
 		return err_errno(e, ENOMEM, "store %s", s->dir);
 	config.dir = dir;
+	config.key = s->seal ? seal_index_key(s->seal) : NULL;
 	return index_open(&config, &s->index, e);
 }
 
@@ -307,6 +318,18 @@ static int ensure_index(struct store *s, const struct store_config *c, struct er
 	return 0;
 }
 
+/* The key, made beside a new store. */
+static int open_seal(struct store *s, const struct store_config *c, bool create, struct err *e)
+{
+	int r = 0;
+
+	if (create && c->key_file) {
+		create = faccessat(s->dir_fd, "index/data.mdb", F_OK, 0) != 0;
+		r = create ? space_is_empty(s, e) : 0;
+	}
+	return r ? r : seal_open(s->dir_fd, s->dir, c->key_file, create, &s->seal, e);
+}
+
 static uint64_t dedup_bytes_default(void)
 {
 	uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -356,6 +379,8 @@ static int store_open_in(struct store *s, const struct store_config *c, struct e
 		r = open_dirs(s, create, e);
 	if (!r && !s->read_only)
 		r = lock_store(s, e);
+	if (!r)
+		r = open_seal(s, c, create, e);
 	if (!r && create)
 		r = ensure_index(s, c, e);
 	if (!r)
@@ -407,6 +432,8 @@ void store_close(struct store *s)
 		store_reader_destroy(s->idle_readers[--s->nr_idle_readers]);
 	space_close(s);
 	index_close(s->index);
+	seal_close(s->seal);
+	sodium_memzero(&s->secret, sizeof(s->secret));
 	dedup_deinit(&s->dedup);
 	codec_list_deinit(&s->codecs);
 	close_fd(s->segments_fd);
@@ -419,6 +446,28 @@ void store_close(struct store *s)
 	free(s->gc_new);
 	free(s->dir);
 	free(s);
+}
+
+int store_rekey(const char *dir, const char *key_file, const char *new_key_file, struct err *e)
+{
+	struct store_config config = {.dir = dir};
+	struct store *s = aligned_alloc(64, ALIGN_UP(sizeof(*s), 64));
+	int r;
+
+	if (!s)
+		return err_errno(e, ENOMEM, "store");
+	memset(s, 0, sizeof(*s));
+	r = store_init(s, &config, e);
+	if (!r)
+		r = open_dirs(s, false, e);
+	if (!r)
+		r = lock_store(s, e);
+	if (!r)
+		r = seal_open(s->dir_fd, dir, key_file, false, &s->seal, e);
+	if (!r)
+		r = seal_rekey(s->seal, s->dir_fd, dir, new_key_file, e);
+	store_close(s);
+	return r;
 }
 
 /* ---- VMs ---- */

@@ -55,6 +55,9 @@ struct store_config {
 	/* How new pages are stored, from now on: "none", "lz4", "zstd:LEVEL"; NULL: as
 	 * the store says, where a new store says lz4. */
 	const char *compression;
+	/* The key of an encrypted store (seal.h); a store that is made with one is
+	 * encrypted.  -ENOKEY: needed; -EKEYREJECTED: another; -EPERM: others may read it. */
+	const char *key_file;
 	struct pool *pool; /* compresses; borrowed; NULL: the thread that puts pages */
 	bool no_prove;	   /* bench only: trust hashes */
 	/* Tests: as struct writer_config */
@@ -66,6 +69,8 @@ struct store_config {
  * reason says what to run); -EPROTO made by a newer version. */
 int store_open(const struct store_config *config, struct store **ret, struct err *e);
 void store_close(struct store *s);
+/* Change the key file of an encrypted store that nobody uses.  No page is written. */
+int store_rekey(const char *dir, const char *key_file, const char *new_key_file, struct err *e);
 const uint8_t *store_uuid(const struct store *s); /* 16 bytes */
 const struct page_secret *store_secret(const struct store *s);
 

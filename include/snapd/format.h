@@ -7,6 +7,7 @@
  *   STORE/index/data.mdb, lock.mdb     LMDB: the small transactional root
  *   STORE/segments/XXXXXXXX.seg        append-only files of fixed size
  *   STORE/lock                         flock()ed by the one writing process
+ *   STORE/key                          of an encrypted store: its key, encrypted
  *
  * A segment is: block 0 struct seg_super, then batches up to the committed tail
  * that the index names; what lies behind the tail means nothing.  A block is
@@ -35,7 +36,12 @@
 #define SEG_BYTES_MAX	  (1u << 30)
 #define BATCH_MAGIC	  0x42504e53u /* "SNPB" */
 #define BATCH_BYTES_MAX	  (1u << 20)  /* header and payload */
-#define BATCH_PAGES_MAX	  252u	      /* 4 KiB pages: header of 2 blocks, 254 blocks in all */
+#define BATCH_PAGES_MAX	  252u	      /* 4 KiB pages: header of 2 blocks (sealed: 3), 255 in all */
+#define BATCH_PLAIN	  1u	      /* versions of batches */
+#define BATCH_SEALED	  2u
+#define KEY_MAGIC	  "SNPKEY01"
+#define SEAL_NONCE_BYTES  20u
+#define SEAL_TAG_BYTES	  16u
 
 struct seg_super {
 	char magic[8];
@@ -66,7 +72,7 @@ struct batch_ref {
 
 struct batch_header {
 	uint32_t magic;
-	uint16_t version;	/* 1 */
+	uint16_t version;	/* BATCH_PLAIN; in an encrypted store BATCH_SEALED */
 	uint8_t type;		/* enum batch_type */
 	uint8_t page_shift;	/* PAGES: 12, 14, 16; else 0 */
 	uint32_t header_bytes;	/* a multiple of FMT_BLOCK */
@@ -86,6 +92,29 @@ struct batch_header {
 };
 static_assert(sizeof(struct batch_header) == 128, "disk format");
 
+/* Behind the header of a sealed batch; behind it in PAGES: the records, then
+ * nr_entries × 16 bytes, the tags of the pages, all encrypted. */
+struct batch_sealed {
+	uint8_t nonce[SEAL_NONCE_BYTES];
+	uint8_t reserved[12];
+	uint8_t tag[SEAL_TAG_BYTES]; /* PAGES: of records and tags; blobs: of the payload */
+};
+static_assert(sizeof(struct batch_sealed) == 48, "disk format");
+
+/* STORE/key */
+struct key_file {
+	char magic[8];
+	uint16_t major; /* of the format */
+	uint8_t reserved[6];
+	uint8_t store[16];
+	uint8_t salt[16];
+	uint8_t nonce[24];
+	uint8_t wrapped[32]; /* the store key, encrypted */
+	uint8_t tag[SEAL_TAG_BYTES];
+	uint64_t hash; /* XXH3-64 of the bytes before it */
+};
+static_assert(sizeof(struct key_file) == 128, "disk format");
+
 enum page_codec {
 	CODEC_RAW = 0,	/* offset is a multiple of FMT_BLOCK */
 	CODEC_LZ4 = 1,	/* one LZ4 block, behind all raw pages of its batch */
@@ -99,6 +128,29 @@ struct batch_page {
 	uint32_t len_codec;    /* stored bytes << 8 | enum page_codec */
 };
 static_assert(sizeof(struct batch_page) == 32, "disk format");
+
+static inline const struct batch_sealed *batch_sealed(const struct batch_header *h)
+{
+	return (const struct batch_sealed *)(h + 1);
+}
+
+/* Bytes in front of the records. */
+static inline uint32_t batch_fixed_bytes(uint16_t version)
+{
+	return (uint32_t)(sizeof(struct batch_header) +
+			  (version == BATCH_SEALED ? sizeof(struct batch_sealed) : 0));
+}
+
+/* Records of a PAGES batch, opened if it was sealed. */
+static inline const struct batch_page *batch_pages(const struct batch_header *h)
+{
+	return (const struct batch_page *)((const uint8_t *)h + batch_fixed_bytes(h->version));
+}
+
+static inline const uint8_t *batch_page_tag(const struct batch_header *h, uint32_t i)
+{
+	return (const uint8_t *)(batch_pages(h) + h->nr_entries) + (uint64_t)i * SEAL_TAG_BYTES;
+}
 
 static inline enum page_codec page_codec(const struct batch_page *p)
 {

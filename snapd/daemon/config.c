@@ -20,6 +20,7 @@
 
 #define CONFIG_DEFAULT "/etc/snapd/snapd.conf"
 #define STORE_DEFAULT  "/var/lib/snapd"
+#define CREDENTIAL     "snapd.encryption-key"
 
 enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, WORD };
 
@@ -50,6 +51,7 @@ static const struct setting {
 	{"socket_group", "socket-group", TEXT, AT(socket_group), 0, 0},
 	{"staging_max", "staging-max", BYTES, AT(staging_max_bytes), 4 << 20, 1ull << 44},
 	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
+	{"encryption_key", "encryption-key", TEXT, AT(encryption_key), 0, 0},
 	{"compression", "compression", COMPRESSION, AT(compression), 0, 0},
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
 	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
@@ -212,6 +214,11 @@ static void usage(void)
 	     "  --store-max BYTES       limit of the store on disk (default 0: none)\n"
 	     "  --compression HOW       none, lz4, zstd[:LEVEL] for what is stored from now on\n"
 	     "                          (default: as the store says; a new one: lz4)\n"
+	     "  --encryption-key FILE   key of an encrypted store, 32 bytes or more; a new store "
+	     "is\n"
+	     "                          encrypted with it (default: systemd credential\n"
+	     "                          " CREDENTIAL ", if there is one)\n"
+	     "  --rekey FILE            change the key to this file's and end\n"
 	     "  --segment BYTES         size of new segment files (default 64M)\n"
 	     "  --pause-timeout-ms N    give a snapshot up when a VM does not stop (default "
 	     "10000)\n"
@@ -233,12 +240,27 @@ static void usage(void)
 }
 
 #define OPT_FIRST 256
-#define NR_FIXED  3
+#define NR_FIXED  4
+
+/* A key that systemd hands to the service (LoadCredential=). */
+static int find_credential(struct daemon_config *c, struct err *e)
+{
+	const char *dir = getenv("CREDENTIALS_DIRECTORY");
+	char path[4096];
+
+	if (!dir || c->encryption_key ||
+	    snprintf(path, sizeof(path), "%s/" CREDENTIAL, dir) >= (int)sizeof(path) ||
+	    access(path, F_OK))
+		return 0;
+	return set_text(&c->encryption_key, path, e);
+}
 
 static int fill_defaults(struct daemon_config *c, struct err *e)
 {
-	int err = c->store_dir ? 0 : set_text(&c->store_dir, STORE_DEFAULT, e);
+	int err = find_credential(c, e);
 
+	if (!err && !c->store_dir)
+		err = set_text(&c->store_dir, STORE_DEFAULT, e);
 	if (!err && !c->api_socket)
 		err = set_text(&c->api_socket, SNAPD_API_SOCKET_DEFAULT, e);
 	if (!err && !c->agent_socket)
@@ -250,10 +272,11 @@ int config_from_args(struct daemon_config *c, int argc, char **argv, struct err 
 {
 	struct option longs[ARRAY_SIZE(settings) + NR_FIXED + 1] = {
 		{"config", required_argument, NULL, 'c'},
+		{"rekey", required_argument, NULL, 'r'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'v'},
 	};
-	const char *values[ARRAY_SIZE(settings)] = {}, *file = NULL;
+	const char *values[ARRAY_SIZE(settings)] = {}, *file = NULL, *rekey = NULL;
 	int opt, err;
 
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
@@ -274,6 +297,8 @@ int config_from_args(struct daemon_config *c, int argc, char **argv, struct err 
 				       argv[optind - 1]);
 		if (opt == 'c')
 			file = optarg;
+		else if (opt == 'r')
+			rekey = optarg;
 		else
 			values[opt - OPT_FIRST] = optarg;
 	}
@@ -283,5 +308,11 @@ int config_from_args(struct daemon_config *c, int argc, char **argv, struct err 
 	for (size_t i = 0; !err && i < ARRAY_SIZE(settings); i++)
 		if (values[i])
 			err = config_set(c, settings[i].key, values[i], e);
-	return err ? err : fill_defaults(c, e);
+	if (!err && rekey)
+		err = set_text(&c->rekey, rekey, e);
+	if (!err)
+		err = fill_defaults(c, e);
+	if (!err && rekey && !c->encryption_key)
+		err = err_set(e, EINVAL, "--rekey needs --encryption-key, the key up to now");
+	return err;
 }

@@ -22,6 +22,8 @@ struct daemon_config {
 	char *api_socket;
 	char *agent_socket;
 	char *socket_group;	    /* who may connect to either socket, besides root; NULL: all */
+	char *encryption_key;	    /* key file; NULL: the store is not encrypted */
+	char *rekey;		    /* only change to this key file, then end; NULL: serve */
 	char *compression;	    /* of new pages; NULL: as the store says */
 	uint64_t staging_max_bytes; /* per VM, for the pages copied in the pause; default 1 GiB */
 	uint64_t store_max_bytes;   /* 0: no limit */

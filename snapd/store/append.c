@@ -17,20 +17,22 @@
 
 #include <string.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include "snapd/util/pool.h"
 
-#define HEADER_BLOCKS_MAX (batch_header_bytes(BATCH_PAGES_MAX) / FMT_BLOCK)
+#define SEAL_PARALLEL_MIN 32u /* pages; below it, waking a helper costs more */
 
 int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
 		uint32_t page_shift, struct err *e)
 {
 	*a = (struct appender){.s = s, .point = point, .page_shift = page_shift};
 	memcpy(a->vm, vm, sizeof(a->vm));
+	a->page = malloc((size_t)1 << page_shift);
+	a->opened = malloc((size_t)1 << page_shift);
+	if (!a->page || !a->opened)
+		return err_errno(e, ENOMEM, "epoch");
 	if (s->policy.codec != CODEC_RAW) {
 		a->packed = malloc(BATCH_BYTES_MAX);
-		a->page = malloc((size_t)1 << page_shift);
-		if (!a->packed || !a->page ||
+		if (!a->packed ||
 		    packer_init(&a->packer, s->policy, 1u << page_shift, &s->codecs, s->pool))
 			return err_errno(e, ENOMEM, "epoch");
 		a->packing = true;
@@ -42,7 +44,8 @@ static void recent_drop(struct appender *a, struct append_recent *x)
 {
 	if (x->buf)
 		writer_buf_unpin(a->w, x->buf);
-	x->buf = NULL;
+	free(x->plain);
+	*x = (struct append_recent){0};
 }
 
 void append_deinit(struct appender *a)
@@ -59,8 +62,9 @@ void append_deinit(struct appender *a)
 	packer_deinit(&a->packer);
 	free(a->packed);
 	free(a->page);
+	free(a->opened);
 	free(a->segs);
-	a->packed = a->page = NULL;
+	a->packed = a->page = a->opened = NULL;
 	a->segs = NULL;
 	a->nr_segs = 0;
 }
@@ -101,7 +105,8 @@ static int next_segment(struct appender *a, struct err *e)
 	*x = (struct append_seg){.seg = seg, .fd = seg->fd, .start = seg->tail, .tail = seg->tail};
 	x->ident = (struct seg_ident){.segment = seg->id,
 				      .generation = seg->generation,
-				      .segment_bytes = seg->segment_bytes};
+				      .segment_bytes = seg->segment_bytes,
+				      .seal = a->s->seal};
 	memcpy(x->ident.store, a->s->uuid, sizeof(x->ident.store));
 	return 0;
 }
@@ -109,7 +114,8 @@ static int next_segment(struct appender *a, struct err *e)
 static int need_room(struct appender *a, struct err *e)
 {
 	uint32_t page_blocks = a->page_shift ? 1u << (a->page_shift - 12) : 1;
-	uint32_t min = MAX(SEG_TAIL_MIN_BLOCKS, HEADER_BLOCKS_MAX + page_blocks);
+	uint32_t min =
+		MAX(SEG_TAIL_MIN_BLOCKS, batch_header_max(a->s->seal) / FMT_BLOCK + page_blocks);
 	int r = 0;
 
 	/* What is left of a segment that was taken may be too little, too. */
@@ -151,10 +157,22 @@ static int submit(struct appender *a, struct wbuf *buf, uint32_t len, struct err
 	return 0;
 }
 
+static uint16_t batch_version(const struct appender *a)
+{
+	return a->s->seal ? BATCH_SEALED : BATCH_PLAIN;
+}
+
+static uint32_t header_bytes(const struct appender *a, uint32_t nr_pages)
+{
+	return batch_header_bytes_of(batch_version(a), nr_pages);
+}
+
 static void fill_header(const struct appender *a, const struct append_seg *x,
 			struct batch_header *h, enum batch_type type)
 {
 	*h = (struct batch_header){
+		.magic = BATCH_MAGIC,
+		.version = batch_version(a),
 		.type = type,
 		.segment = x->ident.segment,
 		.block = x->tail,
@@ -169,12 +187,12 @@ static void fill_header(const struct appender *a, const struct append_seg *x,
 /* ---- pages ---- */
 
 /* As many pages as fit with their header into `blocks`. */
-static uint32_t pages_in(uint32_t blocks, uint32_t page_shift)
+static uint32_t pages_in(const struct appender *a, uint32_t blocks)
 {
-	uint32_t page_blocks = 1u << (page_shift - 12);
+	uint32_t page_blocks = 1u << (a->page_shift - 12);
 	uint32_t n = MIN((blocks - 1) / page_blocks, BATCH_PAGES_MAX);
 
-	while (batch_header_bytes(n) / FMT_BLOCK + n * page_blocks > blocks)
+	while (header_bytes(a, n) / FMT_BLOCK + n * page_blocks > blocks)
 		n--;
 	return n;
 }
@@ -189,67 +207,113 @@ static int begin_batch(struct appender *a, struct err *e)
 	if (r)
 		return r;
 	blocks = room_blocks(current(a));
-	a->max_pages = a->packing ? BATCH_PAGES_MAX : pages_in(blocks, a->page_shift);
-	a->header_bytes = batch_header_bytes(a->max_pages);
+	a->max_pages = a->packing ? BATCH_PAGES_MAX : pages_in(a, blocks);
+	a->header_bytes = header_bytes(a, a->max_pages);
 	a->payload_bytes = blocks * FMT_BLOCK - a->header_bytes;
 	a->nr_pages = a->raw_bytes = a->packed_bytes = 0;
 	memset(a->buf->data, 0, a->header_bytes);
+	/* Where the records lie. */
+	((struct batch_header *)a->buf->data)->version = batch_version(a);
 	return 0;
 }
 
-/* Keep the batch that is about to be written readable. */
-static void remember(struct appender *a, struct wbuf *buf, const struct batch_header *h)
+/* Keep the batch that is about to be written readable.  Takes `plain`. */
+static void remember(struct appender *a, struct wbuf *buf, const struct batch_header *h,
+		     struct batch_header *plain)
 {
 	struct append_recent *x = &a->recent[a->next_recent];
 
 	a->next_recent = (a->next_recent + 1) % RECENT_MAX;
 	recent_drop(a, x);
 	writer_buf_pin(a->w, buf);
-	*x = (struct append_recent){.buf = buf, .segment = h->segment, .block = h->block};
+	*x = (struct append_recent){
+		.buf = buf, .segment = h->segment, .block = h->block, .plain = plain};
 }
 
 static struct batch_page *page_records(struct wbuf *buf)
 {
-	return (struct batch_page *)(buf->data + sizeof(struct batch_header));
+	return (struct batch_page *)batch_pages((const struct batch_header *)buf->data);
+}
+
+struct sealing {
+	const struct seal *seal;
+	struct batch_header *h;
+};
+
+static int seal_range(void *arg, uint64_t first, uint64_t n)
+{
+	struct sealing *x = arg;
+	const struct batch_page *p = batch_pages(x->h);
+
+	for (uint64_t i = first; i < first + n; i++)
+		seal_page(x->seal, x->h, (uint32_t)i,
+			  (uint8_t *)x->h + x->h->header_bytes + p[i].offset,
+			  page_stored_bytes(&p[i]));
+	return 0;
+}
+
+/* Encrypt a finished batch in place; a copy of its header stays for proofs. */
+static int seal_batch(struct appender *a, struct batch_header *h, struct batch_header **ret,
+		      struct err *e)
+{
+	struct sealing x = {a->s->seal, h};
+
+	*ret = malloc(h->header_bytes);
+	if (!*ret)
+		return err_errno(e, ENOMEM, "epoch");
+	seal_begin(h);
+	if (a->s->pool)
+		pool_ranges(a->s->pool, h->nr_entries, SEAL_PARALLEL_MIN, seal_range, &x);
+	else
+		seal_range(&x, 0, h->nr_entries);
+	memcpy(*ret, h, h->header_bytes);
+	seal_records(a->s->seal, h);
+	return 0;
 }
 
 /* Header, raw pages, compressed pages, zeroes up to a block; returns the bytes of all. */
-static uint32_t lay_out(const struct appender *a, struct wbuf *buf, uint32_t header_bytes)
+static uint32_t lay_out(const struct appender *a, struct wbuf *buf, uint32_t header)
 {
 	uint32_t payload = a->raw_bytes + a->packed_bytes;
 	uint32_t padded = ALIGN_UP(payload, FMT_BLOCK);
 	struct batch_page *p = page_records(buf);
 
-	if (header_bytes < a->header_bytes)
-		memmove(buf->data + header_bytes, buf->data + a->header_bytes, a->raw_bytes);
+	if (header < a->header_bytes)
+		memmove(buf->data + header, buf->data + a->header_bytes, a->raw_bytes);
 	if (a->packed_bytes)
-		memcpy(buf->data + header_bytes + a->raw_bytes, a->packed, a->packed_bytes);
-	memset(buf->data + header_bytes + payload, 0, padded - payload);
+		memcpy(buf->data + header + a->raw_bytes, a->packed, a->packed_bytes);
+	memset(buf->data + header + payload, 0, padded - payload);
 	for (uint32_t i = 0; i < a->nr_pages; i++)
 		if (page_codec(&p[i]) != CODEC_RAW)
 			p[i].offset += a->raw_bytes;
-	return header_bytes + padded;
+	return header + padded;
 }
 
 static int end_batch(struct appender *a, struct err *e)
 {
 	struct wbuf *buf = steal_ptr(&a->buf);
-	struct batch_header *h;
+	struct batch_header *h, *plain = NULL;
 	uint32_t total;
+	int r;
 
 	if (!buf)
 		return 0;
 	assert(a->nr_pages);
 	h = (struct batch_header *)buf->data;
-	total = lay_out(a, buf, batch_header_bytes(a->nr_pages));
+	total = lay_out(a, buf, header_bytes(a, a->nr_pages));
 	fill_header(a, current(a), h, BATCH_PAGES);
 	h->page_shift = (uint8_t)a->page_shift;
-	h->header_bytes = batch_header_bytes(a->nr_pages);
+	h->header_bytes = header_bytes(a, a->nr_pages);
 	h->nr_entries = a->nr_pages;
 	h->payload_bytes = a->raw_bytes + a->packed_bytes;
+	r = a->s->seal ? seal_batch(a, h, &plain, e) : 0;
+	if (r) {
+		writer_buf_put(a->w, buf);
+		return r;
+	}
 	batch_seal(h);
 	current(a)->pages += a->nr_pages;
-	remember(a, buf, h);
+	remember(a, buf, h, plain);
 	return submit(a, buf, total, e);
 }
 
@@ -308,6 +372,23 @@ static const void *page_of(struct appender *a, const struct batch_page *p, const
 	return a->page;
 }
 
+static const void *recent_page(struct appender *a, const struct append_recent *x, uint32_t entry)
+{
+	const struct batch_header *h = (const struct batch_header *)x->buf->data;
+	const uint8_t *stored = x->buf->data + h->header_bytes;
+	const struct batch_page *p;
+
+	h = x->plain ? x->plain : h;
+	p = batch_pages(h) + entry;
+	stored += p->offset;
+	if (x->plain) {
+		if (!unseal_page(a->s->seal, h, entry, a->opened, stored, page_stored_bytes(p)))
+			return NULL;
+		stored = a->opened;
+	}
+	return page_of(a, p, stored);
+}
+
 const void *append_recent(struct appender *a, loc_t loc)
 {
 	uint32_t segment = loc_segment(loc), block = loc_block(loc), entry = loc_entry(loc);
@@ -322,17 +403,10 @@ const void *append_recent(struct appender *a, loc_t loc)
 				       (raw ? a->buf->data + a->header_bytes : a->packed) +
 					       p->offset);
 	}
-	for (uint32_t i = 0; i < RECENT_MAX; i++) {
-		const struct append_recent *x = &a->recent[i];
-		const struct batch_header *h;
-		const struct batch_page *p;
-
-		if (!x->buf || x->segment != segment || x->block != block)
-			continue;
-		h = (const struct batch_header *)x->buf->data;
-		p = page_records(x->buf) + entry;
-		return page_of(a, p, x->buf->data + h->header_bytes + p->offset);
-	}
+	for (uint32_t i = 0; i < RECENT_MAX; i++)
+		if (a->recent[i].buf && a->recent[i].segment == segment &&
+		    a->recent[i].block == block)
+			return recent_page(a, &a->recent[i], entry);
 	return NULL;
 }
 
@@ -373,7 +447,7 @@ static int append_part(struct appender *a, enum batch_type type, const uint8_t *
 	h->nr_entries = index;
 	h->payload_bytes = len;
 	h->prev = blob->last;
-	batch_blob_hash(h, buf->data + FMT_BLOCK);
+	batch_blob_finish(a->s->seal, h, buf->data + FMT_BLOCK);
 	batch_seal(h);
 	blob->last = (struct batch_ref){.segment = h->segment, .block = h->block};
 	blob->parts = index + 1;
@@ -389,7 +463,7 @@ int append_blob(struct appender *a, enum batch_type type, const void *bytes, siz
 	int r;
 
 	r = end_batch(a, e);
-	*ret = (struct rec_blob){.bytes = len, .hash = XXH3_64bits(bytes, len)};
+	*ret = (struct rec_blob){.bytes = len, .hash = store_blob_hash(a->s, bytes, len)};
 	for (uint32_t index = 0; !r && len; index++) {
 		r = append_part(a, type, p, len, ret, index, &n, e);
 		p += r ? 0 : n;

@@ -266,8 +266,9 @@ struct record_log {
 	size_t len, cap;
 };
 
-static int log_record(struct record_log *l, enum index_db db, const struct ix_key *k, void *rec,
-		      size_t rec_size, const void *tail, size_t tail_len)
+static int log_record(const struct index *ix, struct record_log *l, enum index_db db,
+		      const struct ix_key *k, void *rec, size_t rec_size, const void *tail,
+		      size_t tail_len)
 {
 	uint32_t head[3] = {db, (uint32_t)k->len, (uint32_t)(rec_size + tail_len)};
 	size_t need = l->len + sizeof(head) + k->len + rec_size + tail_len;
@@ -280,7 +281,7 @@ static int log_record(struct record_log *l, enum index_db db, const struct ix_ke
 		l->bytes = bytes;
 		l->cap = need * 2;
 	}
-	index_seal(db, k, rec, rec_size, tail, tail_len);
+	index_seal(ix, db, k, rec, rec_size, tail, tail_len);
 	memcpy(l->bytes + l->len, head, sizeof(head));
 	l->len += sizeof(head);
 	memcpy(l->bytes + l->len, k->b, k->len);
@@ -310,12 +311,12 @@ static int log_context(struct commit *c, struct record_log *l, struct err *e)
 		return r;
 	r = index_get(&t, IX_VMS, &vk, &vm, sizeof(vm), &tail, &tail_len, e);
 	if (!r)
-		r = log_record(l, IX_VMS, &vk, &vm, sizeof(vm), tail, tail_len);
+		r = log_record(ep->s->index, l, IX_VMS, &vk, &vm, sizeof(vm), tail, tail_len);
 	if (!r)
 		r = index_get(&t, IX_TIMELINES, &tk, &tl, sizeof(tl), NULL, NULL, e);
 	if (!r) {
 		tl.last = ep->point.epoch;
-		r = log_record(l, IX_TIMELINES, &tk, &tl, sizeof(tl), NULL, 0);
+		r = log_record(ep->s->index, l, IX_TIMELINES, &tk, &tl, sizeof(tl), NULL, 0);
 	}
 	index_end(&t);
 	return r ? err_errno(e, -r, "reading the epoch's VM and timeline") : 0;
@@ -329,14 +330,14 @@ static int log_records(struct commit *c, struct record_log *l, struct err *e)
 	struct rec_store store = ep->s->record;
 	int r;
 
-	if (log_record(l, IX_META, &sk, &store, sizeof(store), NULL, 0))
+	if (log_record(ep->s->index, l, IX_META, &sk, &store, sizeof(store), NULL, 0))
 		return err_errno(e, ENOMEM, "epoch");
 	r = log_context(c, l, e);
 	if (r)
 		return r;
-	if (log_record(l, IX_EPOCHS, &ek, &c->rec, sizeof(c->rec), NULL, 0) ||
-	    (c->meta &&
-	     log_record(l, IX_SNAPSHOTS, &nk, &c->snapshot, sizeof(c->snapshot), NULL, 0)))
+	if (log_record(ep->s->index, l, IX_EPOCHS, &ek, &c->rec, sizeof(c->rec), NULL, 0) ||
+	    (c->meta && log_record(ep->s->index, l, IX_SNAPSHOTS, &nk, &c->snapshot,
+				   sizeof(c->snapshot), NULL, 0)))
 		return err_errno(e, ENOMEM, "epoch");
 	return 0;
 }

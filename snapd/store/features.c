@@ -14,6 +14,7 @@
 static const char *const feature_names[] = {
 	[FEATURE_LZ4] = "lz4",
 	[FEATURE_ZSTD] = "zstd",
+	[FEATURE_SEALED] = "sealed",
 };
 static_assert(ARRAY_SIZE(feature_names) == NR_FEATURES, "a name for each feature");
 
@@ -106,6 +107,7 @@ int features_choose(struct store *s, const char *compression, struct err *e)
 {
 	int r = codec_parse(compression, &s->policy, e);
 
+	s->features |= s->seal ? 1u << FEATURE_SEALED : 0;
 	s->features |= r ? 0 : features_of(s->policy);
 	return r;
 }

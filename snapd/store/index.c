@@ -15,6 +15,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sodium.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -25,6 +26,7 @@
 #include <xxhash.h>
 
 #include "snapd/store/index_check.h"
+#include "snapd/store/seal.h"
 #include "snapd/util/cleanup.h"
 
 #define INDEX_MAP_DEFAULT ((size_t)64 << 20)
@@ -38,6 +40,7 @@ struct index {
 	pthread_rwlock_t resize_lock; /* read: a transaction is open; write: the map changes */
 	char *dir;		      /* owned; for reasons */
 	bool read_only;
+	const uint8_t *key; /* borrowed; NULL: records are hashed, not authenticated */
 };
 
 static const char *const db_names[] = {
@@ -163,6 +166,7 @@ int index_open(const struct index_config *config, struct index **ret, struct err
 		return err_errno(e, ENOMEM, "index");
 	pthread_rwlock_init(&ix->resize_lock, NULL);
 	ix->read_only = config->read_only;
+	ix->key = config->key;
 	ix->dir = strdup(config->dir);
 	r = ix->dir ? env_open(ix, config, e) : err_errno(e, ENOMEM, "index");
 	if (!r)
@@ -374,13 +378,36 @@ static const char *key_text(const struct ix_key *k, char *buf, size_t size)
 
 /* ---- records ---- */
 
-static uint64_t record_hash(enum index_db db, const struct ix_key *k, const void *rec,
-			    size_t rec_size, const void *tail, size_t tail_len)
+/* So that nobody without the key can make a record. */
+static uint64_t record_mac(const uint8_t *secret, enum index_db db, const struct ix_key *k,
+			   const void *rec, size_t rec_size, const void *tail, size_t tail_len)
+{
+	const uint32_t head[2] = {db, (uint32_t)k->len};
+	size_t at = offsetof(struct rec_head, hash);
+	crypto_generichash_blake2b_state state;
+	uint64_t mac[2];
+
+	crypto_generichash_blake2b_init(&state, secret, SEAL_INDEX_KEY_BYTES, sizeof(mac));
+	crypto_generichash_blake2b_update(&state, (const void *)head, sizeof(head));
+	crypto_generichash_blake2b_update(&state, k->b, k->len);
+	crypto_generichash_blake2b_update(&state, rec, at);
+	crypto_generichash_blake2b_update(&state, (const uint8_t *)rec + sizeof(struct rec_head),
+					  rec_size - sizeof(struct rec_head));
+	if (tail_len)
+		crypto_generichash_blake2b_update(&state, tail, tail_len);
+	crypto_generichash_blake2b_final(&state, (void *)mac, sizeof(mac));
+	return mac[0];
+}
+
+static uint64_t record_hash(const struct index *ix, enum index_db db, const struct ix_key *k,
+			    const void *rec, size_t rec_size, const void *tail, size_t tail_len)
 {
 	static const uint8_t no_hash[sizeof(uint64_t)];
 	size_t at = offsetof(struct rec_head, hash);
 	XXH3_state_t state;
 
+	if (ix->key)
+		return record_mac(ix->key, db, k, rec, rec_size, tail, tail_len);
 	XXH3_INITSTATE(&state);
 	XXH3_64bits_reset_withSeed(&state, (XXH64_hash_t)db);
 	XXH3_64bits_update(&state, k->b, k->len);
@@ -393,14 +420,21 @@ static uint64_t record_hash(enum index_db db, const struct ix_key *k, const void
 	return XXH3_64bits_digest(&state);
 }
 
-void index_seal(enum index_db db, const struct ix_key *k, void *rec, size_t rec_size,
-		const void *tail, size_t tail_len)
+static uint32_t keyed(const struct index *ix)
+{
+	return ix->key ? REC_KEYED : 0;
+}
+
+void index_seal(const struct index *ix, enum index_db db, const struct ix_key *k, void *rec,
+		size_t rec_size, const void *tail, size_t tail_len)
 {
 	struct rec_head *h = rec;
 
+	h->flags &= ~REC_KEYED;
 	assert(!(h->flags & ~db_flags[db]));
-	*h = (struct rec_head){.version = 1, .size = (uint16_t)rec_size, .flags = h->flags};
-	h->hash = record_hash(db, k, rec, rec_size, tail, tail_len);
+	*h = (struct rec_head){
+		.version = 1, .size = (uint16_t)rec_size, .flags = h->flags | keyed(ix)};
+	h->hash = record_hash(ix, db, k, rec, rec_size, tail, tail_len);
 }
 
 /* Copy the value out and prove it: LMDB aligns values to two bytes only. */
@@ -420,12 +454,14 @@ static int record_decode(const struct ix_txn *t, enum index_db db, const struct 
 			       "index %s: record %s/%s has version %u; this is an older snapd",
 			       t->ix->dir, db_names[db], key_text(k, text, sizeof(text)),
 			       h.version);
-	if (h.version != 1 || h.flags & ~db_flags[db] || h.size != rec_size ||
+	if (h.version != 1 || (h.flags & ~db_flags[db]) != keyed(t->ix) || h.size != rec_size ||
 	    v->mv_size < rec_size)
 		goto corrupt;
 	memcpy(rec, bytes, rec_size);
-	if (record_hash(db, k, rec, rec_size, bytes + rec_size, v->mv_size - rec_size) != h.hash)
+	if (record_hash(t->ix, db, k, rec, rec_size, bytes + rec_size, v->mv_size - rec_size) !=
+	    h.hash)
 		goto corrupt;
+	((struct rec_head *)rec)->flags &= ~REC_KEYED;
 	if (tail) {
 		*tail = bytes + rec_size;
 		*tail_len = v->mv_size - rec_size;
@@ -465,7 +501,7 @@ int index_put(struct ix_txn *t, enum index_db db, const struct ix_key *k, void *
 	MDB_val v = {.mv_size = rec_size + tail_len};
 	int r;
 
-	index_seal(db, k, rec, rec_size, tail, tail_len);
+	index_seal(t->ix, db, k, rec, rec_size, tail, tail_len);
 	r = mdb_put(t->txn, t->ix->dbi[db], &key, &v, MDB_RESERVE);
 	if (r)
 		return write_error(t, r, "writing a record", e);

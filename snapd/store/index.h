@@ -37,10 +37,12 @@ enum index_db {
 struct rec_head {
 	uint16_t version; /* 1 */
 	uint16_t size;	  /* of the struct, without the tail */
-	uint32_t flags;	  /* those of the database, below; else 0 */
-	uint64_t hash;	  /* XXH3-64, seed enum index_db, of key and value, this field as 0 */
+	uint32_t flags;	  /* those of the database, below; on disk REC_KEYED as well */
+	uint64_t hash;	  /* of key and value, this field as 0: XXH3-64 with seed enum index_db;
+			   * keyed: 8 bytes of BLAKE2b with the store's index key */
 };
 static_assert(sizeof(struct rec_head) == 16, "disk format");
+#define REC_KEYED 0x80000000u /* of an encrypted store; not seen outside index.c */
 
 struct rec_store {
 	struct rec_head head;
@@ -152,7 +154,8 @@ struct index;
 struct index_config {
 	const char *dir;
 	bool create, read_only;
-	size_t map_bytes; /* first size of the memory map, 0: default; it grows by itself */
+	const uint8_t *key; /* SEAL_INDEX_KEY_BYTES, borrowed until close; NULL: not encrypted */
+	size_t map_bytes;   /* first size of the memory map, 0: default; it grows by itself */
 };
 int index_open(const struct index_config *config, struct index **ret, struct err *e);
 void index_close(struct index *ix); /* accepts NULL */
@@ -199,8 +202,8 @@ int index_put(struct ix_txn *t, enum index_db db, const struct ix_key *k, void *
 /* Of a record that exists or not. */
 int index_del(struct ix_txn *t, enum index_db db, const struct ix_key *k, struct err *e);
 /* Set the head as index_put() does; for records that are also kept elsewhere. */
-void index_seal(enum index_db db, const struct ix_key *k, void *rec, size_t rec_size,
-		const void *tail, size_t tail_len);
+void index_seal(const struct index *ix, enum index_db db, const struct ix_key *k, void *rec,
+		size_t rec_size, const void *tail, size_t tail_len);
 int index_count(struct ix_txn *t, enum index_db db, uint64_t *ret, struct err *e);
 
 /* Records whose key starts with `prefix` (may be NULL), ascending. */

@@ -79,6 +79,7 @@ struct store {
 	uint8_t uuid[16];
 	struct page_secret secret;
 	struct rec_store record;
+	struct seal *seal; /* owned; NULL: not encrypted */
 	struct index *index;
 	uint32_t features; /* bits: enum feature */
 	struct codec_policy policy;
@@ -120,7 +121,7 @@ struct store {
 
 /* ---- store/features.c ---- */
 
-enum feature { FEATURE_LZ4, FEATURE_ZSTD, NR_FEATURES };
+enum feature { FEATURE_LZ4, FEATURE_ZSTD, FEATURE_SEALED, NR_FEATURES };
 int features_load(struct store *s, struct err *e); /* -EPROTO: one that we don't know */
 int features_put(struct ix_txn *t, void *store, struct err *e);
 /* How new pages are stored; features_put() records it. */
@@ -178,6 +179,7 @@ struct append_seg {
 struct append_recent {
 	struct wbuf *buf; /* pinned */
 	uint32_t segment, block;
+	struct batch_header *plain; /* owned; of a sealed batch: its header before that */
 };
 
 struct appender {
@@ -192,6 +194,7 @@ struct appender {
 	struct packer packer;
 	uint8_t *packed; /* owned, BATCH_BYTES_MAX: compressed pages of the batch being filled */
 	uint8_t *page;	 /* owned: the last one decompressed for a proof */
+	uint8_t *opened; /* owned: its stored bytes, decrypted */
 	/* The batch being filled, when buf is set. */
 	struct wbuf *buf;
 	uint32_t header_bytes;	/* room left for the header */
@@ -250,6 +253,8 @@ int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoc
 		       struct err *e);
 /* Step from a part of a blob to the one before; *payload: bytes in this one. */
 int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e);
+/* Of a whole blob, for its record: with the store's secret where that is one. */
+uint64_t store_blob_hash(const struct store *s, const void *bytes, size_t len);
 int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e);
 int store_dedup_rebuild(struct store *s, struct err *e);
 uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_t uid);

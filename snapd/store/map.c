@@ -104,7 +104,7 @@ static int read_part(struct store *s, struct batch_ref at, enum batch_type type,
 	if ((*ret)->type != type || (*ret)->header_bytes + (*ret)->payload_bytes > n)
 		return err_set(e, E_CORRUPT, "segment %08x block %u: cut off, or of another kind",
 			       at.segment, at.block);
-	return batch_blob_check(*ret, part->bytes + FMT_BLOCK, e);
+	return batch_blob_check(s->seal, *ret, part->bytes + FMT_BLOCK, e);
 }
 
 static int read_parts(struct store *s, const struct rec_blob *blob, enum batch_type type,
@@ -136,6 +136,13 @@ static int read_parts(struct store *s, const struct rec_blob *blob, enum batch_t
 	return 0;
 }
 
+uint64_t store_blob_hash(const struct store *s, const void *bytes, size_t len)
+{
+	if (!s->seal)
+		return XXH3_64bits(bytes, len);
+	return XXH3_64bits_withSecret(bytes, len, s->secret.b, sizeof(s->secret.b));
+}
+
 int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_type type,
 		    const char *what, void **ret, struct err *e)
 {
@@ -152,7 +159,7 @@ int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_typ
 	r = read_parts(s, blob, type, bytes, &why);
 	if (r)
 		return err_set(e, -r, "%s: %s", what, why.text);
-	if (XXH3_64bits(bytes, blob->bytes) != blob->hash)
+	if (store_blob_hash(s, bytes, blob->bytes) != blob->hash)
 		return err_set(e, E_CORRUPT, "%s: segment %08x block %u: wrong checksum", what,
 			       blob->last.segment, blob->last.block);
 	*ret = steal_ptr(&bytes);
@@ -377,7 +384,7 @@ uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_
 }
 
 #define SCAN_SEGMENTS 32u
-#define SCAN_BYTES    (2u * FMT_BLOCK)
+#define SCAN_BYTES    (3u * FMT_BLOCK) /* the largest header of either kind */
 #define VM_CACHE      64u
 
 struct scan_seg {

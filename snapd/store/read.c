@@ -33,7 +33,7 @@
 #include "snapd/store/manifest.h"
 #include "snapd/util/log.h"
 
-#define HEADER_BYTES   (2u * FMT_BLOCK)
+#define HEADER_BYTES   (3u * FMT_BLOCK) /* of the cache; the largest of a sealed batch */
 #define CACHE_HEADERS  1024u
 #define CACHE_BUCKETS  2048u
 #define WINDOW_BATCHES 64u
@@ -95,6 +95,7 @@ struct store_reader {
 	uint8_t *headers;    /* CACHE_HEADERS × HEADER_BYTES, mapped */
 	uint8_t *arena;	     /* ARENA_BYTES, mapped */
 	uint8_t *page;	     /* page_size, owned: a compressed page that is probed */
+	uint8_t *opened;     /* page_size, owned: stored bytes, decrypted */
 	struct codec *codec; /* lent by the store */
 	struct header cache[CACHE_HEADERS];
 	uint32_t buckets[CACHE_BUCKETS];
@@ -223,8 +224,10 @@ int store_reader_create(struct store *s, uint32_t page_size, struct store_reader
 	r->headers = map_buffer((size_t)CACHE_HEADERS * HEADER_BYTES);
 	r->arena = map_buffer(ARENA_BYTES);
 	r->page = malloc(page_size);
+	r->opened = malloc(page_size);
 	reader_forget(r);
-	rc = r->headers && r->arena && r->page && !codec_list_get(&s->codecs, &r->codec)
+	rc = r->headers && r->arena && r->page && r->opened &&
+			     !codec_list_get(&s->codecs, &r->codec)
 		     ? reader_create(0, &r->io, e)
 		     : err_errno(e, ENOMEM, "store reader");
 	if (rc) {
@@ -247,6 +250,7 @@ void store_reader_destroy(struct store_reader *r)
 		munmap(r->arena, ARENA_BYTES);
 	codec_list_put(&r->s->codecs, r->codec);
 	free(r->page);
+	free(r->opened);
 	free(r->jobs);
 	free(r);
 }
@@ -332,7 +336,7 @@ static int read_headers(struct store_reader *r, struct err *e)
 		reqs[nr++] = (struct read_req){.fd = b->fd,
 					       .offset = at,
 					       .dst = cache_bytes(r, b->header),
-					       .len = MIN((uint64_t)HEADER_BYTES,
+					       .len = MIN((uint64_t)batch_header_max(r->s->seal),
 							  b->ident.segment_bytes - at)};
 	}
 	if (!nr)
@@ -373,7 +377,7 @@ static int fail_job(struct page_job *j, struct store_reader *r, int err, const c
 static bool find_record(struct store_reader *r, struct page_job *j, struct err *e)
 {
 	const struct batch_header *h = (const void *)cache_bytes(r, j->batch->header);
-	const struct batch_page *p = (const struct batch_page *)(h + 1);
+	const struct batch_page *p = batch_pages(h);
 	char why[128];
 
 	if (j->batch->err) {
@@ -530,13 +534,32 @@ static int check_read(const struct store_reader *r, const struct page_job *j, st
 	return 0;
 }
 
+/* The stored bytes as they were before they were encrypted, at `to` or where they are.
+ * Never in place in the arena: another job may want them, too. */
+static int open_stored(struct store_reader *r, const struct page_job *j, void *to,
+		       const uint8_t **ret, struct err *e)
+{
+	*ret = j->bytes;
+	if (!r->s->seal)
+		return 0;
+	*ret = to;
+	if (unseal_page(r->s->seal, j->h, loc_entry(j->loc), to, j->bytes, page_stored_bytes(j->p)))
+		return 0;
+	return err_set(e, E_CORRUPT, "segment %08x block %u offset %u: not authentic",
+		       j->batch->segment, j->batch->block, j->p->offset);
+}
+
 /* A compressed page to `to`. */
 static int unpack(struct store_reader *r, const struct page_job *j, void *to, struct err *e)
 {
 	struct err why = {0};
-	int rc = codec_unpack(r->codec, page_codec(j->p), to, r->page_size, j->bytes,
-			      page_stored_bytes(j->p), &why);
+	const uint8_t *stored;
+	int rc = open_stored(r, j, r->opened, &stored, e);
 
+	if (rc)
+		return rc;
+	rc = codec_unpack(r->codec, page_codec(j->p), to, r->page_size, stored,
+			  page_stored_bytes(j->p), &why);
 	return rc ? err_set(e, -rc, "segment %08x block %u offset %u: %s", j->batch->segment,
 			    j->batch->block, j->p->offset, why.text)
 		  : 0;
@@ -544,8 +567,8 @@ static int unpack(struct store_reader *r, const struct page_job *j, void *to, st
 
 static int finish_probe(struct store_reader *r, struct page_job *j, struct err *why)
 {
-	const uint8_t *bytes = is_raw(j) ? j->bytes : r->page;
-	int rc = is_raw(j) ? 0 : unpack(r, j, r->page, why);
+	const uint8_t *bytes = r->page;
+	int rc = is_raw(j) ? open_stored(r, j, r->page, &bytes, why) : unpack(r, j, r->page, why);
 
 	if (!rc)
 		j->probe->result = memcmp(bytes, j->probe->bytes, r->page_size) ? PROBE_COLLISION
@@ -555,15 +578,13 @@ static int finish_probe(struct store_reader *r, struct page_job *j, struct err *
 
 static int finish_read(struct store_reader *r, struct page_job *j, struct err *why)
 {
-	int rc;
+	const uint8_t *bytes = j->dst;
+	int rc = is_raw(j) ? open_stored(r, j, j->dst, &bytes, why) : unpack(r, j, j->dst, why);
 
-	if (!is_raw(j)) {
-		rc = unpack(r, j, j->dst, why);
-		return rc ? rc : batch_page_check(&r->s->secret, j->h, j->p, j->dst, why);
-	}
-	rc = batch_page_check(&r->s->secret, j->h, j->p, j->bytes, why);
-	if (!rc && j->dst != j->bytes)
-		memcpy(j->dst, j->bytes, r->page_size);
+	if (!rc)
+		rc = batch_page_check(&r->s->secret, j->h, j->p, bytes, why);
+	if (!rc && j->dst != bytes)
+		memcpy(j->dst, bytes, r->page_size);
 	return rc;
 }
 

@@ -17,8 +17,6 @@
 
 #include "snapd/util/cleanup.h"
 
-#define BATCH_VERSION 1
-
 void seg_super_encode(void *block, const struct seg_ident *id)
 {
 	struct seg_super super = {
@@ -77,24 +75,39 @@ static uint64_t header_hash(const struct batch_header *h)
 void batch_seal(struct batch_header *header)
 {
 	header->magic = BATCH_MAGIC;
-	header->version = BATCH_VERSION;
+	header->version = header->version ? header->version : BATCH_PLAIN;
 	header->hash = header_hash(header);
 }
 
-void batch_blob_hash(struct batch_header *header, const void *payload)
+void batch_blob_finish(const struct seal *seal, struct batch_header *header, void *payload)
 {
-	XXH128_hash_t hash = XXH3_128bits(payload, header->payload_bytes);
+	XXH128_hash_t hash;
 
+	if (seal) {
+		header->magic = BATCH_MAGIC; /* authenticated with the rest */
+		header->version = BATCH_SEALED;
+		seal_begin(header);
+		seal_blob(seal, header, payload);
+		return;
+	}
+	hash = XXH3_128bits(payload, header->payload_bytes);
 	header->payload_lo = hash.low64;
 	header->payload_hi = hash.high64;
 }
 
-int batch_blob_check(const struct batch_header *h, const void *payload, struct err *e)
+int batch_blob_check(const struct seal *seal, const struct batch_header *h, void *payload,
+		     struct err *e)
 {
-	XXH128_hash_t hash = XXH3_128bits(payload, h->payload_bytes);
+	XXH128_hash_t hash;
 
-	if (hash.low64 == h->payload_lo && hash.high64 == h->payload_hi)
-		return 0;
+	if (seal) {
+		if (unseal_blob(seal, h, payload))
+			return 0;
+	} else {
+		hash = XXH3_128bits(payload, h->payload_bytes);
+		if (hash.low64 == h->payload_lo && hash.high64 == h->payload_hi)
+			return 0;
+	}
 	return err_set(e, E_CORRUPT, "segment %u block %u: the batch's contents are damaged",
 		       h->segment, h->block);
 }
@@ -129,15 +142,18 @@ static const char *check_page(const struct batch_header *h, const struct batch_p
 	return NULL;
 }
 
-static const char *check_pages(const struct batch_header *h, const struct batch_page *pages)
+static const char *check_pages(struct batch_header *h, const struct seal *seal)
 {
+	const struct batch_page *pages = batch_pages(h);
 	const char *why = NULL;
 
 	if (h->page_shift != 12 && h->page_shift != 14 && h->page_shift != 16)
 		return "unknown page size";
 	if (!h->nr_entries || h->nr_entries > BATCH_PAGES_MAX ||
-	    h->header_bytes != batch_header_bytes(h->nr_entries))
+	    h->header_bytes != batch_header_bytes_of(h->version, h->nr_entries))
 		return "wrong number of pages";
+	if (seal && !unseal_records(seal, h))
+		return "it is not authentic";
 	for (uint32_t i = 0; !why && i < h->nr_entries; i++)
 		why = check_page(h, &pages[i]);
 	return why;
@@ -152,11 +168,11 @@ static const char *check_blob(const struct batch_header *h)
 	return NULL;
 }
 
-static const char *check_contents(const struct batch_header *h)
+static const char *check_contents(struct batch_header *h, const struct seal *seal)
 {
 	switch (h->type) {
 	case BATCH_PAGES:
-		return check_pages(h, (const struct batch_page *)(h + 1));
+		return check_pages(h, seal);
 	case BATCH_MANIFEST:
 	case BATCH_CHECKPOINT:
 	case BATCH_STATE:
@@ -168,7 +184,7 @@ static const char *check_contents(const struct batch_header *h)
 }
 
 /* Whether buf holds a header as it was sealed; -ENODATA: not all of it. */
-static int check_intact(const void *buf, size_t len, const char **why)
+static int check_intact(const void *buf, size_t len, const struct seal *seal, const char **why)
 {
 	const struct batch_header *h = buf;
 
@@ -177,7 +193,7 @@ static int check_intact(const void *buf, size_t len, const char **why)
 	else if (h->magic != BATCH_MAGIC)
 		*why = "no batch there";
 	else if (!h->header_bytes || h->header_bytes % FMT_BLOCK ||
-		 h->header_bytes > batch_header_bytes(BATCH_PAGES_MAX))
+		 h->header_bytes > batch_header_max(seal))
 		*why = "impossible header size";
 	else if (h->header_bytes > len)
 		return -ENODATA;
@@ -191,24 +207,26 @@ static int check_intact(const void *buf, size_t len, const char **why)
 int batch_decode(void *buf, size_t len, const struct seg_ident *where, uint32_t block,
 		 const struct batch_header **ret, const struct batch_page **pages, struct err *e)
 {
-	const struct batch_header *h = buf;
+	struct batch_header *h = buf;
 	const char *why = NULL;
 
-	if (check_intact(buf, len, &why) == -ENODATA)
+	if (check_intact(buf, len, where->seal, &why) == -ENODATA)
 		return -ENODATA;
-	if (!why && h->version != BATCH_VERSION)
+	if (!why && h->version > BATCH_SEALED)
 		return err_set(e, EPROTO,
 			       "segment %u block %u: batch of version %u, newer than this snapd",
 			       where->segment, block, h->version);
 	if (!why)
 		why = check_place(h, where, block);
+	if (!why && h->version != (where->seal ? BATCH_SEALED : BATCH_PLAIN))
+		why = where->seal ? "it is not encrypted" : "it is encrypted, but the store is not";
 	if (!why)
-		why = check_contents(h);
+		why = check_contents(h, where->seal);
 	if (why)
 		return err_set(e, E_CORRUPT, "segment %u block %u: damaged batch: %s",
 			       where->segment, block, why);
 	*ret = h;
-	*pages = h->type == BATCH_PAGES ? (const struct batch_page *)(h + 1) : NULL;
+	*pages = h->type == BATCH_PAGES ? batch_pages(h) : NULL;
 	return 0;
 }
 

@@ -181,8 +181,10 @@ int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg
 		return r;
 	*ret = seg;
 	*fd = seg->fd;
-	*ident = (struct seg_ident){
-		.segment = id, .generation = seg->generation, .segment_bytes = seg->segment_bytes};
+	*ident = (struct seg_ident){.segment = id,
+				    .generation = seg->generation,
+				    .segment_bytes = seg->segment_bytes,
+				    .seal = s->seal};
 	memcpy(ident->store, s->uuid, sizeof(ident->store));
 	return 0;
 }

@@ -73,13 +73,15 @@ static inline char *temp_dir(void)
 	return strdup(name);
 }
 
-/* compression: as in store.h; NULL: what the store says, lz4 for a new one */
-static inline struct store *open_store_as(const char *dir, const char *compression)
+/* compression, key_file: as in store.h; NULL, NULL: not encrypted, lz4 for a new one */
+static inline struct store *open_store_as(const char *dir, const char *compression,
+					  const char *key_file)
 {
 	struct store_config config = {.dir = dir,
 				      .create = true,
 				      .segment_bytes = SEG_BYTES_MIN,
-				      .compression = compression};
+				      .compression = compression,
+				      .key_file = key_file};
 	struct store *s;
 
 	CHECK_OK(store_open(&config, &s, &e));
@@ -88,7 +90,7 @@ static inline struct store *open_store_as(const char *dir, const char *compressi
 
 static inline struct store *open_store(const char *dir)
 {
-	return open_store_as(dir, NULL);
+	return open_store_as(dir, NULL, NULL);
 }
 
 static inline struct epoch_page make_page(struct store *s, void *buf, size_t size, uint64_t gfn,

@@ -5,8 +5,10 @@
  * and vanished pages; frames given twice; aborts; rollbacks; forks to another VM;
  * deletions; space reclaimed; the store closed and opened again) beside a model in
  * arrays; after each step the step's own snapshot, now and then all, are compared
- * page by page.
+ * page by page.  Stores are encrypted or not, and compress otherwise each time.
  */
+#include <fcntl.h>
+
 #include "tests/lib/store_model.h"
 
 #define FRAMES	  700u
@@ -35,6 +37,7 @@ struct world {
 	struct store *store;
 	struct store_reader *reader;
 	uint32_t page_size;
+	char key[64]; /* path of a key file; "": not encrypted */
 	struct model_vm vms[VMS];
 	struct model_snapshot snapshots[SNAPSHOTS];
 	uint64_t next_value, steps;
@@ -51,7 +54,8 @@ static void open_world(struct world *w)
 {
 	static const char *const how[] = {NULL, "none", "lz4", "zstd:3"};
 
-	w->store = open_store_as(w->dir, how[rand_below(&w->rand, ARRAY_SIZE(how))]);
+	w->store = open_store_as(w->dir, how[rand_below(&w->rand, ARRAY_SIZE(how))],
+				 w->key[0] ? w->key : NULL);
 	CHECK_OK(store_reader_create(w->store, w->page_size, &w->reader, &e));
 }
 
@@ -347,6 +351,18 @@ static void step(struct world *w)
 	}
 }
 
+/* A key beside every other store. */
+static void make_key(struct world *w)
+{
+	_cleanup_fd_ int fd = -1;
+
+	if (rand_below(&w->rand, 2))
+		return;
+	snprintf(w->key, sizeof(w->key), "%s.key", w->dir);
+	fd = open(w->key, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	CHECK(fd >= 0 && write(fd, w->buf, 64) == 64);
+}
+
 static void run(uint64_t seed, uint32_t page_size, uint32_t steps)
 {
 	struct world *w = calloc(1, sizeof(*w));
@@ -357,6 +373,8 @@ static void run(uint64_t seed, uint32_t page_size, uint32_t steps)
 	w->dir = temp_dir();
 	w->next_value = 1000;
 	w->buf = aligned_alloc(4096, page_size);
+	page_fill(w->buf, page_size, seed);
+	make_key(w);
 	open_world(w);
 	register_vms(w);
 	for (uint32_t i = 0; i < VMS; i++) {
@@ -376,6 +394,8 @@ static void run(uint64_t seed, uint32_t page_size, uint32_t steps)
 	store_reader_destroy(w->reader);
 	store_close(w->store);
 	remove_tree(w->dir);
+	if (w->key[0])
+		unlink(w->key);
 	free(w->dir);
 	free(w->buf);
 	free(w);

@@ -181,7 +181,9 @@ static void test_newer(void)
 
 	seal_as(h, 1);
 	CHECK(decode_at(h, h->header_bytes, 9) == 0);
-	seal_as(h, 2);
+	seal_as(h, 2); /* an encrypted one, in a store that is not */
+	CHECK(decode_at(h, h->header_bytes, 9) == -EUCLEAN);
+	seal_as(h, 3);
 	CHECK(decode_at(h, h->header_bytes, 9) == -EPROTO);
 	seg_super_encode(block, &ident);
 	super->minor++;
@@ -274,15 +276,15 @@ static void test_blob_payload(void)
 	struct err e = {0};
 
 	memset(payload, 7, sizeof(payload));
-	batch_blob_hash(h, payload);
-	CHECK(batch_blob_check(h, payload, &e) == 0 && !e.text[0]);
+	batch_blob_finish(NULL, h, payload);
+	CHECK(batch_blob_check(NULL, h, payload, &e) == 0 && !e.text[0]);
 	for (size_t i = 0; i < sizeof(payload); i++) {
 		payload[i] ^= 0x10;
-		CHECK(batch_blob_check(h, payload, NULL) == -EUCLEAN);
+		CHECK(batch_blob_check(NULL, h, payload, NULL) == -EUCLEAN);
 		payload[i] ^= 0x10;
 	}
 	h->payload_bytes--;
-	CHECK(batch_blob_check(h, payload, &e) == -EUCLEAN && e.text[0]);
+	CHECK(batch_blob_check(NULL, h, payload, &e) == -EUCLEAN && e.text[0]);
 }
 
 static void test_page_check(void)
