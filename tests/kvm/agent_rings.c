@@ -8,6 +8,7 @@
  *   short     RESET cut short as by a signal that cannot be blocked, which leaves
  *             pages writable (tests/kernel/ring_reset_signal.c): the agent must
  *             keep these frames dirty
+ *   storm     all of that on four vCPUs at once, while a device writes and marks
  *   consumer  a set of the VMM's own sees all the service's set sees
  */
 #include <errno.h>
@@ -122,8 +123,12 @@ static void open_vm(struct agent_vm *a, struct fake_service *s, const struct age
 	agent_vm_add(a, GUEST_CODE(guest_scatter), 1, 4097, 0, 0);
 	fake_open(a, s);
 	fake_copy_init(&copy, s);
-	agent_vm_start(a, 0);
-	agent_vm_start(a, 1);
+}
+
+static void start_vcpus(struct agent_vm *a)
+{
+	for (uint32_t i = 0; i < a->g.nr_vcpus; i++)
+		agent_vm_start(a, i);
 	take_shelter();
 }
 
@@ -166,6 +171,7 @@ static void test_full(struct rand *r)
 	struct snapd_vm_stats st;
 
 	open_vm(&a, &s, &c);
+	start_vcpus(&a);
 	snapshots(&s, &copy, r, 40);
 	usleep(200000);
 	snapd_vm_get_stats(a.vm, &st);
@@ -181,6 +187,7 @@ static void test_signals(struct rand *r)
 	static struct fake_service s;
 
 	open_vm(&a, &s, &c);
+	start_vcpus(&a);
 	rain(200);
 	snapshots(&s, &copy, r, 60);
 	rain(0);
@@ -198,12 +205,73 @@ static void test_short(struct rand *r)
 	pthread_t thread;
 
 	open_vm(&a, &s, &c);
+	start_vcpus(&a);
 	check(!pthread_create(&thread, NULL, pelt, NULL), "thread");
 	snapshots(&s, &copy, r, 60);
 	atomic_store(&pelt_stop, true);
 	pthread_join(thread, NULL);
 	printf("short: %u of %u RESETs\n", atomic_load(&shorts), atomic_load(&resets));
 	close_vm(&a, &s, "short");
+}
+
+static _Atomic bool marker_stop;
+static _Atomic uint64_t marks;
+
+/* A writer with no vCPU context. */
+static void *marker(void *arg)
+{
+	struct agent_vm *a = arg;
+
+	for (uint64_t n = 1; !atomic_load(&marker_stop); n++) {
+		uint64_t at = n * 7 % PAGES * KVM_GUEST_PAGE;
+
+		__atomic_store_n((uint64_t *)(a->g.data + at + 2048), n, __ATOMIC_RELEASE);
+		check(!snapd_vm_mark_dirty(a->vm, KVM_GUEST_DATA_GPA + at, KVM_GUEST_PAGE), "mark");
+		atomic_store(&marks, n);
+		if (n % 16 == 0)
+			usleep(100);
+	}
+	return NULL;
+}
+
+/* Every ring full at once, nobody harvests but who is stuck, RESETs come back short,
+ * signals rain, and a device writes and marks: all get on, and nothing is lost. */
+static void test_storm(struct rand *r)
+{
+	struct snapd_kvm_ops ops = {ioctl_short, mmap_op, munmap_op, NULL};
+	struct agent_vm_config c = {.data_bytes = PAGES * KVM_GUEST_PAGE,
+				    .ring_entries = 1024,
+				    .harvest_us = 60000000,
+				    .kvm = &ops};
+	static struct agent_vm a;
+	static struct fake_service s;
+	pthread_t pelter, writer;
+	struct snapd_vm_stats st;
+
+	open_vm(&a, &s, &c);
+	agent_vm_add(&a, GUEST_CODE(guest_scatter), 2, 1025, 0, 0);
+	agent_vm_add(&a, GUEST_CODE(guest_scatter), 3, 2049, 0, 0);
+	start_vcpus(&a);
+	atomic_store(&pelt_stop, false);
+	check(!pthread_create(&pelter, NULL, pelt, NULL), "thread");
+	check(!pthread_create(&writer, NULL, marker, &a), "thread");
+	rain(500);
+	for (int i = 0; i < 6; i++) {
+		usleep((useconds_t)rand_below(r, 100000));
+		fake_sync(&s);
+		fake_copy_dirty(&s, &copy);
+	}
+	atomic_store(&marker_stop, true); /* as quiesce would have it */
+	pthread_join(writer, NULL);
+	snapshots(&s, &copy, r, 4);
+	rain(0);
+	atomic_store(&pelt_stop, true);
+	pthread_join(pelter, NULL);
+	snapd_vm_get_stats(a.vm, &st);
+	check(st.ring_full >= 4, "%llu rings full", (unsigned long long)st.ring_full);
+	check(atomic_load(&marks) > 100, "the device waited: %llu marks",
+	      (unsigned long long)atomic_load(&marks));
+	close_vm(&a, &s, "storm");
 }
 
 static uint64_t take_all(struct snapd_consumer *c, uint8_t *seen)
@@ -230,6 +298,7 @@ static void test_consumer(struct rand *r)
 	struct snapd_consumer *c, *other;
 
 	open_vm(&a, &s, &config);
+	start_vcpus(&a);
 	check(!snapd_consumer_create(a.vm, "a", &c), "consumer");
 	check(!snapd_consumer_create(a.vm, "b", &other), "consumer");
 	check(take_all(c, seen) >= PAGES + 512, "a new consumer sees all");
@@ -260,6 +329,7 @@ int main(void)
 	test_full(&r);
 	test_signals(&r);
 	test_short(&r);
+	test_storm(&r);
 	test_consumer(&r);
 	printf("ok\n");
 	return 0;
