@@ -30,6 +30,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -167,6 +168,7 @@ static uint64_t word_take(_Atomic uint64_t *word)
 		return 0;
 	if (ABLATED(LOG_NOT_EXCHANGED)) {
 		v = atomic_load(word);
+		sched_yield(); /* the device sets another bit */
 		atomic_store(word, 0);
 	} else {
 		v = atomic_exchange(word, 0);
