@@ -51,6 +51,7 @@ static void *device(void *arg)
 				atomic_fetch_add(&written[p], 1);
 				log_page(p);
 				atomic_fetch_add(&total, 1);
+				sched_yield(); /* or both would go in step */
 			}
 	return NULL;
 }
@@ -70,7 +71,9 @@ static uint32_t silent_pages(struct snapd_consumer *c)
 	pthread_t thread;
 
 	check(!pthread_create(&thread, NULL, device, NULL), "thread");
-	for (uint32_t i = 0; i < ROUNDS && atomic_load(&total) < WRITES; i++) {
+	/* The device must have had its turns, too; a lossy log stops it, in the end. */
+	for (uint32_t i = 0;
+	     atomic_load(&total) < (i < ROUNDS ? WRITES : 4 * PAGES) && i < 10 * ROUNDS; i++) {
 		collect(c);
 		if (i % 64 == 0)
 			sched_yield();
