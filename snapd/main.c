@@ -23,6 +23,7 @@
 #endif
 
 #include "snapd/daemon/agents.h"
+#include "snapd/policy/scheduler.h"
 #include "snapd/api/api.h"
 #include "snapd/daemon/config.h"
 #include "snapd/daemon/daemon.h"
@@ -118,6 +119,8 @@ static int start(struct daemon *d, struct err *e)
 	if (!err)
 		err = jobs_start(d);
 	if (!err)
+		err = policies_start(d, e);
+	if (!err)
 		err = api_start(d, e);
 	return err ? err : agents_start(d, e);
 }
@@ -127,6 +130,7 @@ static void stop(struct daemon *d)
 	d->stopping = true;
 	notify("STOPPING=1");
 	agents_stop(d);
+	policies_stop(d);
 	vm_stop_all(d);
 	api_stop(d);
 	if (d->jobs)

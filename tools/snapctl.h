@@ -27,7 +27,7 @@ struct opt {
 	const char *help;
 };
 
-#define OPTS_MAX 10
+#define OPTS_MAX 12
 
 struct args {
 	const struct verb *verb;
@@ -73,6 +73,7 @@ int verb_prune(const struct args *a);
 int verb_verify(const struct args *a);
 int verb_export(const struct args *a);
 int verb_import(const struct args *a);
+int verb_policy(const struct args *a);
 int verb_store(const struct args *a);
 int verb_jobs(const struct args *a);
 int verb_cancel(const struct args *a);

@@ -20,7 +20,7 @@ _snapctl_jobs() {
 
 _snapctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
-	local verbs='vms snapshot self-check list show diff rollback restore export import set delete prune verify store jobs cancel version'
+	local verbs='vms snapshot self-check list show diff rollback restore export import set delete prune verify policy store jobs cancel version'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()
@@ -62,6 +62,7 @@ _snapctl() {
 		mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_snaps)" -- "$cur")
 		;;
 	export:1 | import:0) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+	policy:0) mapfile -t COMPREPLY < <(compgen -W 'list show set run pause resume rm' -- "$cur") ;;
 	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check' -- "$cur") ;;
 	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
 	esac

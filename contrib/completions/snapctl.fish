@@ -34,6 +34,7 @@ complete -c snapctl -n __fish_use_subcommand -a set -d 'change name, note, tags,
 complete -c snapctl -n __fish_use_subcommand -a delete -d 'forget snapshots, or a VM'
 complete -c snapctl -n __fish_use_subcommand -a prune -d 'delete what no rule keeps'
 complete -c snapctl -n __fish_use_subcommand -a verify -d 'read and check every page'
+complete -c snapctl -n __fish_use_subcommand -a policy -d 'periodic snapshots'
 complete -c snapctl -n __fish_use_subcommand -a store -d 'figures of the store'
 complete -c snapctl -n __fish_use_subcommand -a jobs -d 'list jobs'
 complete -c snapctl -n __fish_use_subcommand -a cancel -d 'cancel a job'
@@ -82,5 +83,6 @@ complete -c snapctl -n '__fish_seen_subcommand_from store' -l rate -x -d 'bytes 
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot self-check list rollback prune' -a '(__snapctl_vms)'
 complete -c snapctl -n '__fish_seen_subcommand_from show diff rollback restore export set delete verify' -a '(__snapctl_snaps)'
 complete -c snapctl -n '__fish_seen_subcommand_from export import' -F
+complete -c snapctl -n '__fish_seen_subcommand_from policy' -a 'list show set run pause resume rm'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc check'
 complete -c snapctl -n '__fish_seen_subcommand_from cancel' -a '(__snapctl_jobs)'

@@ -74,6 +74,9 @@ int api_body_keys(struct api_request *req, const char *const *keys);
  * not there, or null. */
 int api_body_text(struct api_request *req, const char *key, const char **ret);
 
+/* -EPERM for anyone but root (and the daemon's own user). */
+int api_root_only(struct api_request *req, const char *what);
+
 /* api/jobs.c: run `job` (consumed) on a job thread, answer 202 with it. */
 int api_start_job(struct api_request *req, struct job *job_stolen);
 int api_reply_job(struct api_request *req, unsigned int status, struct job *job);
@@ -104,6 +107,12 @@ int api_get_diff(struct api_request *req);
 int api_get_memory(struct api_request *req);
 int api_get_state(struct api_request *req);
 int api_post_import(struct api_request *req);
+int api_get_policies(struct api_request *req);
+int api_get_policy(struct api_request *req);
+int api_put_policy(struct api_request *req);
+int api_patch_policy(struct api_request *req);
+int api_delete_policy(struct api_request *req);
+int api_post_policy_run(struct api_request *req);
 int api_get_jobs(struct api_request *req);
 int api_get_job(struct api_request *req);
 int api_delete_job(struct api_request *req);

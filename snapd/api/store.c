@@ -15,7 +15,7 @@
 
 #define RATE_MAX (1ull << 40)
 
-static int root_only(struct api_request *req, const char *what)
+int api_root_only(struct api_request *req, const char *what)
 {
 	return req->view ? err_set(&req->err, EPERM, "only root may %s", what) : 0;
 }
@@ -26,7 +26,7 @@ int api_post_gc(struct api_request *req)
 	int rc = api_body_keys(req, keys);
 
 	if (!rc)
-		rc = root_only(req, "collect garbage");
+		rc = api_root_only(req, "collect garbage");
 	if (rc)
 		return rc;
 	return api_start_job(req, job_new(req->daemon, JOB_GC, req->uid, json_object(), gc_job));
@@ -78,7 +78,7 @@ int api_post_check(struct api_request *req)
 	if (!rc)
 		rc = body_u64(req, "rate", RATE_MAX, &rate);
 	if (!rc)
-		rc = root_only(req, "check the store");
+		rc = api_root_only(req, "check the store");
 	if (rc)
 		return rc;
 	return api_start_job(req, job_new(req->daemon, JOB_CHECK, req->uid,

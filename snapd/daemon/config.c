@@ -18,9 +18,10 @@
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
-#define CONFIG_DEFAULT "/etc/snapd/snapd.conf"
-#define STORE_DEFAULT  "/var/lib/snapd"
-#define CREDENTIAL     "snapd.encryption-key"
+#define CONFIG_DEFAULT	   "/etc/snapd/snapd.conf"
+#define STORE_DEFAULT	   "/var/lib/snapd"
+#define CREDENTIAL	   "snapd.encryption-key"
+#define POLICY_DIR_DEFAULT "/etc/snapd/policies.d"
 
 enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, WORD };
 
@@ -48,6 +49,7 @@ static const struct setting {
 	{"store", "store", TEXT, AT(store_dir), 0, 0},
 	{"socket", "socket", TEXT, AT(api_socket), 0, 0},
 	{"agent_socket", "agent-socket", TEXT, AT(agent_socket), 0, 0},
+	{"policies", "policies", TEXT, AT(policy_dir), 0, 0},
 	{"socket_group", "socket-group", TEXT, AT(socket_group), 0, 0},
 	{"staging_max", "staging-max", BYTES, AT(staging_max_bytes), 4 << 20, 1ull << 44},
 	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
@@ -210,6 +212,8 @@ static void usage(void)
 	     "  --agent-socket PATH     for VMMs (default " SNAPD_AGENT_SOCKET_DEFAULT ")\n"
 	     "  --socket-group GROUP    only this group and root may connect (default: everyone;\n"
 	     "                          each user sees its own VMs only)\n"
+	     "  --policies DIR          a file NAME.conf for each policy (default\n"
+	     "                          " POLICY_DIR_DEFAULT ")\n"
 	     "  --staging-max BYTES     memory a VM, for pages copied in the pause (default 1G)\n"
 	     "  --store-max BYTES       limit of the store on disk (default 0: none)\n"
 	     "  --compression HOW       none, lz4, zstd[:LEVEL] for what is stored from now on\n"
@@ -261,6 +265,8 @@ static int fill_defaults(struct daemon_config *c, struct err *e)
 
 	if (!err && !c->store_dir)
 		err = set_text(&c->store_dir, STORE_DEFAULT, e);
+	if (!err && !c->policy_dir)
+		err = set_text(&c->policy_dir, POLICY_DIR_DEFAULT, e);
 	if (!err && !c->api_socket)
 		err = set_text(&c->api_socket, SNAPD_API_SOCKET_DEFAULT, e);
 	if (!err && !c->agent_socket)

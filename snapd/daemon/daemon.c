@@ -52,6 +52,7 @@ void daemon_deinit(struct daemon *d)
 	free(d->config.api_socket);
 	free(d->config.agent_socket);
 	free(d->config.socket_group);
+	free(d->config.policy_dir);
 	free(d->config.compression);
 	free(d->config.encryption_key);
 	free(d->config.rekey);

@@ -16,12 +16,14 @@
 struct vm;
 struct api;
 struct pool;
+struct policies;
 
 struct daemon_config {
 	char *store_dir; /* owned strings */
 	char *api_socket;
 	char *agent_socket;
 	char *socket_group;	    /* who may connect to either socket, besides root; NULL: all */
+	char *policy_dir;	    /* one file a policy */
 	char *encryption_key;	    /* key file; NULL: the store is not encrypted */
 	char *rekey;		    /* only change to this key file, then end; NULL: serve */
 	char *compression;	    /* of new pages; NULL: as the store says */
@@ -50,6 +52,7 @@ struct daemon {
 	pthread_cond_t vms_changed; /* a VM's thread ended, a VM was lost */
 	struct vm *vms;
 
+	struct policies *policies; /* policies_start() in policy/scheduler.h */
 	struct jobs *jobs; /* registry: jobs_start(), jobs_stop() in job.h */
 };
 

@@ -141,17 +141,20 @@ static int newest_first_by_vm(const void *a, const void *b)
 
 static int prune_list(struct job *job, struct pruning *p, struct err *e)
 {
+	json_t *owner = json_object_get(job->args, "owner");
 	uint32_t view = (uint32_t)arg_u64(job, "view");
-	const char *vm = arg_text(job, "vm");
+	const char *vm = arg_text(job, "vm"), *tag = arg_text(job, "tag");
 	size_t all = 0;
 	int rc = store_snapshot_list(job->daemon->store, NULL, &p->list, &all, e);
 
 	if (rc)
 		return rc;
 	for (size_t i = 0; i < all; i++)
-		if ((!view || p->list[i].uid == view) && (!vm || !strcmp(vm, p->list[i].vm_name)))
+		if ((!view || p->list[i].uid == view) && (!vm || !strcmp(vm, p->list[i].vm_name)) &&
+		    (!owner || p->list[i].uid == json_integer_value(owner)) &&
+		    (!tag || keep_has_tag(p->list[i].tags, tag)))
 			p->list[p->nr++] = p->list[i];
-	if (vm && !p->nr)
+	if (vm && !tag && !p->nr)
 		return err_set(e, ENOENT, "there is no snapshot of a VM %s", vm);
 	qsort(p->list, p->nr, sizeof(*p->list), newest_first_by_vm);
 	p->items = calloc(p->nr + 1, sizeof(*p->items));
@@ -196,7 +199,7 @@ int prune_job(struct job *job, struct err *e)
 	int rc = keep_from_json(json_object_get(job->args, "keep"), &rules, e);
 
 	if (!rc)
-		rc = zone_open(NULL, &zone, e);
+		rc = zone_open(arg_text(job, "zone"), &zone, e);
 	if (!rc)
 		rc = prune_list(job, &p, e);
 	if (rc)

@@ -149,6 +149,16 @@ int keep_set(struct keep_rules *rules, const char *key, const char *value, struc
 
 /* ---- deciding ---- */
 
+bool keep_has_tag(const char *tags, const char *tag)
+{
+	size_t len = strlen(tag);
+
+	for (; *tags; tags += strcspn(tags, ","), tags += *tags == ',')
+		if (strcspn(tags, ",") == len && !strncmp(tags, tag, len))
+			return true;
+	return false;
+}
+
 bool keep_has_rules(const struct keep_rules *r)
 {
 	bool any = r->last || r->within_s || r->nr_grid || r->tags[0];

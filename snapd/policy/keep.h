@@ -68,6 +68,9 @@ struct keep_snapshot {
 	char why[120]; /* "last 1 of 5, daily 2026-11-21" or why it goes */
 };
 
+/* Is `tag` one of `tags`, which are separated by commas? */
+bool keep_has_tag(const char *tags, const char *tag);
+
 bool keep_has_rules(const struct keep_rules *rules);
 
 /*

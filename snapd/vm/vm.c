@@ -535,6 +535,36 @@ struct vm *vm_find(struct daemon *d, const char *name, uint32_t uid)
 	return found;
 }
 
+int vm_list_ready(struct daemon *d, struct vm_name **ret, size_t *nr)
+{
+	size_t n = 0;
+
+	pthread_mutex_lock(&d->vms_lock);
+	for (struct vm *v = d->vms; v; v = v->next)
+		n++;
+	*nr = 0;
+	*ret = calloc(n + 1, sizeof(**ret));
+	for (struct vm *v = d->vms; *ret && v; v = v->next) {
+		if (!v->claimed || v->state != VM_READY)
+			continue;
+		memcpy((*ret)[*nr].name, v->name, sizeof(v->name));
+		(*ret)[(*nr)++].uid = v->uid;
+	}
+	pthread_mutex_unlock(&d->vms_lock);
+	return *ret ? 0 : -ENOMEM;
+}
+
+uint64_t vm_dirty_frames(struct vm *vm)
+{
+	struct vm_shm_stats stats = {};
+
+	pthread_mutex_lock(&vm->lock);
+	if (vm->shm.map)
+		vm_shm_stats(&vm->shm, vm->pub.frames_end, &stats);
+	pthread_mutex_unlock(&vm->lock);
+	return stats.dirty_frames + stats.pending;
+}
+
 int vm_live_timelines(struct daemon *d, uint64_t **ret, size_t *nr)
 {
 	size_t n = 0;

@@ -36,6 +36,14 @@ int vm_accept(struct daemon *d, int fd);
 /* Find an attached VM by name that `uid` may see (0: all); a new reference or NULL.
  * Several owners may use one name: uid 0 then gets "UID/NAME" as well. */
 struct vm *vm_find(struct daemon *d, const char *name, uint32_t uid);
+/* All that are READY; *ret is malloc()ed.  Any thread. */
+struct vm_name {
+	char name[SNAPD_NAME_MAX];
+	uint32_t uid;
+};
+int vm_list_ready(struct daemon *d, struct vm_name **ret, size_t *nr);
+/* About how many frames are known to be dirty, or wait in rings to become so. */
+uint64_t vm_dirty_frames(struct vm *vm);
 struct vm *vm_ref(struct vm *vm);
 void vm_unref(struct vm *vm);
 /* Queue a job on the VM's thread; job->fn gets the VM by vm_of_job().  -EBUSY when

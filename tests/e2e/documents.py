@@ -102,10 +102,16 @@ def settings():
     same("snapd.conf.5", re.findall(r"^\.It Cm ([a-z_]+)$", page, re.M), want)
 
 
+def policies():
+    want = re.findall(r'^\t\{"([a-z_]+)", set_', read("snapd", "policy", "policy.c"), re.M)
+    lines = re.findall(r"^\.It Cm ([a-z_ ,]+)$", read("docs", "man", "snapd-policy.5"), re.M)
+    same("snapd-policy.5", [word for line in lines for word in line.split(" , ")], want)
+
+
 def pages():
     if not shutil.which("man"):
         return
-    for page in ("snapctl.1", "snapd.8", "snapvm.1", "snapd.conf.5"):
+    for page in ("snapctl.1", "snapd.8", "snapvm.1", "snapd.conf.5", "snapd-policy.5"):
         p = subprocess.run(["man", "--warnings", "-l", os.path.join(source, "docs", "man", page)],
                            env=dict(os.environ, MANROFFSEQ="", MANWIDTH="120", LC_ALL="C.UTF-8"),
                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -128,6 +134,7 @@ program(os.path.join(build, "snapd", "snapd"), "snapd.8",
 program(os.path.join(build, "vmm", "snapvm"), "snapvm.1",
         re.findall(r'^\t\{"([a-z-]+)", (?:required|no)_argument', read("vmm", "options.c"), re.M))
 settings()
+policies()
 pages()
 shells()
 for line in bad:

@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: MIT */
+/* One policy and one VM: see line.h. */
+#include "snapd/policy/line.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+#include "snapd/daemon/daemon.h"
+#include "snapd/daemon/upkeep.h"
+#include "snapd/util/cleanup.h"
+#include "snapd/util/log.h"
+#include "snapd/vm/vm.h"
+
+#define BACKOFF_MAX 6
+
+const char *const line_state_names[LINE_NR_STATES] = {
+	[LINE_IDLE] = "idle",		[LINE_PRE_HOOK] = "pre-hook", [LINE_SNAPSHOT] = "snapshot",
+	[LINE_POST_HOOK] = "post-hook", [LINE_PRUNE] = "prune",
+};
+
+/* ---- what is known from before ---- */
+
+static void tag_of(const struct policy *p, char *tag, size_t size)
+{
+	snprintf(tag, size, POLICY_TAG_PREFIX "%s", p->name);
+}
+
+void line_init(struct line *l, struct daemon *d, const struct policy *p, const char *vm,
+	       uint32_t uid, int64_t now_s)
+{
+	_cleanup_free_ struct store_snapshot *list = NULL;
+	char tag[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX)];
+	size_t nr = 0;
+	int64_t newest_s = 0;
+
+	*l = (struct line){.uid = uid, .hook.pid_fd = -1, .last_s = now_s};
+	snprintf(l->vm, sizeof(l->vm), "%s", vm);
+	tag_of(p, tag, sizeof(tag));
+	if (store_snapshot_list(d->store, NULL, &list, &nr, NULL))
+		return;
+	for (size_t i = 0; i < nr; i++) {
+		int64_t taken_s = (int64_t)(list[i].taken_ns / 1000000000);
+
+		if (list[i].uid != uid || strcmp(list[i].vm_name, vm) != 0 ||
+		    !keep_has_tag(list[i].tags, tag) || taken_s < newest_s)
+			continue;
+		newest_s = taken_s;
+		l->snapshot = list[i].id;
+	}
+	if (newest_s)
+		l->last_s = newest_s;
+}
+
+/* ---- ends of runs ---- */
+
+/* Shown until the next run. */
+static void trouble(struct line *l, const struct policy *p, const char *text)
+{
+	snprintf(l->said, sizeof(l->said), "%s: %.160s", line_state_names[l->state], text);
+	log_warn("policy %s, %s: %s", p->name, l->vm, l->said);
+}
+
+static void skip_run(struct line *l, const struct policy *p, const char *why, int64_t now_s)
+{
+	l->skipped++;
+	snprintf(l->said, sizeof(l->said), "skipped: %s", why);
+	l->last_s = policy_ran(p, l->vm, l->due_s, now_s);
+	l->wanted = false;
+}
+
+static void end_run(struct line *l)
+{
+	l->state = LINE_IDLE;
+	l->runs++;
+	l->failures += *l->said != 0;
+}
+
+/* ---- steps ---- */
+
+static int run_hook(struct line *l, const struct policy *p, const char *key, const char *phase,
+		    struct err *e)
+{
+	char policy[POLICY_NAME_MAX + 16], vm[SNAPD_NAME_MAX + 16], when[32], id[40], failed[24];
+	const char *env[] = {policy, vm, when, failed, l->failed ? NULL : id, NULL};
+
+	snprintf(policy, sizeof(policy), "SNAPD_POLICY=%s", p->name);
+	snprintf(vm, sizeof(vm), "SNAPD_VM=%s", l->vm);
+	snprintf(when, sizeof(when), "SNAPD_PHASE=%s", phase);
+	snprintf(failed, sizeof(failed), "SNAPD_FAILED=%d", l->failed);
+	snprintf(id, sizeof(id), "SNAPD_SNAPSHOT=%llu", (unsigned long long)l->snapshot);
+	return hook_start(&l->hook, policy_text(p, key), env, p->hook_timeout_s, e);
+}
+
+static void to_prune(struct line *l, struct daemon *d, const struct policy *p)
+{
+	char tag[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX)];
+	json_t *keep = json_object();
+
+	l->state = LINE_PRUNE;
+	if (l->failed || !keep_has_rules(&p->keep)) {
+		json_decref(keep);
+		end_run(l);
+		return;
+	}
+	for (size_t i = 0; policy_setting(i); i++)
+		if (!strncmp(policy_setting(i), "keep_", 5) && policy_text(p, policy_setting(i))[0])
+			json_object_set_new(keep, policy_setting(i) + 5,
+					    json_string(policy_text(p, policy_setting(i))));
+	tag_of(p, tag, sizeof(tag));
+	l->job = job_new(d, JOB_PRUNE, 0,
+			 json_pack("{si sI ss ss ss so sb}", "view", 0, "owner", (json_int_t)l->uid,
+				   "vm", l->vm, "tag", tag, "zone",
+				   *policy_text(p, "timezone") ? policy_text(p, "timezone")
+							       : p->calendar.zone,
+				   "keep", keep, "dry_run", 0),
+			 prune_job);
+	if (l->job && !job_run_detached(l->job))
+		return;
+	trouble(l, p, "too much to do just now");
+	job_unref(l->job);
+	l->job = NULL;
+	end_run(l);
+}
+
+static void to_post_hook(struct line *l, struct daemon *d, const struct policy *p)
+{
+	struct err e = {0};
+
+	l->state = LINE_POST_HOOK;
+	if (!*policy_text(p, "post_hook")) {
+		to_prune(l, d, p);
+	} else if (run_hook(l, p, "post_hook", "post", &e)) {
+		trouble(l, p, e.text);
+		to_prune(l, d, p);
+	}
+}
+
+static int submit(struct line *l, struct daemon *d, const struct policy *p, struct err *e)
+{
+	char tags[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX) + POLICY_VALUE_MAX];
+	char owned[SNAPD_NAME_MAX + 16];
+	const char *more = policy_text(p, "tags");
+	bool check = p->self_check_every &&
+		     l->runs % p->self_check_every == p->self_check_every - 1;
+	struct vm *vm;
+	int rc;
+
+	tag_of(p, tags, sizeof(tags));
+	if (*more)
+		snprintf(tags + strlen(tags), sizeof(tags) - strlen(tags), ",%s", more);
+	snprintf(owned, sizeof(owned), "%u/%s", l->uid, l->vm);
+	vm = vm_find(d, owned, 0);
+	if (!vm)
+		return err_set(e, ENOTCONN, "the VM is not attached");
+	l->job = job_new(d, JOB_SNAPSHOT, l->uid,
+			 json_pack("{ss ss sb sb}", "vm", l->vm, "tags", tags, "self_check", check,
+				   "pinned", 0),
+			 snapshot_job);
+	rc = l->job ? vm_submit(vm, l->job) : -ENOMEM;
+	vm_unref(vm);
+	if (!rc)
+		return 0;
+	job_unref(l->job);
+	l->job = NULL;
+	return err_set(e, -rc,
+		       rc == -EBUSY ? "too many jobs of the VM are queued" : "the VM is not ready");
+}
+
+static void to_snapshot(struct line *l, struct daemon *d, const struct policy *p)
+{
+	struct err e = {0};
+
+	l->state = LINE_SNAPSHOT;
+	if (!l->failed && submit(l, d, p, &e)) {
+		trouble(l, p, e.text);
+		l->failed = true;
+	}
+	if (l->failed)
+		to_post_hook(l, d, p);
+}
+
+static void begin_run(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+{
+	struct err e = {0};
+
+	l->wanted = false;
+	l->failed = false;
+	*l->said = '\0';
+	l->last_s = policy_ran(p, l->vm, l->due_s, now_s);
+	l->interval_s = l->began_s ? now_s - l->began_s : 0;
+	l->began_s = now_s;
+	l->state = LINE_PRE_HOOK;
+	if (!*policy_text(p, "pre_hook")) {
+		to_snapshot(l, d, p);
+		return;
+	}
+	if (!run_hook(l, p, "pre_hook", "pre", &e))
+		return;
+	trouble(l, p, e.text);
+	l->failed = p->quiesce;
+	to_snapshot(l, d, p);
+}
+
+/* ---- may it run? ---- */
+
+static bool disk_is_short(const struct daemon *d, const struct policy *p)
+{
+	struct statvfs fs;
+
+	return p->min_free_bytes && !statvfs(d->config.store_dir, &fs) &&
+	       fs.f_bavail * fs.f_frsize < p->min_free_bytes;
+}
+
+static bool is_unchanged(const struct line *l, struct daemon *d)
+{
+	char owned[SNAPD_NAME_MAX + 16];
+	uint64_t dirty = 1;
+	struct vm *vm;
+
+	snprintf(owned, sizeof(owned), "%u/%s", l->uid, l->vm);
+	vm = vm_find(d, owned, 0);
+	if (vm)
+		dirty = vm_dirty_frames(vm);
+	vm_unref(vm);
+	return l->snapshot && !dirty;
+}
+
+static void idle_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+{
+	l->due_s = policy_due(p, l->vm, &l->last_s, now_s);
+	if (l->wanted)
+		l->due_s = MIN(l->due_s, now_s);
+	if (l->due_s > now_s || !l->attached || (p->paused && !l->wanted))
+		return;
+	if (l->leave_out && !l->wanted) {
+		l->leave_out--;
+		skip_run(l, p, "backs off, the last pause was over the policy's bounds", now_s);
+	} else if (disk_is_short(d, p)) {
+		skip_run(l, p, "the store's file system has less than min_free", now_s);
+	} else if (p->skip_unchanged && !l->wanted && is_unchanged(l, d)) {
+		skip_run(l, p, "nothing changed", now_s);
+	} else {
+		begin_run(l, d, p, now_s);
+	}
+}
+
+/* ---- what has ended ---- */
+
+static void pre_hook_step(struct line *l, struct daemon *d, const struct policy *p)
+{
+	struct err e = {0};
+	int rc = hook_look(&l->hook, &e);
+
+	if (rc == -EAGAIN)
+		return;
+	if (rc) {
+		trouble(l, p, e.text);
+		l->failed = p->quiesce;
+	}
+	to_snapshot(l, d, p);
+}
+
+static void weigh_pause(struct line *l, const struct policy *p)
+{
+	bool over = p->max_pause_us && l->pause_ns > p->max_pause_us * 1000;
+
+	if (p->max_paused_permille && l->interval_s > 0)
+		over |= l->pause_ns > (uint64_t)l->interval_s * 1000000 * p->max_paused_permille;
+	if (over)
+		l->backoff = MIN(l->backoff + 1, (uint32_t)BACKOFF_MAX);
+	else if (l->backoff)
+		l->backoff--;
+	l->leave_out = (1u << l->backoff) - 1;
+}
+
+/* Its result is immutable once it has ended. */
+static void snapshot_step(struct line *l, struct daemon *d, const struct policy *p)
+{
+	enum job_state state = job_state_of(l->job);
+
+	if (!job_state_ended(state))
+		return;
+	if (state == JOB_DONE) {
+		json_t *snap = json_object_get(l->job->result, "snapshot");
+
+		l->snapshot = (uint64_t)json_integer_value(json_object_get(snap, "id"));
+		l->pause_ns =
+			(uint64_t)json_integer_value(json_object_get(l->job->result, "pause_ns"));
+		weigh_pause(l, p);
+	} else {
+		trouble(l, p, l->job->err.text);
+		l->failed = true;
+	}
+	job_unref(l->job);
+	l->job = NULL;
+	to_post_hook(l, d, p);
+}
+
+static void post_hook_step(struct line *l, struct daemon *d, const struct policy *p)
+{
+	struct err e = {0};
+	int rc = hook_look(&l->hook, &e);
+
+	if (rc == -EAGAIN)
+		return;
+	if (rc)
+		trouble(l, p, e.text);
+	to_prune(l, d, p);
+}
+
+static void prune_step(struct line *l, const struct policy *p)
+{
+	enum job_state state = job_state_of(l->job);
+
+	if (!job_state_ended(state))
+		return;
+	if (state == JOB_DONE)
+		l->pruned +=
+			(uint64_t)json_integer_value(json_object_get(l->job->result, "deleted"));
+	else
+		trouble(l, p, l->job->err.text);
+	job_unref(l->job);
+	l->job = NULL;
+	end_run(l);
+}
+
+void line_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+{
+	switch (l->state) {
+	case LINE_IDLE:
+		idle_step(l, d, p, now_s);
+		break;
+	case LINE_PRE_HOOK:
+		pre_hook_step(l, d, p);
+		break;
+	case LINE_SNAPSHOT:
+		snapshot_step(l, d, p);
+		break;
+	case LINE_POST_HOOK:
+		post_hook_step(l, d, p);
+		break;
+	default:
+		prune_step(l, p);
+	}
+}
+
+void line_stop(struct line *l)
+{
+	hook_kill(&l->hook);
+	job_unref(l->job);
+	l->job = NULL;
+	l->state = LINE_IDLE;
+}
+
+json_t *line_json(const struct line *l)
+{
+	bool never = l->due_s == INT64_MAX;
+
+	return json_pack("{ss sI sb ss sI so sI sI sI sI sI sI sI ss}", "vm", l->vm, "uid",
+			 (json_int_t)l->uid, "attached", l->attached, "state",
+			 line_state_names[l->state], "last_s", (json_int_t)l->began_s, "next_s",
+			 never ? json_null() : json_integer(l->due_s), "snapshot",
+			 (json_int_t)l->snapshot, "pause_ns", (json_int_t)l->pause_ns, "runs",
+			 (json_int_t)l->runs, "failures", (json_int_t)l->failures, "skipped",
+			 (json_int_t)l->skipped, "pruned", (json_int_t)l->pruned, "backoff",
+			 (json_int_t)l->backoff, "said", l->said);
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * line: one policy and one VM: when it runs next, what it is doing, how the last run went.
+ * All under the scheduler's lock; nothing here blocks.
+ *
+ * A run that can't be (the VM is not there, the disk is nearly full, nothing is dirty) is
+ * *skipped* and its reason shown; one in which anything went wrong has *failed*, whether there is
+ * a snapshot or not.  Either way the next point comes as if it had been; only a VM that is not
+ * there leaves its point open.
+ *
+ * Backing off: after a pause that is over the policy's bounds the line leaves out 1, 3, 7, …
+ * at most 63 points, and half as many after each run that is within them.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "include/snapd/protocol.h"
+#include "snapd/policy/hook.h"
+#include "snapd/policy/policy.h"
+
+struct daemon;
+struct job;
+
+enum line_state {
+	LINE_IDLE,
+	LINE_PRE_HOOK,
+	LINE_SNAPSHOT,
+	LINE_POST_HOOK,
+	LINE_PRUNE,
+	LINE_NR_STATES
+};
+extern const char *const line_state_names[LINE_NR_STATES];
+
+struct line {
+	char vm[SNAPD_NAME_MAX];
+	uint32_t uid;
+	bool attached; /* the scheduler's: it looks at each step */
+	bool wanted;   /* somebody asked for a run now */
+	enum line_state state;
+	int64_t last_s, due_s; /* as policy_due() has them */
+	int64_t began_s;       /* of this run, or the last */
+	int64_t interval_s;    /* between the beginnings of the last two */
+	struct job *job;       /* SNAPSHOT, PRUNE: a reference */
+	struct hook hook;      /* PRE_HOOK, POST_HOOK */
+	bool failed;	       /* this run has no snapshot */
+	uint32_t backoff;      /* times that the bounds were exceeded, less those that not */
+	uint32_t leave_out;    /* points */
+	/* for people */
+	char said[192]; /* about the last run; "" all is well */
+	uint64_t snapshot, pause_ns;
+	uint64_t runs, failures, skipped, pruned;
+};
+
+/* A VM seen for the first time.  Looks for its newest snapshot with the policy's tag. */
+void line_init(struct line *l, struct daemon *d, const struct policy *p, const char *vm,
+	       uint32_t uid, int64_t now_s);
+/* Begin what is due, go on with what has ended. */
+void line_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s);
+/* Let go of its hook and job. */
+void line_stop(struct line *l);
+json_t *line_json(const struct line *l);

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Goal: runs come when they are due, whatever the clock does, over years.
+ * Method: a fake clock goes on in random steps, jumps forward (sleep, a host that was off)
+ * and back (a clock put right), while a line of a random policy is asked and run.  After
+ * each step it must hold:
+ *   - what has just run is not due again before its next point;
+ *   - nothing is waited for longer than a period (and its jitter) from now on;
+ *   - without jumps a period is kept to the second, for ever;
+ *   - missed = skip runs nothing later than POLICY_LATE_S after its point; missed = run
+ *     runs once after a gap, however many points were in it.
+ * Then words of the file, good and bad.
+ */
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "snapd/policy/policy.h"
+#include "snapd/util/cleanup.h"
+#include "tests/lib/check.h"
+#include "tests/lib/rand.h"
+
+#define START_S 1750000000ll
+
+static struct policy *policy_of(const char *const words[][2], size_t nr)
+{
+	struct policy *p;
+	struct err e = {};
+
+	check(!policy_new("nightly", &p, &e), "%s", e.text);
+	for (size_t i = 0; i < nr; i++)
+		check(!words[i][0] || !policy_set(p, words[i][0], words[i][1], &e), "%s", e.text);
+	check(!policy_finish(p, &e), "%s", e.text);
+	return p;
+}
+
+struct clock {
+	int64_t now_s;
+	bool jumped_back;
+	int64_t passed_s; /* in the last step */
+};
+
+static void tick(struct clock *c, struct rand *r, int64_t step_s, bool jumps)
+{
+	uint64_t die = rand_below(r, 100);
+
+	c->jumped_back = jumps && die == 0;
+	c->passed_s = 1 + (int64_t)rand_below(r, (uint64_t)step_s);
+	if (jumps && die == 1)
+		c->passed_s = (int64_t)rand_below(r, 90 * 86400);
+	c->now_s += c->jumped_back ? -(int64_t)rand_below(r, 90 * 86400) : c->passed_s;
+}
+
+static const char *const periods[] = {"1s", "15s", "5m", "1h", "1d", "1w"};
+static const int64_t period_s[] = {1, 15, 300, 3600, 86400, 604800};
+
+static void by_period(struct rand *r)
+{
+	size_t which = rand_below(r, ARRAY_SIZE(periods));
+	bool skip = rand_below(r, 2), with_jitter = which > 1 && rand_below(r, 2),
+	     jumps = rand_below(r, 2);
+	_cleanup_(cleanup_policy) struct policy *p =
+		policy_of((const char *const[][2]){{"every", periods[which]},
+						   {"missed", skip ? "skip" : "run"},
+						   {with_jitter ? "jitter" : NULL, "10s"}},
+			  3);
+	int64_t period = period_s[which], last_s = START_S, first_due, runs = 0;
+	struct clock clock = {.now_s = START_S};
+
+	first_due = policy_due(p, "web", &last_s, clock.now_s);
+	check(first_due >= START_S + period && first_due <= START_S + period + 10, "first at %lld",
+	      (long long)first_due);
+	for (int i = 0; i < 2000; i++) {
+		int64_t due_s;
+
+		tick(&clock, r, skip ? MIN(period, POLICY_LATE_S - 10) : period, jumps);
+		due_s = policy_due(p, "web", &last_s, clock.now_s);
+		check(due_s <= clock.now_s + period + 10, "waits %lld s for a period of %lld",
+		      (long long)(due_s - clock.now_s), (long long)period);
+		if (due_s > clock.now_s)
+			continue;
+		check(!skip || clock.now_s - due_s <= POLICY_LATE_S, "runs %lld s late",
+		      (long long)(clock.now_s - due_s));
+		if (!jumps && period >= 2 * POLICY_LATE_S)
+			check((due_s - first_due) % period == 0, "drifts");
+		last_s = policy_ran(p, "web", due_s, clock.now_s);
+		runs++;
+		check(policy_due(p, "web", &last_s, clock.now_s) > clock.now_s,
+		      "due again at once");
+	}
+	check(runs > 0 || (skip && (jumps || period > 3600)), "never ran");
+}
+
+/* Every point of a calendar is run once, in the minute it is due, and none twice. */
+static void by_calendar(struct rand *r)
+{
+	static const char *const events[] = {"hourly", "02:30", "Mon..Fri 09,18:15", "*-*-01 04:00",
+					     "*:0/10"};
+	static const char *const zones[] = {"UTC", "Europe/Berlin", "America/New_York"};
+	const char *event = events[rand_below(r, ARRAY_SIZE(events))];
+	_cleanup_(cleanup_policy) struct policy *p =
+		policy_of((const char *const[][2]){{"schedule", event},
+						   {"timezone", zones[rand_below(r, 3)]},
+						   {"missed", "skip"}},
+			  3);
+	int64_t now_s = START_S + (int64_t)rand_below(r, 2 * 365 * 86400ull), last_s = now_s;
+	int64_t expect_s = calendar_next(&p->calendar, p->zone, now_s);
+
+	for (int i = 0; i < 5000; i++) {
+		int64_t due_s;
+
+		now_s += 59;
+		due_s = policy_due(p, "db", &last_s, now_s);
+		if (expect_s > now_s) {
+			check(due_s > now_s, "'%s' runs at %lld, not at %lld", event,
+			      (long long)due_s, (long long)expect_s);
+			continue;
+		}
+		check(due_s == expect_s, "'%s' runs at %lld, not at %lld", event, (long long)due_s,
+		      (long long)expect_s);
+		last_s = policy_ran(p, "db", due_s, now_s);
+		expect_s = calendar_next(&p->calendar, p->zone, expect_s);
+	}
+}
+
+static void after_a_gap(void)
+{
+	_cleanup_(cleanup_policy) struct policy *p =
+		policy_of((const char *const[][2]){{"schedule", "daily"}, {"timezone", "UTC"}}, 2);
+	int64_t last_s = START_S, now_s = START_S + 10 * 86400 + 5, due_s, runs = 0;
+
+	for (int i = 0; i < 3600; i++, now_s++) {
+		due_s = policy_due(p, "db", &last_s, now_s);
+		if (due_s > now_s)
+			continue;
+		last_s = policy_ran(p, "db", due_s, now_s);
+		runs++;
+	}
+	check(runs == 1, "%lld runs make up for ten days", (long long)runs);
+}
+
+static void words(void)
+{
+	static const char *const bad[][2] = {
+		{"every", "5"},
+		{"every", "0s"},
+		{"every", ""},
+		{"schedule", "sometimes"},
+		{"owner", "root"},
+		{"owner", "-1"},
+		{"missed", "no"},
+		{"min_free", "10GB"},
+		{"max_pause", "0ms"},
+		{"max_pause", "50"},
+		{"max_paused", "2"},
+		{"max_paused", "101%"},
+		{"keep_grid", "1x5m,1x7m"},
+		{"keep_last", "-3"},
+		{"paused", "maybe"},
+		{"timezone", "Mars/Base"},
+		{"hook_timeout", "soon"},
+		{"colour", "red"},
+		{"vms", "a\nb"},
+	};
+	_cleanup_(cleanup_policy) struct policy *p = policy_of(
+		(const char *const[][2]){{"every", "5m"}, {"vms", "web*, db"}, {"owner", "1000"}},
+		3);
+	struct policy *q;
+	struct err e = {};
+
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		err_clear(&e);
+		check(policy_set(p, bad[i][0], bad[i][1], &e) == -EINVAL && e.text[0],
+		      "%s = %s was taken", bad[i][0], bad[i][1]);
+	}
+	check(policy_covers(p, "web7", 1000) && policy_covers(p, "db", 1000) &&
+		      !policy_covers(p, "db2", 1000) && !policy_covers(p, "web7", 0),
+	      "covers the wrong VMs");
+	check(policy_new("../x", &q, NULL) == -EINVAL && policy_new("", &q, NULL) == -EINVAL,
+	      "bad names taken");
+	check(!policy_new("both", &q, NULL) && policy_finish(q, NULL) == -EINVAL,
+	      "no time, and taken");
+	check(!policy_set(q, "every", "1h", NULL) && !policy_set(q, "schedule", "daily", NULL) &&
+		      policy_finish(q, NULL) == -EINVAL,
+	      "two times, and taken");
+	policy_free(q);
+}
+
+static void files(void)
+{
+	char dir[] = "policies.XXXXXX", path[64];
+	_cleanup_(cleanup_policy) struct policy *p =
+		policy_of((const char *const[][2]){{"every", "5m"},
+						   {"keep_grid", "24x1h, 14x1d"},
+						   {"pre_hook", "a; b"}},
+			  3);
+	_cleanup_(cleanup_policy) struct policy *q = NULL;
+	struct err e = {};
+	FILE *f;
+
+	check(mkdtemp(dir), "mkdtemp");
+	check(!policy_write(dir, p, &e), "%s", e.text);
+	check(!policy_read(dir, "nightly", &q, &e), "%s", e.text);
+	check(!memcmp(p->text, q->text, sizeof(p->text)) && q->every_s == 300 &&
+		      q->keep.nr_grid == 2,
+	      "not what was written: '%s'", policy_text(q, "pre_hook"));
+	snprintf(path, sizeof(path), "%s/bad.conf", dir);
+	f = fopen(path, "w");
+	fputs("[policy]\nevery = 5m\nkeep_lost = 3\n", f);
+	fclose(f);
+	policy_free(q);
+	q = NULL;
+	check(policy_read(dir, "bad", &q, &e) == -EINVAL && strstr(e.text, "bad.conf line 3: "),
+	      "%s", e.text);
+	unlink(path);
+	snprintf(path, sizeof(path), "%s/nightly.conf", dir);
+	unlink(path);
+	rmdir(dir);
+}
+
+int main(int argc, char **argv)
+{
+	int rounds = argc > 1 ? atoi(argv[1]) : 60;
+	struct rand r = rand_of(rand_seed());
+
+	words();
+	files();
+	after_a_gap();
+	for (int i = 0; i < rounds; i++) {
+		by_period(&r);
+		by_calendar(&r);
+	}
+	printf("%d policies by period, %d by calendar\n", rounds, rounds);
+	return 0;
+}
