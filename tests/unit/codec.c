@@ -366,6 +366,9 @@ static int put_forged(struct ix_txn *t, void *arg, struct err *e)
 	static const struct ix_key key = {.b = "features", .len = 8};
 	struct forged *x = arg;
 
+	if (!x->names)
+		return index_del(t, IX_META, &key, e);
+
 	return index_put(t, IX_META, &key, &x->rec, sizeof(x->rec), x->names, x->len, e);
 }
 
@@ -390,6 +393,7 @@ static int open_forged(struct forged x, const char *reason)
 
 static void test_features(void)
 {
+	CHECK(open_forged((struct forged){.names = NULL}, "") == 0); /* of the first version */
 	CHECK(open_forged((struct forged){"lz4", 4, {.codec = CODEC_LZ4}}, "") == 0);
 	CHECK(open_forged((struct forged){"lz4\0zstd", 9, {.codec = CODEC_ZSTD, .level = 1}}, "") ==
 	      0);

@@ -1,0 +1,152 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: MIT
+"""Goal: stores of every format that was ever released stay readable, and docs/format.md says how.
+
+Method: the stores in this folder, and ones made now, are read by the store's own code (golden.c) and by read_store.py,
+which was written from the document alone.  Both give the same bytes of each snapshot; of the stores in this folder these
+have the digests that stood in DIGESTS when the store was made.  Then read_store.py gets damaged stores, and may not
+give any bytes that are not right.
+
+  golden.py GOLDEN-PROGRAM SOURCE-FOLDER
+  golden.py --make GOLDEN-PROGRAM FOLDER     make archives and DIGESTS; only when the format changes
+"""
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+KINDS = {"raw": ("none", False), "lz4": ("lz4", False), "zstd": ("zstd:3", False), "sealed": ("lz4", True)}
+HERE = os.path.dirname(os.path.abspath(__file__))
+READER = ["/usr/bin/python3", os.path.join(HERE, "read_store.py")]
+
+
+def run(*argv):
+    subprocess.run(argv, check=True, stderr=subprocess.DEVNULL, timeout=60)
+
+
+def output(*argv):
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          timeout=60).stdout
+
+
+def make(program, folder, kind, state_bytes=3 << 20):
+    """folder/store, and folder/key when it is encrypted."""
+    compression, sealed = KINDS[kind]
+    key = []
+    if sealed:
+        key = [os.path.join(folder, "key")]
+        with open(os.open(key[0], os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
+            f.write(bytes(range(64)))
+    run(program, "make", os.path.join(folder, "store"), compression, str(state_bytes), *key)
+
+
+def key_of(folder):
+    path = os.path.join(folder, "key")
+    return [path] if os.path.exists(path) else []
+
+
+def digest(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def compare(program, folder):
+    """Both readers on folder/store: {id: digest}."""
+    store, ours, theirs = (os.path.join(folder, name) for name in ("store", "ours", "theirs"))
+    key = key_of(folder)
+    flag = ["--key", key[0]] if key else []
+    ids = output(program, "list", store, *key).split()
+    listed = [line.split()[0] for line in output(*READER, *flag, store).splitlines()]
+    assert ids and ids == listed, (ids, listed)
+    digests = {}
+    for number in ids:
+        run(program, "dump", store, number, ours, *key)
+        run(*READER, *flag, store, number, theirs)
+        assert os.path.getsize(ours) > 4096
+        digests[number] = digest(ours)
+        assert digest(theirs) == digests[number], f"snapshot {number}: the readers disagree"
+    return digests
+
+
+def damage(folder, digests, rounds, seed):
+    """One byte of a segment after the other: refused, or it was one that means nothing."""
+    rand = random.Random(seed)
+    store, out = os.path.join(folder, "store"), os.path.join(folder, "theirs")
+    flag = ["--key", *key_of(folder)] if key_of(folder) else []
+    segment = os.path.join(store, "segments", "00000001.seg")
+    used = 4096 * 40
+    refused = 0
+    for _ in range(rounds):
+        at = rand.randrange(used)
+        with open(segment, "r+b") as f:
+            f.seek(at)
+            old = f.read(1)
+            f.seek(at)
+            f.write(bytes([old[0] ^ 1 << rand.randrange(8)]))
+        p = subprocess.run([*READER, *flag, store, "1", out], stderr=subprocess.PIPE, text=True, timeout=60)
+        assert p.returncode == 0 or "not valid" in p.stderr or "Error" in p.stderr, p.stderr
+        assert p.returncode or digest(out) == digests["1"], f"seed {seed}: damage at {at} was not noticed"
+        refused += p.returncode != 0
+        with open(segment, "r+b") as f:
+            f.seek(at)
+            f.write(old)
+    assert refused or rounds < 10, f"seed {seed}: nothing was refused"
+
+
+def read_digests(folder):
+    digests = {}
+    with open(os.path.join(folder, "DIGESTS")) as f:
+        for line in f:
+            name, number, value = line.split()
+            digests.setdefault(name, {})[number] = value
+    return digests
+
+
+def check_archives(program, source):
+    for name, want in read_digests(source).items():
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            with tarfile.open(os.path.join(source, name + ".tar.xz")) as tar:
+                tar.extractall(folder)
+            got = compare(program, folder)
+            assert got == want, f"{name}: {got} instead of {want}"
+            print(f"{name}: {len(got)} snapshots as they were")
+
+
+def check_fresh(program):
+    seed = int(os.environ.get("SNAPD_SEED", random.randrange(1 << 32)))
+    print(f"seed: SNAPD_SEED={seed}")
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            make(program, folder, kind)
+            digests = compare(program, folder)
+            damage(folder, digests, 6, seed)
+            print(f"made now, {kind}: {len(digests)} snapshots alike")
+
+
+def make_archives(program, folder):
+    with open(os.path.join(folder, "DIGESTS"), "w") as f:
+        for kind in KINDS:
+            with tempfile.TemporaryDirectory(dir=".") as work:
+                # What is encrypted does not get smaller: without the blob of several parts.
+                make(program, work, kind, 5000 if KINDS[kind][1] else 3 << 20)
+                with tarfile.open(os.path.join(folder, f"1.0-{kind}.tar.xz"), "w:xz", preset=9) as tar:
+                    for name in ["store"] + (["key"] if key_of(work) else []):
+                        tar.add(os.path.join(work, name), name)
+                for number, value in compare(program, work).items():
+                    f.write(f"1.0-{kind} {number} {value}\n")
+
+
+if __name__ == "__main__":
+    p = subprocess.run(["/usr/bin/python3", "-c", "import lmdb, lz4.block, nacl.bindings, zstandard"],
+                       stderr=subprocess.PIPE)
+    if p.returncode:
+        print("skipped: python3-lmdb, -lz4, -nacl or -zstandard is not installed")
+        sys.exit(77)
+    if sys.argv[1] == "--make":
+        make_archives(*sys.argv[2:])
+    else:
+        check_archives(*sys.argv[1:])
+        check_fresh(sys.argv[1])
