@@ -146,7 +146,7 @@ if __name__ == "__main__":
         print("skipped: python3-lmdb, -lz4, -nacl or -zstandard is not installed")
         sys.exit(77)
     if sys.argv[1] == "--make":
-        make_archives(*sys.argv[2:])
+        make_archives(os.path.abspath(sys.argv[2]), sys.argv[3])
     else:
-        check_archives(*sys.argv[1:])
-        check_fresh(sys.argv[1])
+        check_archives(os.path.abspath(sys.argv[1]), sys.argv[2])
+        check_fresh(os.path.abspath(sys.argv[1]))
