@@ -33,6 +33,8 @@ static int on_save(void *opaque, struct snapd_state_writer *w)
 
 	if (rc == 0)
 		rc = punch_save(m, w);
+	if (rc == 0)
+		rc = spare_save_tables(m);
 	if (rc == 0 && m->opt->digest)
 		rc = digest_save(m, w);
 	return rc;

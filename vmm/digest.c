@@ -6,7 +6,8 @@
  *
  * Defined in snapd/daemon/verify.h: for each page in ascending home GFN, the GFN as 8 bytes
  * little-endian, then the page.  A page's home GFN is where the guest first saw it, so
- * holes, ids, sizes and moves do not change it: low block, areas at their home, DIMM.
+ * holes, ids, sizes and moves do not change it: low block, areas at their home, DIMM,
+ * SMRAM.
  * Where other memory takes an area's place, the old memory is first given up with
  * SNAPD_SLOT_GONE: its home GFNs are free, and become those of the new memory.
  */
@@ -15,6 +16,9 @@
 #include <openssl/evp.h>
 
 #include "vmm/machine.h"
+
+/* No other address space sees it: the first GFN beyond the addresses (agent/backing.c). */
+#define SMRAM_HOME_GFN (1ull << 40)
 
 static bool digest_pages(EVP_MD_CTX *ctx, uint64_t gpa, const void *hva, uint64_t nr_pages)
 {
@@ -44,8 +48,11 @@ static bool digest_ram(struct machine *m, EVP_MD_CTX *ctx)
 				  a->nr_pages))
 			return false;
 	}
-	return m->dimm.fd < 0 ||
-	       digest_pages(ctx, m->params.dimm_gpa, m->dimm.hva, m->dimm.len_bytes / GUEST_PAGE);
+	if (m->dimm.fd >= 0 &&
+	    !digest_pages(ctx, m->params.dimm_gpa, m->dimm.hva, m->dimm.len_bytes / GUEST_PAGE))
+		return false;
+	return m->smram.fd < 0 || digest_pages(ctx, SMRAM_HOME_GFN * GUEST_PAGE, m->smram.hva,
+					       m->smram.len_bytes / GUEST_PAGE);
 }
 
 int digest_save(struct machine *m, struct snapd_state_writer *w)

@@ -159,8 +159,13 @@ int machine_create(struct machine *m, const struct options *opt)
 	uint32_t i;
 	int rc;
 
-	*m = (struct machine){
-		.opt = opt, .kvm_fd = -1, .vm_fd = -1, .low.fd = -1, .main.fd = -1, .dimm.fd = -1};
+	*m = (struct machine){.opt = opt,
+			      .kvm_fd = -1,
+			      .vm_fd = -1,
+			      .low.fd = -1,
+			      .main.fd = -1,
+			      .dimm.fd = -1,
+			      .smram.fd = -1};
 	m->restoring = opt->restore || getenv("SNAPD_RESTORE");
 	atomic_store(&m->live, !m->restoring);
 	pthread_mutex_init(&m->write_lock, NULL);
@@ -189,6 +194,10 @@ int machine_start(struct machine *m)
 	if (rc == 0)
 		rc = device_start(m);
 	if (rc == 0)
+		rc = spare_start(m);
+	if (rc == 0)
+		rc = mirror_start(m);
+	if (rc == 0)
 		rc = punch_start(m);
 	if (rc == 0)
 		rc = epochs_start(m);
@@ -205,6 +214,8 @@ void machine_stop(struct machine *m)
 	atomic_store(&m->stopping, true);
 	punch_stop(m);
 	device_stop(m);
+	spare_stop(m);
+	mirror_stop(m);
 	epochs_stop(m);
 	if (m->agent)
 		snapd_vm_stop(m->agent);
@@ -225,6 +236,8 @@ void machine_destroy(struct machine *m)
 	ram_destroy(m);
 	free(m->puncher);
 	free(m->device);
+	free(m->spare);
+	mirror_destroy(m);
 	free(m->epochs);
 	pthread_mutex_destroy(&m->fail_lock);
 	pthread_mutex_destroy(&m->write_lock);

@@ -27,6 +27,9 @@
 enum slot_id {
 	SLOT_LOW = 0,
 	SLOT_DIMM = 1,
+	SLOT_SMRAM = 2, /* these three in address space 1 */
+	SLOT_SMM_LOW = 3,
+	SLOT_SMM_MAIN = 4,
 	SLOT_AREA0 = 16, /* area i: SLOT_AREA0 + i * AREA_SLOT_IDS … */
 };
 
@@ -63,8 +66,14 @@ struct vcpu {
 	_Atomic uint64_t hole_stores;
 };
 
+#define SPARE_PAGES 64u
+#define SMRAM_PAGES 16u
+#define SMRAM_GPA   0x3fe00000ull /* there is nothing in address space 0 */
+
 struct puncher;
 struct device;
+struct spare;
+struct mirror;
 struct epochs;
 struct simkvm;
 
@@ -76,7 +85,8 @@ struct machine {
 	struct simkvm *sim;	  /* NULL on the kernel's KVM */
 	struct snapd_kvm_ops kvm; /* what this file's own ioctls go through */
 
-	struct ram_block low, main, dimm;
+	struct ram_block low, main, dimm, smram;
+	uint64_t spare_gpa; /* SPARE_PAGES of the low block, and one more */
 	struct area areas[GUEST_MAX_AREAS];
 	uint32_t nr_areas;
 	struct guest_params params; /* as written to the guest */
@@ -92,6 +102,8 @@ struct machine {
 
 	struct puncher *puncher;
 	struct device *device;
+	struct spare *spare;
+	struct mirror *mirror;
 	struct epochs *epochs;
 };
 
@@ -110,8 +122,8 @@ void ram_destroy(struct machine *m);
 int ram_block_create(struct ram_block *b, const char *name, size_t len_bytes,
 		     enum ram_backing backing);
 void ram_block_destroy(struct ram_block *b);
-int ram_map_slot(struct machine *m, uint32_t slot, uint64_t gpa, const struct ram_block *b,
-		 uint64_t offset, uint64_t len_bytes);
+int ram_map_slot(struct machine *m, uint32_t as_id, uint32_t slot, uint64_t gpa,
+		 const struct ram_block *b, uint64_t offset, uint64_t len_bytes);
 int ram_unmap_slot(struct machine *m, uint32_t slot, uint32_t flags);
 /* A u64 of the low block, as the guest sees it. */
 _Atomic uint64_t *ram_word(struct machine *m, uint64_t gpa);
@@ -157,6 +169,18 @@ void device_stop(struct machine *m);
 uint64_t device_writes(struct machine *m);
 int device_save(struct machine *m, struct snapd_state_writer *w);
 int device_load(struct machine *m, const struct snapd_state_reader *r);
+
+/* spare.c */
+int spare_start(struct machine *m); /* nothing to do without --vhost and --balloon */
+void spare_stop(struct machine *m);
+void spare_get(struct machine *m, uint64_t *writes, uint64_t *discards);
+int spare_save_tables(struct machine *m);
+
+/* mirror.c */
+int mirror_start(struct machine *m); /* nothing to do without --mirror */
+void mirror_stop(struct machine *m);
+void mirror_destroy(struct machine *m);
+uint64_t mirror_checks(struct machine *m);
 
 /* epochs.c */
 int epochs_start(struct machine *m); /* nothing to do without --epoch-ms */

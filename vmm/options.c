@@ -10,8 +10,8 @@
 
 #include "vmm/options.h"
 
-const char *const punch_names[PUNCH_NR_PATTERNS] = {"hole", "resize",	    "newid", "merge",
-						    "move", "otherbacking", "remove"};
+const char *const punch_names[PUNCH_NR_PATTERNS] = {"hole", "resize", "newid",	      "merge",
+						    "move", "alias",  "otherbacking", "remove"};
 const char *const tracking_names[TRACK_NR] = {"auto", "ring", "log", "log-initially-set",
 					      "log-get-clears"};
 const char *const workload_names[GUEST_NR_WORKLOADS] = {"sequential", "random", "hotcold", "mix"};
@@ -33,15 +33,20 @@ static const char help_text[] =
 	"         --writes N        end after N writes per vCPU\n"
 	"         --seed N          of all random choices (default: from the system)\n"
 	"memslots --punch RATE      changes per second\n"
-	"         --punch-pattern P[,P]...  hole resize newid merge move otherbacking remove\n"
-	"                           mix: the first five; all (default hole)\n"
+	"         --punch-pattern P[,P]...  hole resize newid merge move alias otherbacking "
+	"remove\n"
+	"                           mix: the first six; all (default hole)\n"
 	"         --punch-mode M    running or paused vCPUs (default running)\n"
 	"device   --device RATE     a device writes RATE pages per second\n"
+	"         --vhost RATE      likewise, a back end that logs what it writes\n"
+	"         --balloon RATE    pages given back to the host and taken again\n"
 	"kvm      --accel A         kvm or sim (default kvm)\n"
 	"         --dirty B         auto, ring, log, log-initially-set, log-get-clears: how\n"
 	"                           written pages are found (default auto)\n"
 	"         --ring N          dirty ring entries per vCPU (default: the most there are)\n"
 	"         --harvest-us N    slowest harvest interval (default: the agent's)\n"
+	"         --mirror N        every N ms, copy what is dirty; at times compare it all\n"
+	"         --smm N           with --accel sim: every Nth step sees address space 1\n"
 	"         --epoch-ms N      look at dirty pages every N ms, as a display would\n"
 	"         --no-log          no dirty logging at all, for comparing speed\n"
 	"snapd    --name NAME       of the VM (default vm-PID)\n"
@@ -78,6 +83,10 @@ enum option_id {
 	OPT_RING,
 	OPT_HARVEST,
 	OPT_EPOCH,
+	OPT_VHOST,
+	OPT_BALLOON,
+	OPT_MIRROR,
+	OPT_SMM,
 	OPT_PLAIN,
 	OPT_NO_LOG,
 	OPT_NAME,
@@ -113,6 +122,10 @@ static const struct option long_options[] = {
 	{"dirty", required_argument, NULL, OPT_DIRTY},
 	{"ring", required_argument, NULL, OPT_RING},
 	{"harvest-us", required_argument, NULL, OPT_HARVEST},
+	{"vhost", required_argument, NULL, OPT_VHOST},
+	{"balloon", required_argument, NULL, OPT_BALLOON},
+	{"mirror", required_argument, NULL, OPT_MIRROR},
+	{"smm", required_argument, NULL, OPT_SMM},
 	{"epoch-ms", required_argument, NULL, OPT_EPOCH},
 	{"plain", no_argument, NULL, OPT_PLAIN},
 	{"no-log", no_argument, NULL, OPT_NO_LOG},
@@ -228,7 +241,8 @@ static int parse_patterns(const char *s, uint32_t *ret)
 			mask |= (1u << PUNCH_NR_PATTERNS) - 1;
 		else
 			return bad("punch-pattern", s,
-				   "hole, resize, newid, merge, move, otherbacking, remove, mix or "
+				   "hole, resize, newid, merge, move, alias, otherbacking, remove, "
+				   "mix or "
 				   "all");
 		p += len;
 	} while (*p++);
@@ -315,6 +329,14 @@ static int parse_vmm_option(struct options *opt, int c)
 		return parse_u32("ring", optarg, 256, 65536, &opt->ring_entries);
 	case OPT_HARVEST:
 		return parse_u32("harvest-us", optarg, 1, 60000000, &opt->harvest_us);
+	case OPT_VHOST:
+		return parse_double("vhost", optarg, 1e6, &opt->vhost_rate);
+	case OPT_BALLOON:
+		return parse_double("balloon", optarg, 1e6, &opt->balloon_rate);
+	case OPT_MIRROR:
+		return parse_u32("mirror", optarg, 0, 3600000, &opt->mirror_ms);
+	case OPT_SMM:
+		return parse_u32("smm", optarg, 0, 1000000, &opt->smm);
 	case OPT_EPOCH:
 		return parse_u32("epoch-ms", optarg, 0, 3600000, &opt->epoch_ms);
 	case OPT_DURATION:
@@ -379,6 +401,16 @@ static int options_check(struct options *opt)
 	if (opt->sim && opt->tracking > TRACK_RING) {
 		fprintf(stderr, "snapvm: --dirty %s: the simulated KVM has rings only\n",
 			tracking_names[opt->tracking]);
+		return -EINVAL;
+	}
+	if (opt->smm &&
+	    (!opt->sim || opt->dimm_bytes || opt->punch_patterns & 1u << PUNCH_OTHERBACKING)) {
+		fprintf(stderr,
+			"snapvm: --smm needs --accel sim, without --dimm and otherbacking\n");
+		return -EINVAL;
+	}
+	if (opt->balloon_rate > 0 && opt->backing == RAM_HUGETLB) {
+		fprintf(stderr, "snapvm: --balloon: a page of hugetlbfs is not one to give back\n");
 		return -EINVAL;
 	}
 	if (opt->ring_entries & (opt->ring_entries - 1)) {

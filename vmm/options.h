@@ -13,6 +13,7 @@ enum punch_pattern {
 	PUNCH_NEWID,	    /* the same slot under another id */
 	PUNCH_MERGE,	    /* the area comes back as one slot at its home */
 	PUNCH_MOVE,	    /* the area is seen at another address */
+	PUNCH_ALIAS,	    /* the area is seen at two addresses */
 	PUNCH_OTHERBACKING, /* other memory takes the area's place for good */
 	PUNCH_REMOVE,	    /* the DIMM is unplugged for good, and another one plugged in */
 	PUNCH_NR_PATTERNS
@@ -58,6 +59,10 @@ struct options {
 	uint32_t punch_patterns; /* bit enum punch_pattern */
 	bool punch_paused;
 	double device_rate;  /* pages per second, 0: no device */
+	double vhost_rate;   /* of a back end with a dirty log, 0: none */
+	double balloon_rate; /* pages filled or given back per second, 0: none */
+	uint32_t mirror_ms;  /* between two looks of a consumer with a copy, 0: none */
+	uint32_t smm;	     /* every n-th step is in address space 1, 0: none */
 	uint32_t epoch_ms;   /* between two emptyings of a set of dirty pages, 0: none */
 	uint32_t harvest_us; /* slowest harvest, 0: the agent's own */
 	bool digest;

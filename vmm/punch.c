@@ -122,7 +122,7 @@ static void plan_draw(struct puncher *p, struct plan *plan)
 		plan_parts(p, plan, nr_pages);
 	else
 		plan_whole(plan, nr_pages);
-	plan->window = plan->pattern == PUNCH_MOVE;
+	plan->window = plan->pattern == PUNCH_MOVE || plan->pattern == PUNCH_ALIAS;
 	p->stats.ops[plan->pattern]++;
 	p->stats.total++;
 	pthread_mutex_unlock(&m->write_lock);
@@ -163,7 +163,7 @@ static int area_add(struct machine *m, struct area *a, const struct view *v, uin
 	uint32_t id = a->next_id++ % AREA_SLOT_IDS;
 
 	a->ids |= 1u << id;
-	return ram_map_slot(m, area_slot(m, a, id), gpa + v->first_page * GUEST_PAGE, a->backing,
+	return ram_map_slot(m, 0, area_slot(m, a, id), gpa + v->first_page * GUEST_PAGE, a->backing,
 			    a->backing_offset + v->first_page * GUEST_PAGE,
 			    v->nr_pages * GUEST_PAGE);
 }
@@ -189,6 +189,8 @@ static int area_change_once(struct machine *m, struct area *a, const struct plan
 		a->next_id = 0;
 	for (i = 0; rc == 0 && i < plan->nr_views; i++)
 		rc = area_add(m, a, &plan->views[i], gpa);
+	if (rc == 0 && plan->pattern == PUNCH_ALIAS)
+		rc = area_add(m, a, &plan->views[0], a->gpa);
 	return rc;
 }
 
@@ -401,7 +403,7 @@ void punch_on_plug(struct machine *m)
 				: 0;
 
 	if (rc == 0)
-		rc = ram_map_slot(m, SLOT_DIMM, m->params.dimm_gpa, &m->dimm, 0, len);
+		rc = ram_map_slot(m, 0, SLOT_DIMM, m->params.dimm_gpa, &m->dimm, 0, len);
 	if (rc) {
 		machine_fail(m, "DIMM in: %s: %s", strerror(-rc), snapd_vm_error(m->agent));
 		return;

@@ -79,13 +79,14 @@ static uint64_t gib_after(uint64_t gpa, uint64_t len_bytes)
 	return ALIGN_UP(gpa + len_bytes, GUEST_GIB);
 }
 
-static void layout_low(struct guest_params *p, uint64_t *low_bytes)
+static void layout_low(struct machine *m, struct guest_params *p, uint64_t *low_bytes)
 {
 	uint64_t table = ALIGN_UP((p->main_pages + p->dimm_pages) * 8, GUEST_PAGE);
 
 	p->device_table_gpa = GUEST_TABLE_GPA + table;
 	p->device_gpa = p->device_table_gpa + ALIGN_UP(p->device_pages * 8, GUEST_PAGE);
-	*low_bytes = ALIGN_UP(p->device_gpa + p->device_pages * GUEST_PAGE, 2ull << 20);
+	m->spare_gpa = p->device_gpa + p->device_pages * GUEST_PAGE;
+	*low_bytes = ALIGN_UP(m->spare_gpa + (SPARE_PAGES + 1) * GUEST_PAGE, 2ull << 20);
 }
 
 static void layout_areas(struct machine *m)
@@ -119,24 +120,40 @@ static void ram_layout(struct machine *m, uint64_t *low_bytes)
 	p->dimm_pages = opt->dimm_bytes / GUEST_PAGE;
 	p->dimm_gpa = gib_after(GUEST_MAIN_GPA, opt->mem_bytes);
 	p->device_pages = opt->device_rate > 0 ? 64 : 0;
-	layout_low(p, low_bytes);
+	layout_low(m, p, low_bytes);
 	layout_areas(m);
+}
+
+/* What a CPU in SMM sees: RAM once more, and SMRAM. */
+static int ram_map_smm(struct machine *m)
+{
+	int rc = ram_map_slot(m, 1, SLOT_SMM_LOW, 0, &m->low, 0, m->low.len_bytes);
+
+	if (rc == 0)
+		rc = ram_map_slot(m, 1, SLOT_SMM_MAIN, GUEST_MAIN_GPA, &m->main, 0,
+				  m->main.len_bytes);
+	if (rc == 0)
+		rc = ram_map_slot(m, 1, SLOT_SMRAM, SMRAM_GPA, &m->smram, 0, m->smram.len_bytes);
+	return rc;
 }
 
 static int ram_map_all(struct machine *m)
 {
 	uint32_t i;
-	int rc = ram_map_slot(m, SLOT_LOW, 0, &m->low, 0, m->low.len_bytes);
+	int rc = ram_map_slot(m, 0, SLOT_LOW, 0, &m->low, 0, m->low.len_bytes);
 
 	for (i = 0; rc == 0 && i < m->nr_areas; i++) {
 		struct area *a = &m->areas[i];
 
-		rc = ram_map_slot(m, SLOT_AREA0 + i * AREA_SLOT_IDS, a->gpa, a->backing,
+		rc = ram_map_slot(m, 0, SLOT_AREA0 + i * AREA_SLOT_IDS, a->gpa, a->backing,
 				  a->backing_offset, a->nr_pages * GUEST_PAGE);
 		a->ids = 1;
 	}
 	if (rc == 0 && m->params.dimm_pages)
-		rc = ram_map_slot(m, SLOT_DIMM, m->params.dimm_gpa, &m->dimm, 0, m->dimm.len_bytes);
+		rc = ram_map_slot(m, 0, SLOT_DIMM, m->params.dimm_gpa, &m->dimm, 0,
+				  m->dimm.len_bytes);
+	if (rc == 0 && m->opt->smm)
+		rc = ram_map_smm(m);
 	return rc;
 }
 
@@ -149,6 +166,9 @@ int ram_create(struct machine *m)
 	rc = ram_block_create(&m->low, "snapvm-low", low_bytes, m->opt->backing);
 	if (rc == 0)
 		rc = ram_block_create(&m->main, "snapvm-main", m->opt->mem_bytes, m->opt->backing);
+	if (rc == 0 && m->opt->smm)
+		rc = ram_block_create(&m->smram, "snapvm-smram", SMRAM_PAGES * GUEST_PAGE,
+				      m->opt->backing);
 	if (rc == 0 && m->opt->dimm_bytes)
 		rc = ram_block_create(&m->dimm, "snapvm-dimm", m->opt->dimm_bytes, m->opt->backing);
 	if (rc) {
@@ -169,15 +189,17 @@ void ram_destroy(struct machine *m)
 		ram_block_destroy(&m->areas[i].own);
 		pthread_mutex_destroy(&m->areas[i].lock);
 	}
+	ram_block_destroy(&m->smram);
 	ram_block_destroy(&m->dimm);
 	ram_block_destroy(&m->main);
 	ram_block_destroy(&m->low);
 }
 
-int ram_map_slot(struct machine *m, uint32_t slot, uint64_t gpa, const struct ram_block *b,
-		 uint64_t offset, uint64_t len_bytes)
+int ram_map_slot(struct machine *m, uint32_t as_id, uint32_t slot, uint64_t gpa,
+		 const struct ram_block *b, uint64_t offset, uint64_t len_bytes)
 {
 	const struct snapd_memslot s = {.slot = slot,
+					.as_id = (uint16_t)as_id,
 					.gpa = gpa,
 					.size_bytes = len_bytes,
 					.hva = (char *)b->hva + offset,

@@ -80,7 +80,7 @@ static void put_agent(FILE *f, struct machine *m)
 static void put_json(FILE *f, struct machine *m, double seconds)
 {
 	struct totals t = add_up(m);
-	uint64_t epochs, pages;
+	uint64_t epochs, pages, spare_writes, discards;
 
 	fprintf(f, "{\"pid\":%d,\"name\":", (int)getpid());
 	put_string(f, m->opt->name ? m->opt->name : "");
@@ -91,6 +91,11 @@ static void put_json(FILE *f, struct machine *m, double seconds)
 		",\"verified\":%" PRIu64 ",\"device_ok\":%" PRIu64 ",\"device_writes\":%" PRIu64
 		",\"hole_loads\":%" PRIu64 ",\"hole_stores\":%" PRIu64,
 		t.verified, t.device_ok, device_writes(m), t.hole_loads, t.hole_stores);
+	spare_get(m, &spare_writes, &discards);
+	fprintf(f,
+		",\"spare_writes\":%" PRIu64 ",\"discards\":%" PRIu64
+		",\"mirror_checks\":%" PRIu64,
+		spare_writes, discards, mirror_checks(m));
 	put_punches(f, m);
 	epochs_get(m, &epochs, &pages);
 	fprintf(f, ",\"epochs\":{\"total\":%" PRIu64 ",\"pages\":%" PRIu64 "}", epochs, pages);

@@ -16,8 +16,20 @@
 #define WL_STORE(gpa, value) simkvm_store(cpu, gpa, value)
 #include "vmm/guest/workload.h"
 
+/* Some steps are in SMM: the same work by the other address space, and a word of SMRAM. */
 static void step(struct simkvm_cpu *cpu, uint64_t rdi, void *opaque)
 {
+	const struct options *opt = opaque;
+	uint64_t n;
+
+	if (opt->smm) {
+		n = simkvm_load(cpu, guest_ctl_gpa(rdi) + offsetof(struct guest_ctl, counter));
+		if (n % opt->smm == 0) {
+			simkvm_enter_space(cpu, 1);
+			simkvm_store(cpu,
+				     SMRAM_GPA + (n + rdi) % SMRAM_PAGES * GUEST_PAGE + rdi * 8, n);
+		}
+	}
 	workload_step(cpu, rdi);
 }
 
@@ -25,6 +37,8 @@ int simguest_open(struct machine *m)
 {
 	const struct simkvm_config config = {
 		.step = step,
+		.opaque = (void *)m->opt,
+		.backup_bitmap = true,
 		.period_ns = m->opt->rate ? 1000000000u / m->opt->rate : 0,
 	};
 	int rc = simkvm_create(&config, &m->sim);

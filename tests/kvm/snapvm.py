@@ -15,13 +15,14 @@ snapvm, accel = sys.argv[1:3]
 seed = int(os.environ.get("SNAPD_SEED") or random.getrandbits(31))
 base = ["--accel", accel, "--socket", "/nonexistent/agent.sock", "--mem", "16M", "--device", "500",
         "--json", "--quiet", "--seed", str(seed), "--duration", "0.8"]
-patterns = ["hole", "resize", "newid", "merge", "move", "otherbacking", "remove"]
+patterns = ["hole", "resize", "newid", "merge", "move", "alias", "otherbacking", "remove"]
 runs = [["--workload", w] for w in ("sequential", "random", "hotcold", "mix")]
 runs += [["--punch", "100", "--punch-pattern", p, "--dimm", "4M"] for p in patterns]
 runs += [["--punch", "100", "--punch-pattern", "all", "--dimm", "4M", "--punch-mode", "paused", "--ring", "1024"],
          ["--workload", "sequential", "--writes", "3000", "--duration", "60", "--rate", "10000"],
          ["--epoch-ms", "10", "--ring", "1024", "--punch", "20", "--punch-pattern", "mix"],
-         ["--plain", "--vcpus", "1"]]
+         ["--vhost", "500", "--balloon", "500", "--mirror", "10", "--punch", "100", "--punch-pattern", "mix"],
+        ["--plain", "--vcpus", "1"]]
 
 print(f"seed {seed} (repeat with SNAPD_SEED={seed})")
 for args in runs:
@@ -39,6 +40,8 @@ for args in runs:
         assert r["verified"] and r["device_ok"], f"{what}: nothing was verified: {r}"
     if "--writes" in args:
         assert r["writes"] == [3000, 3000], f"{what}: {r['writes']}"
+    if "--mirror" in args:
+        assert r["spare_writes"] and r["discards"] and r["mirror_checks"], f"{what}: {r}"
     if "--epoch-ms" in args:
         assert r["epochs"]["total"] > 1 and r["epochs"]["pages"], f"{what}: {r['epochs']}"
     for pattern in patterns:

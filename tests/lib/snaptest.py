@@ -213,6 +213,13 @@ class Vm:
     def alive(self):
         return self.process.poll() is None
 
+    def ends_within(self, seconds):
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def check(self):
         if not self.alive():
             raise RuntimeError(f"{self.name} ended with {self.process.returncode}: the guest found an error, "

@@ -3,7 +3,8 @@
 """The oracle: thousands of epochs of a guest that counts, each compared by whole-memory SHA-256.
 
 Two vCPUs stamp pages while memslots are punched, resized, merged, moved and removed, a device writes
-guest memory, rings are small, and the service is killed (-9), restarted and stopped in the middle.
+guest memory by each route (marks, a vhost-style log, a balloon), consumers come and go, rings are
+small, and the service is killed (-9), restarted and stopped in the middle.
 At each snapshot the VMM itself takes, while paused, a SHA-256 of all its RAM; `verify` recomputes it
 from the store alone.  Rollbacks go to random points of the tree, each followed by a check of digest
 and vCPU state while still paused.  And the guest checks its own memory all the time: a page lost by a
@@ -32,8 +33,9 @@ class Missed(Exception):
 class Campaign:
     def __init__(self, bench, args, rng):
         self.b, self.args, self.rng = bench, args, rng
+        self.vm = None
         self.taken = []          # (id, digest) of acknowledged snapshots
-        self.counts = dict(epochs=0, verified=0, rollbacks=0, kills=0, freezes=0, refused=0)
+        self.counts = dict(epochs=0, verified=0, rollbacks=0, kills=0, restarts=0, restores=0, freezes=0, refused=0)
         self.unplugs = args.punch_pattern == "all" or "remove" in args.punch_pattern
 
     def vm_args(self):
@@ -46,6 +48,10 @@ class Campaign:
                 got += ["--dimm", "4M"]
         if a.device:
             got += ["--device", a.device]
+        broken = a.heal or a.expect_miss    # then the store has to notice, not the VMM's own mirror
+        for name in ("vhost", "balloon", "mirror", "smm"):
+            if getattr(a, name) and not (broken and name == "mirror"):
+                got += ["--" + name, getattr(a, name)]
         if a.dirty:
             got += ["--dirty", a.dirty]
         if a.ring:
@@ -61,7 +67,8 @@ class Campaign:
         self.b.start()
 
     def boot(self):
-        self.vm = self.b.vm("guest", *self.vm_args(), program=self.args.program, nice=10)
+        self.command = self.vm_args()
+        self.vm = self.b.vm("guest", *self.command, program=self.args.program, nice=10)
         self.b.vm_ready("guest")
 
     def verify(self, snap):
@@ -130,6 +137,28 @@ class Campaign:
             self.taken.append((extra, self.verify(extra)))
         return job
 
+    def step_restart(self):
+        self.b.stop()
+        time.sleep(self.rng.random() * 0.05)
+        self.start_service()
+        self.b.vm_ready("guest")
+        self.counts["restarts"] += 1
+
+    def step_restore(self):
+        """Another VM starts from a snapshot, checks its memory as it runs, and is snapshotted in turn."""
+        if self.unplugs:
+            return                          # it would start with a DIMM that the snapshot may not have
+        snap, _ = self.rng.choice(self.taken)
+        copy = self.b.vm("copy", *self.command, program=self.args.program, nice=10, env={"SNAPD_RESTORE": str(snap)})
+        self.b.vm_ready("copy")
+        time.sleep(0.05)
+        self.verify(self.b.snapshot("copy")["id"])
+        try:
+            copy.stop()
+        except RuntimeError as e:
+            raise Missed(f"restored from {snap}, the guest found its memory wrong: {e}") from e
+        self.counts["restores"] += 1
+
     def step_freeze(self):
         """The service hangs for a while: the guest must not."""
         self.b.service.send_signal(signal.SIGSTOP)
@@ -158,7 +187,8 @@ class Campaign:
         self.step_snapshot()
         end = time.monotonic() + a.limit
         steps = [(self.step_snapshot, 100), (self.step_old, a.old), (self.step_rollback, a.rollback),
-                 (self.step_kill, a.kill), (self.step_freeze, a.freeze)]
+                 (self.step_kill, a.kill), (self.step_freeze, a.freeze), (self.step_restart, a.restart),
+                 (self.step_restore, a.restore)]
         fns, weights = zip(*steps)
         while self.counts["epochs"] < a.epochs and time.monotonic() < end:
             self.vm.check()
@@ -187,7 +217,7 @@ def main():
     p.add_argument("--limit", type=float, default=300, help="seconds")
     p.add_argument("--at-least", type=int, default=0, help="epochs in that time (default: all of them)")
     p.add_argument("--seed", type=int)
-    p.add_argument("--mem", default="16M")
+    p.add_argument("--mem", default="8M")
     p.add_argument("--vcpus", default="2")
     p.add_argument("--workload", default="random")
     p.add_argument("--dirty", default="", help="the agent's way of dirty tracking")
@@ -197,9 +227,15 @@ def main():
     p.add_argument("--punch-pattern", default="mix")
     p.add_argument("--punch-mode", default="running")
     p.add_argument("--device", default="200")
+    p.add_argument("--vhost", default="200", help="pages per second by a back end with a dirty log")
+    p.add_argument("--balloon", default="200", help="pages per second filled or given back")
+    p.add_argument("--mirror", default="20", help="ms between two looks of a consumer with a copy")
+    p.add_argument("--smm", default="", help="with --accel sim: every n-th step sees address space 1")
     p.add_argument("--old", type=float, default=3, help="weights against 100 of a snapshot")
     p.add_argument("--rollback", type=float, default=5)
     p.add_argument("--kill", type=float, default=1)
+    p.add_argument("--restart", type=float, default=0.5)
+    p.add_argument("--restore", type=float, default=0.5)
     p.add_argument("--freeze", type=float, default=1)
     p.add_argument("--program", default="snapvm")
     p.add_argument("--expect-miss", action="store_true")
@@ -216,8 +252,8 @@ def main():
             campaign = Campaign(b, args, rng)
             try:
                 campaign.run()
-            except (RuntimeError, Missed) as e:
-                dead = campaign.__dict__.get("vm") and not campaign.vm.alive()
+            except (RuntimeError, Missed, Failed) as e:
+                dead = campaign.vm and campaign.vm.ends_within(2)   # the guest or its mirror saw it first
                 if not (args.expect_miss and (isinstance(e, Missed) or dead)):
                     raise
                 verdict = e
