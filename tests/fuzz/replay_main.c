@@ -2,7 +2,8 @@
 /*
  * Runs a fuzz target over the files of a directory, and over damaged forms of each
  * (cut at every length up to a limit, random bits flipped), so that the corpus is a
- * plain test under any compiler and sanitizer.  usage: replay DIR
+ * plain test under any compiler and sanitizer.  usage: replay DIR [FORMS]; FORMS of
+ * each input, 1000 if not given.
  *
  * Each input lies in a heap block of exactly its size, 64-aligned: a read behind
  * its end is one that ASan sees.
@@ -19,8 +20,7 @@
 #include "tests/lib/rand.h"
 
 #define INPUT_MAX (1u << 20)
-#define NR_CUTS	  600u
-#define NR_FLIPS  400u
+#define FORMS	  1000u
 
 static void run_copy(const uint8_t *data, size_t len, size_t flips, struct rand *r)
 {
@@ -34,16 +34,18 @@ static void run_copy(const uint8_t *data, size_t len, size_t flips, struct rand 
 	free(copy);
 }
 
-static void run_input(const uint8_t *data, size_t len, struct rand *r)
+static void run_input(const uint8_t *data, size_t len, size_t forms, struct rand *r)
 {
+	size_t nr_cuts = forms * 3 / 5;
+
 	run_copy(data, len, 0, r);
-	for (size_t i = 0; i < NR_CUTS && i < len; i++)
-		run_copy(data, len <= NR_CUTS ? i : rand_below(r, len), 0, r);
-	for (size_t i = 0; i < NR_FLIPS; i++)
+	for (size_t i = 0; i < nr_cuts && i < len; i++)
+		run_copy(data, len <= nr_cuts ? i : rand_below(r, len), 0, r);
+	for (size_t i = 0; i < forms - nr_cuts; i++)
 		run_copy(data, len, 1 + rand_below(r, 4), r);
 }
 
-static bool run_file(const char *dir, const char *name, struct rand *r)
+static bool run_file(const char *dir, const char *name, size_t forms, struct rand *r)
 {
 	_cleanup_free_ uint8_t *data = malloc(INPUT_MAX);
 	char path[4096];
@@ -58,7 +60,7 @@ static bool run_file(const char *dir, const char *name, struct rand *r)
 	}
 	len = fread(data, 1, INPUT_MAX, f);
 	fclose(f);
-	run_input(data, len, r);
+	run_input(data, len, forms, r);
 	return true;
 }
 
@@ -66,16 +68,17 @@ int main(int argc, char **argv)
 {
 	struct rand r = rand_of(rand_seed());
 	struct dirent *d;
+	size_t forms = argc > 2 ? strtoul(argv[2], NULL, 10) : FORMS;
 	unsigned int nr = 0;
 	DIR *dir;
 
-	if (argc != 2 || !(dir = opendir(argv[1]))) {
-		fprintf(stderr, "usage: %s CORPUS-DIRECTORY\n", argv[0]);
+	if (argc < 2 || !(dir = opendir(argv[1]))) {
+		fprintf(stderr, "usage: %s CORPUS-DIRECTORY [FORMS]\n", argv[0]);
 		return 2;
 	}
 	while ((d = readdir(dir)) != NULL)
 		if (d->d_name[0] != '.') {
-			if (!run_file(argv[1], d->d_name, &r))
+			if (!run_file(argv[1], d->d_name, forms, &r))
 				return 1;
 			nr++;
 		}
