@@ -329,13 +329,13 @@ static size_t least_length(uint16_t type)
 	case SNAPD_MSG_SYNC:
 		return sizeof(struct snapd_msg_sync);
 	case SNAPD_MSG_PAUSE:
-		return sizeof(struct snapd_msg_pause);
+		return SNAPD_1_0_PAUSE_BYTES;
 	case SNAPD_MSG_REWRITE:
 		return sizeof(struct snapd_msg_rewrite);
 	case SNAPD_MSG_LOAD:
-		return sizeof(struct snapd_msg_load);
+		return SNAPD_1_0_LOAD_BYTES;
 	case SNAPD_MSG_RESUME:
-		return sizeof(struct snapd_msg_resume);
+		return SNAPD_1_0_RESUME_BYTES;
 	default:
 		return SIZE_MAX;
 	}

@@ -14,6 +14,10 @@
  * (madvise(MADV_DONTNEED) on the RAM mapping drops leaf entries only; an upper
  * level that points to the shadow of another table survives it.)  Where the hardware
  * walks the guest's tables itself there is nothing to cure (arch_ops.shadows).
+ *
+ * The cure need not wait for the writes: KVM makes a shadow page when a vCPU runs and
+ * misses one, and none runs before LOAD is done.  So dropping them all while the
+ * service still writes is as good as afterwards.
  */
 #include "agent/vm.h"
 
@@ -346,6 +350,19 @@ static int apply(struct snapd_vm *vm, const struct target *t, bool cure, uint64_
 	return r;
 }
 
+/* A failure is met again in LOAD, which may fail. */
+void layout_cure_ahead(struct snapd_vm *vm)
+{
+	uint64_t begin = now_ns();
+
+	pthread_mutex_lock(&vm->slots_lock);
+	/* Else each slot is deleted and added: not to a VM that may be let go. */
+	if (vm->shadows && vm->zap_all)
+		vm->cured = shadow_zap_all(vm, NULL) >= 0;
+	pthread_mutex_unlock(&vm->slots_lock);
+	vm->cure_ns = now_ns() - begin;
+}
+
 /* Memory that the snapshot does not know, such as a DIMM plugged in since, is no part of
  * the VM any more: else it would be stored with the next one, and nobody could see it. */
 static int drop_unknown(struct snapd_vm *vm, const struct snapd_state_reader *r, struct err *e)
@@ -366,15 +383,18 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 		uint64_t *cure_ns, struct err *e)
 {
 	uint64_t begin = now_ns();
+	bool same = true, cure = !vm->cured;
 	struct target t = {0};
-	bool same = true;
 	int ret;
+
+	vm->cured = false; /* should this fail, the next is not to rely on it */
 
 	pthread_mutex_lock(&vm->slots_lock);
 	ret = target_read(vm, r, &t, e);
 	if (ret >= 0) {
 		same = is_current(vm, &t);
-		ret = apply(vm, &t, vm->arch->shadows(&vm->kvm, r), cure_ns, e);
+		ret = apply(vm, &t, cure && (vm->shadows || vm->arch->shadows(&vm->kvm, r)),
+			    cure_ns, e);
 	}
 	if (ret >= 0)
 		ret = drop_unknown(vm, r, e);
@@ -383,5 +403,7 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 		vm->cb.layout(vm->opaque, t.slots, t.nr);
 	free(t.slots);
 	*layout_ns = now_ns() - begin - *cure_ns;
+	*cure_ns += vm->cure_ns;
+	vm->cure_ns = 0;
 	return ret < 0 ? ret : 0;
 }

@@ -9,6 +9,10 @@
  *      │◄─connection lost, lease over                              │
  *      └◄─────────────────────────────────────────────────RESUME───┘
  *
+ * In one step each: PAUSE with REWRITE goes to REWRITING, LOAD with RESUME to RUNNING.
+ * RESUME with UNTOUCHED goes back from REWRITING, as long as nobody can have written:
+ * not after REWRITE or LOAD, nor on another connection.
+ *
  * A VM that waits to be restored (RESTORING) takes LOAD at once, pausing itself;
  * should the connection be lost then, the next one begins the restore anew.
  * REWRITING lasts until RESUME, not LOADED: before the service has set `base` the
@@ -48,19 +52,23 @@ static void release(struct snapd_vm *vm)
 	if (vm->service_paused)
 		vcpus_release(vm);
 	vm->service_paused = vm->rewriting = vm->loaded = false;
+	vm->untouched = vm->cured = false;
 }
 
-static void resume(struct snapd_vm *vm)
+/* How long the VM stood. */
+static uint64_t resume(struct snapd_vm *vm)
 {
 	release(vm);
 	if (atomic_exchange(&vm->restore_wait, false))
 		vcpus_release(vm);
+	return vcpus_wait_left(vm) - vm->paused_at_ns;
 }
 
 void request_abandon(struct snapd_vm *vm)
 {
 	if (!vm->service_paused)
 		return;
+	vm->untouched = false; /* by the next connection's knowledge */
 	if (vm->rewriting && !atomic_load(&vm->restore_wait)) {
 		vm->loaded = false;
 		vm_log(vm, SNAPD_LOG_WARN,
@@ -228,14 +236,27 @@ static int save_state(struct snapd_vm *vm, uint64_t *len_bytes, struct err *e)
 	return r;
 }
 
+/* Before anything else can come of the connection, its loss included. */
+static void rewrite_begin(struct snapd_vm *vm, struct snapd_point to)
+{
+	vm->rewriting = true;
+	vm->loaded = vm->untouched = false;
+	vm->rewrite_to = to;
+}
+
 static void on_pause(struct snapd_vm *vm, const struct snapd_msg_pause *m)
 {
 	struct snapd_msg_paused out = {.h = {.type = SNAPD_MSG_PAUSED, .req = m->h.req}};
 	uint64_t begin = now_ns(), stopped, saved;
+	bool was_paused = vm->service_paused;
 	_cleanup_fd_ int fd = -1;
 	struct err e = {0};
 	int r = 0;
 
+	if (m->flags & SNAPD_PAUSE_REWRITE && m->h.len < sizeof(*m)) {
+		conn_drop(vm, "it sent too short a message");
+		return;
+	}
 	if (vm->service_paused && !vm->rewriting)
 		r = err_set(&e, EBUSY, "the VM is paused already");
 	else if (!vm->service_paused)
@@ -261,8 +282,13 @@ static void on_pause(struct snapd_vm *vm, const struct snapd_msg_pause *m)
 	out.state_ns = saved - stopped;
 	out.harvest_ns = now_ns() - saved;
 	out.publish_seq = atomic_load(&vm->shm->publish_seq);
-	if (conn_tell(vm) >= 0)
-		conn_send(vm, &out, sizeof(out), fd);
+	if (conn_tell(vm) < 0 || conn_send(vm, &out, sizeof(out), fd) < 0)
+		return;
+	if (m->flags & SNAPD_PAUSE_REWRITE) {
+		rewrite_begin(vm, m->to);
+		vm->untouched = !was_paused;
+		layout_cure_ahead(vm);
+	}
 }
 
 static void on_sync(struct snapd_vm *vm, const struct snapd_msg_sync *m)
@@ -283,6 +309,8 @@ static void on_sync(struct snapd_vm *vm, const struct snapd_msg_sync *m)
 
 static int vcpu_load(struct snapd_vcpu *v, struct err *e)
 {
+	if (v->vm->runs_on)
+		vcpus_stay_awake(v->vm);
 	v->io_pending = false;
 	return v->vm->arch->vcpu_load(&v->vm->kvm, v->fd, v->run, v->index, v->load, e);
 }
@@ -307,7 +335,7 @@ static int load_devices(struct snapd_vm *vm, const struct snapd_state_reader *r,
 static int load_all(struct snapd_vm *vm, const struct snapd_state_reader *r,
 		    struct snapd_msg_loaded *out, struct err *e)
 {
-	int ret = vm->arch->host_check(&vm->kvm, r, e);
+	int ret = vm->arch->host_check(&vm->kvm, &vm->host_said, r, e);
 	uint64_t begin;
 
 	if (ret >= 0)
@@ -379,6 +407,8 @@ static void on_load(struct snapd_vm *vm, const struct snapd_msg_load *m, int fd)
 	struct err e = {0};
 	int r = load_begin(vm, &e);
 
+	vm->untouched = false;
+	vm->runs_on = m->h.len >= sizeof(*m) && m->flags & SNAPD_LOAD_RESUME;
 	if (r >= 0)
 		r = load_state(vm, fd, m->state_bytes, &out, &e);
 	if (r < 0) {
@@ -392,8 +422,13 @@ static void on_load(struct snapd_vm *vm, const struct snapd_msg_load *m, int fd)
 	reap_last(vm);
 	consumers_add_all(vm);
 	vm->loaded = true;
-	if (conn_tell(vm) >= 0)
-		conn_send(vm, &out, sizeof(out), -1);
+	/* What the load changed is told before the VMM's threads can change more: the
+	 * service forgets what it was told gone before LOADED. */
+	if (conn_tell(vm) < 0)
+		return;
+	if (vm->runs_on)
+		out.paused_ns = resume(vm);
+	conn_send(vm, &out, sizeof(out), -1);
 }
 
 static void on_rewrite(struct snapd_vm *vm, const struct snapd_msg_rewrite *m)
@@ -402,14 +437,13 @@ static void on_rewrite(struct snapd_vm *vm, const struct snapd_msg_rewrite *m)
 		conn_drop(vm, "it sent REWRITE to a VM that runs");
 		return;
 	}
-	vm->rewriting = true;
-	vm->loaded = false;
-	vm->rewrite_to = m->to;
+	rewrite_begin(vm, m->to);
 }
 
 static void on_resume(struct snapd_vm *vm, const struct snapd_msg_resume *m)
 {
 	struct snapd_msg_resumed out = {.h = {.type = SNAPD_MSG_RESUMED, .req = m->h.req}};
+	bool untouched = m->h.len >= sizeof(*m) && m->flags & SNAPD_RESUME_UNTOUCHED;
 	struct err e = {0};
 
 	if (!vm->service_paused) {
@@ -417,13 +451,14 @@ static void on_resume(struct snapd_vm *vm, const struct snapd_msg_resume *m)
 		fail(vm, m->h.req, &e);
 		return;
 	}
+	if (untouched && vm->untouched)
+		vm->rewriting = false;
 	if ((vm->rewriting || atomic_load(&vm->restore_wait)) && !vm->loaded) {
 		err_set(&e, EBUSY, "guest memory is half rewritten: LOAD first");
 		fail(vm, m->h.req, &e);
 		return;
 	}
-	resume(vm);
-	out.paused_ns = now_ns() - vm->paused_at_ns;
+	out.paused_ns = resume(vm);
 	conn_send(vm, &out, sizeof(out), -1);
 }
 

@@ -38,6 +38,8 @@
 #define KICK_BIT	 0x80
 #define KICK_REPEAT_NS	 1000000u
 #define PAUSE_DEFAULT_MS 10000u
+#define LEAVE_MAX_NS	 100000000u
+#define AWAKE_NS	 300000u
 
 /* What a thread is to the agent; freed at its end. */
 struct vcpu_thread {
@@ -154,10 +156,21 @@ static void attention_update(struct snapd_vm *vm)
 	pthread_cond_broadcast(&vm->run_changed);
 }
 
+/* run_lock held. */
+static uint32_t count_parked(struct snapd_vm *vm)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
+		n += atomic_load(&vm->vcpus[i]->state) == VCPU_PARKED;
+	return n;
+}
+
 void vcpus_hold(struct snapd_vm *vm)
 {
 	pthread_mutex_lock(&vm->run_lock);
 	vm->pauses++;
+	vm->leaving = 0; /* who has not left stays */
 	attention_update(vm);
 	pthread_mutex_unlock(&vm->run_lock);
 }
@@ -166,8 +179,16 @@ void vcpus_release(struct snapd_vm *vm)
 {
 	pthread_mutex_lock(&vm->run_lock);
 	vm->pauses--;
+	vm->leaving = vm->pauses ? 0 : count_parked(vm);
+	vm->left_ns = now_ns();
+	atomic_store(&vm->awake_until_ns, 0);
 	attention_update(vm);
 	pthread_mutex_unlock(&vm->run_lock);
+}
+
+void vcpus_stay_awake(struct snapd_vm *vm)
+{
+	atomic_store(&vm->awake_until_ns, now_ns() + AWAKE_NS);
 }
 
 static void kick_all(struct snapd_vm *vm)
@@ -235,6 +256,20 @@ static void wait_changed(struct snapd_vm *vm, uint64_t timeout_ns)
 	struct timespec ts = {(time_t)(end / 1000000000u), (long)(end % 1000000000u)};
 
 	pthread_cond_timedwait(&vm->run_changed, &vm->run_lock, &ts);
+}
+
+/* A pause lasts until the guest runs again, and not until somebody was told so.  To
+ * wait here also leaves the processor to the vCPUs. */
+uint64_t vcpus_wait_left(struct snapd_vm *vm)
+{
+	uint64_t end = now_ns() + LEAVE_MAX_NS, at;
+
+	pthread_mutex_lock(&vm->run_lock);
+	while (vm->leaving && now_ns() < end)
+		wait_changed(vm, LEAVE_MAX_NS);
+	at = vm->leaving ? now_ns() : vm->left_ns;
+	pthread_mutex_unlock(&vm->run_lock);
+	return at;
 }
 
 static int wait_all(struct snapd_vm *vm, bool (*is_done)(const struct snapd_vcpu *v),
@@ -357,6 +392,19 @@ static bool must_wait(const struct snapd_vm *vm)
 	return vm->pauses && !vm->stopping && !vm->refused;
 }
 
+/* run_lock held; dropped meanwhile.  False: it is time to sleep.  Others' jobs are given
+ * already when this is asked for. */
+static bool yield_awhile(struct snapd_vm *vm)
+{
+	if (now_ns() >= atomic_load(&vm->awake_until_ns))
+		return false;
+	pthread_mutex_unlock(&vm->run_lock);
+	while (atomic_load(&vm->attention) && now_ns() < atomic_load(&vm->awake_until_ns))
+		sched_yield();
+	pthread_mutex_lock(&vm->run_lock);
+	return true;
+}
+
 static void park(struct snapd_vcpu *v)
 {
 	struct snapd_vm *vm = v->vm;
@@ -373,8 +421,13 @@ static void park(struct snapd_vcpu *v)
 	while (must_wait(vm) || (v->job && atomic_load(&v->state) == VCPU_PARKED)) {
 		if (v->job)
 			job_run(v);
-		else
+		else if (!yield_awhile(vm))
 			pthread_cond_wait(&vm->run_changed, &vm->run_lock);
+	}
+	if (vm->leaving && atomic_load(&v->state) == VCPU_PARKED) {
+		vm->left_ns = now_ns();
+		if (!--vm->leaving)
+			pthread_cond_broadcast(&vm->run_changed);
 	}
 	atomic_store(&v->state, VCPU_IN);
 	pthread_mutex_unlock(&vm->run_lock);

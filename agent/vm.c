@@ -317,9 +317,17 @@ static int wait_for_service(struct snapd_vm *vm, struct err *e)
 
 static int host_describe(struct snapd_vm *vm, struct err *e)
 {
+	const void *blob;
+	size_t len;
+	int r;
+
 	if (state_writer_init(&vm->host) < 0)
 		return err_set(e, ENOMEM, "no memory to describe the host");
-	return vm->arch->host_save(&vm->kvm, &vm->host, e);
+	r = vm->arch->host_save(&vm->kvm, &vm->host, e);
+	if (r >= 0 && state_writer_finish(&vm->host, &blob, &len) < 0)
+		r = err_set(e, ENOMEM, "no memory to describe the host");
+	vm->shadows = vm->arch->shadows(&vm->kvm, NULL);
+	return r < 0 ? r : state_reader_init(&vm->host_said, blob, len, e);
 }
 
 static int vm_setup(struct snapd_vm *vm, const struct snapd_vm_config *c, struct err *e)

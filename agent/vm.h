@@ -212,7 +212,9 @@ struct snapd_vm {
 	bool backup_bitmap; /* KVM logs writes without a vCPU in a bitmap per slot */
 	uint32_t page_size, page_shift;
 	int kick_signal;
-	struct snapd_state_writer host; /* "host.*", described once: 0.5 ms, not in a pause */
+	struct snapd_state_writer host;	     /* "host.*", described once: 0.5 ms, not in a pause */
+	struct snapd_state_reader host_said; /* the same, to read; borrowed from `host` */
+	bool shadows;			     /* KVM shadows every guest's page tables */
 	uint64_t harvest_min_ns, harvest_max_ns;
 
 	int shm_fd;
@@ -262,9 +264,12 @@ struct snapd_vm {
 
 	/* run_lock */
 	pthread_mutex_t run_lock;
-	pthread_cond_t run_changed; /* a vCPU parked, a job ended, a pause ended */
-	uint32_t pauses;	    /* reasons for vCPUs to be parked */
-	int refused;		    /* what every vcpu_run returns from now on; 0: none */
+	pthread_cond_t run_changed;	 /* a vCPU parked, a job ended, a pause ended */
+	uint32_t pauses;		 /* reasons for vCPUs to be parked */
+	uint32_t leaving;		 /* let go, and not on their way into the guest yet */
+	uint64_t left_ns;		 /* when the last of them was */
+	_Atomic uint64_t awake_until_ns; /* vCPUs that wait yield till then; later they sleep */
+	int refused;			 /* what every vcpu_run returns from now on; 0: none */
 	bool stopping;
 	_Atomic bool attention; /* any of the three: vCPUs look here */
 
@@ -273,6 +278,10 @@ struct snapd_vm {
 	bool service_paused; /* holds one of `pauses`, and the VM is quiesced */
 	bool quiesced;
 	bool rewriting, loaded;
+	bool runs_on;	/* the LOAD under way is to resume */
+	bool untouched; /* RAM may be as PAUSE found it, the service knows */
+	bool cured;	/* no shadow page is stale, until a vCPU runs */
+	uint64_t cure_ns;
 	struct snapd_point rewrite_to;
 	uint64_t paused_at_ns, lease_end_ns;
 
@@ -356,6 +365,9 @@ int backup_collect_view(struct snapd_vm *vm, const struct view *v);
 
 /* layout.c, connection thread, vCPUs stopped; take slots_lock */
 int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e);
+/* Drop stale shadow pages ahead of LOAD, while the service writes, where that is
+ * harmless if no LOAD follows. */
+void layout_cure_ahead(struct snapd_vm *vm);
 int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_t *layout_ns,
 		uint64_t *cure_ns, struct err *e);
 
@@ -377,6 +389,10 @@ void consumer_free(struct snapd_consumer *c);
 /* vcpu.c */
 void vcpus_hold(struct snapd_vm *vm);	 /* one more reason to be parked */
 void vcpus_release(struct snapd_vm *vm); /* one less */
+/* Within a job given to all vCPUs: the release is near, who is done is not to sleep for a
+ * fraction of a millisecond.  (Woken together, they queue for one core.) */
+void vcpus_stay_awake(struct snapd_vm *vm);
+uint64_t vcpus_wait_left(struct snapd_vm *vm); /* when the last one let go went on, in ns */
 /* As wait_stopped, for what KVM does only: a vCPU in the VMM's code counts as stopped,
  * since it parks before it enters the guest.  From any thread. */
 int vcpus_wait_out(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e);

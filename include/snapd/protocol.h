@@ -27,10 +27,11 @@
 #pragma once
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define SNAPD_PROTO_MAJOR	   1
-#define SNAPD_PROTO_MINOR	   1 /* 1: BYE */
+#define SNAPD_PROTO_MINOR	   2 /* docs/protocol.md, "Versions" */
 #define SNAPD_MSG_MAX		   65536u
 #define SNAPD_NAME_MAX		   64u /* VM names, including the NUL */
 #define SNAPD_AGENT_SOCKET_DEFAULT "/run/snapd/agent.sock"
@@ -174,8 +175,11 @@ struct snapd_msg_synced {
 /* PAUSE: stop vCPUs and devices, save state, then harvest and publish.  All
  * frames changed since the last point are in the set when PAUSED arrives.
  * With NO_STATE no state is saved and no descriptor comes (rollback: the state
- * is about to be replaced). */
+ * is about to be replaced).  With REWRITE (1.2) the agent is, when it answers, as
+ * after REWRITE to the point `to`, and drops stale shadow pages while the service
+ * writes. */
 #define SNAPD_PAUSE_NO_STATE (1u << 0)
+#define SNAPD_PAUSE_REWRITE  (1u << 1)
 /* A pause for a snapshot is a lease: after this time, or when the connection is
  * lost, the agent resumes the VM by itself and drops the connection.  Pages copied
  * in a pause belong to a snapshot only when RESUMED answered RESUME. */
@@ -184,6 +188,8 @@ struct snapd_msg_pause {
 	struct snapd_msg h;
 	uint32_t flags;
 	uint32_t timeout_ms; /* for stopping; FAILED with ETIMEDOUT after it */
+	/* 1.2, with SNAPD_PAUSE_REWRITE: */
+	struct snapd_point to;
 };
 struct snapd_msg_paused {
 	struct snapd_msg h;
@@ -203,25 +209,45 @@ struct snapd_msg_rewrite {
 
 /* LOAD: RAM is complete; bring memslots, VM, vCPUs and devices to the state in
  * the descriptor (format: snapd/state.h), cure stale shadow mappings.  Answer
- * LOADED (still paused) or FAILED (still paused, and the VM is unusable). */
+ * LOADED (still paused) or FAILED (still paused, and the VM is unusable).  With
+ * RESUME (1.2) LOADED says that the VM runs on: paused_ns is as in RESUMED. */
+#define SNAPD_LOAD_RESUME (1u << 0)
 struct snapd_msg_load {
 	struct snapd_msg h;
 	uint64_t state_bytes;
 	struct snapd_point point; /* becomes the base of the sets */
+	/* 1.2: */
+	uint32_t flags;
+	uint32_t reserved;
 };
 struct snapd_msg_loaded {
 	struct snapd_msg h;
 	uint64_t layout_ns;
 	uint64_t cure_ns;
 	uint64_t load_ns;
+	/* 1.2: */
+	uint64_t paused_ns; /* with SNAPD_LOAD_RESUME */
 };
+/* RESUME.  UNTOUCHED (1.2): nothing was written to RAM since PAUSED answered PAUSE
+ * with REWRITE, so the VM goes on as it was; refused after REWRITE, LOAD, or on
+ * another connection than PAUSE's. */
+#define SNAPD_RESUME_UNTOUCHED (1u << 0)
 struct snapd_msg_resume {
 	struct snapd_msg h;
+	/* 1.2: */
+	uint32_t flags;
+	uint32_t reserved;
 };
 struct snapd_msg_resumed {
 	struct snapd_msg h;
-	uint64_t paused_ns; /* request seen → vCPUs let go */
+	uint64_t paused_ns; /* request seen → last vCPU on its way into the guest */
 };
+
+/* What 1.0 had of messages that have grown since: the least that must come. */
+#define SNAPD_1_0_PAUSE_BYTES  offsetof(struct snapd_msg_pause, to)
+#define SNAPD_1_0_LOAD_BYTES   offsetof(struct snapd_msg_load, flags)
+#define SNAPD_1_0_LOADED_BYTES offsetof(struct snapd_msg_loaded, paused_ns)
+#define SNAPD_1_0_RESUME_BYTES offsetof(struct snapd_msg_resume, flags)
 
 /*
  * The shared memory file of a VM: a memfd that the agent creates, sized for

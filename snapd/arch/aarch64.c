@@ -52,8 +52,8 @@ static int arm_host_save(const struct arch_vm *vm, struct snapd_state_writer *w,
 	return host_machine_save(vm, host_caps, ARRAY_SIZE(host_caps), w, e);
 }
 
-static int arm_host_check(const struct arch_vm *vm, const struct snapd_state_reader *r,
-			  struct err *e)
+static int arm_host_check(const struct arch_vm *vm, const struct snapd_state_reader *here,
+			  const struct snapd_state_reader *r, struct err *e)
 {
 	return host_machine_check(r, e);
 }

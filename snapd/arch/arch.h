@@ -40,9 +40,10 @@ struct arch_ops {
 	/* Describe the host: "host.*" records.  The same for all the VM's life, and slow
 	 * (CPUID traps under nested virtualisation): not to be done in a pause. */
 	int (*host_save)(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
-	/* Can this host run that state?  -ENOTSUP and the reason if not. */
-	int (*host_check)(const struct arch_vm *vm, const struct snapd_state_reader *r,
-			  struct err *e);
+	/* Can this host run that state?  -ENOTSUP and the reason if not.  `here` is what
+	 * host_save() wrote on this host, which spares the asking; NULL: KVM is asked. */
+	int (*host_check)(const struct arch_vm *vm, const struct snapd_state_reader *here,
+			  const struct snapd_state_reader *r, struct err *e);
 	int (*vm_save)(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
 	int (*vm_load)(const struct arch_vm *vm, const struct snapd_state_reader *r, struct err *e);
 	/* -EAGAIN: see arch_complete_pending(), which it calls first. */
@@ -52,7 +53,8 @@ struct arch_ops {
 			 const struct snapd_state_reader *r, struct err *e);
 	/* Does KVM translate through tables made from the guest's own, so that rewriting
 	 * guest memory behind its back leaves stale ones?  False where the hardware walks
-	 * the guest's tables itself (EPT, NPT, stage 2) and the guest has no nested VMs. */
+	 * the guest's tables itself (EPT, NPT, stage 2) and the guest has no nested VMs.
+	 * NULL for the state: does it for every guest? */
 	bool (*shadows)(const struct arch_vm *vm, const struct snapd_state_reader *r);
 	/* Do two payloads of one record, of equal length, mean the same state?  What runs
 	 * by itself (clocks, current timer counts) is left out. */

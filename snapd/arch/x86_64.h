@@ -53,4 +53,5 @@ static inline void x86_cpuid_unpack(const struct x86_cpuid_entry *p, struct kvm_
 void x86_cpuid_clear_runtime(struct x86_cpuid_entry *p);
 
 int x86_host_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e);
-int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *r, struct err *e);
+int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *here,
+		   const struct snapd_state_reader *r, struct err *e);

@@ -407,15 +407,24 @@ static int origin_cpuid(const struct snapd_state_reader *reader, struct cpuid *r
 	return cpuid_of(RECORD_HOST_CPUID, version, data, len, ret, e);
 }
 
-int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *reader, struct err *e)
+/* What KVM can show a guest, as host_save() wrote it down; KVM itself without. */
+static int cpuid_here(const struct arch_vm *vm, const struct snapd_state_reader *here,
+		      struct x86_cpuid_entry *entries, struct cpuid *ret, struct err *e)
+{
+	if (here && !origin_cpuid(here, ret, e) && ret->nr)
+		return 0;
+	*ret = (struct cpuid){.entries = entries};
+	return supported_cpuid(vm, entries, &ret->nr, e);
+}
+
+static int check_records(const struct arch_vm *vm, const struct snapd_state_reader *here_said,
+			 const struct snapd_state_reader *reader, struct err *e)
 {
 	struct x86_cpuid_entry entries[X86_CPUID_MAX];
-	struct cpuid here = {.entries = entries}, there;
 	const struct state_record *rec = NULL;
-	int r = host_machine_check(reader, e);
+	struct cpuid here, there;
+	int r = cpuid_here(vm, here_said, entries, &here, e);
 
-	if (!r)
-		r = supported_cpuid(vm, entries, &here.nr, e);
 	if (!r)
 		r = origin_cpuid(reader, &there, e);
 	while (!r && (rec = state_next(reader, rec))) {
@@ -427,6 +436,21 @@ int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *re
 			warn_tsc(vm, rec);
 	}
 	return r;
+}
+
+/* KVM may offer more since `here` was written, where the VMM has asked for a feature
+ * of AMX's kind: so only KVM itself refuses. */
+int x86_host_check(const struct arch_vm *vm, const struct snapd_state_reader *here,
+		   const struct snapd_state_reader *reader, struct err *e)
+{
+	int r = host_machine_check(reader, e);
+
+	if (r)
+		return r;
+	if (here && check_records(vm, here, reader, e) == 0)
+		return 0;
+	err_clear(e);
+	return check_records(vm, NULL, reader, e);
 }
 
 /* ---- shadow paging ---- */
@@ -462,5 +486,5 @@ bool x86_shadows(const struct arch_vm *vm, const struct snapd_state_reader *r)
 {
 	return !(parameter_on("/sys/module/kvm_intel/parameters/ept") ||
 		 parameter_on("/sys/module/kvm_amd/parameters/npt")) ||
-	       may_nest(r);
+	       (r && may_nest(r));
 }

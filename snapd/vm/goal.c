@@ -6,7 +6,8 @@
  * Order around LOAD, so that a crash at any instant leaves the shared page true:
  * the base is made invalid (everything dirty), the sets are emptied, LOAD runs (a
  * device's load callback may mark pages dirty, and those marks count), and only
- * then does the base name the new timeline.
+ * then does the base name the new timeline.  Where LOAD also resumes, the guest may
+ * run before that: a crash just then costs an epoch of all memory, and no page.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -219,18 +220,26 @@ static int reset_sets(struct vm *vm, const struct goal *g)
 	return err;
 }
 
-static int load(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, struct err *e)
+static int load(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_loaded *ret,
+		struct err *e)
 {
-	struct snapd_msg_load msg = {.state_bytes = g->state_len, .point = {g->fork, 0}};
+	struct snapd_msg_load msg = {.state_bytes = g->state_len,
+				     .point = {g->fork, 0},
+				     .flags = runs_on ? SNAPD_LOAD_RESUME : 0};
+	size_t least = runs_on ? sizeof(*ret) : SNAPD_1_0_LOADED_BYTES;
 	int err = vm_request(vm, &msg, sizeof(msg), SNAPD_MSG_LOAD, g->state_fd, SNAPD_MSG_LOADED,
-			     sizeof(*ret), VM_LOAD_TIMEOUT_MS, e);
+			     least, VM_LOAD_TIMEOUT_MS, e);
 
+	*ret = (struct snapd_msg_loaded){};
 	if (!err)
-		memcpy(ret, vm->in, sizeof(*ret));
+		memcpy(ret, vm->in, MIN((size_t)((struct snapd_msg *)vm->in)->len, sizeof(*ret)));
 	return err;
 }
 
-int goal_enter(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, struct err *e)
+/* LOADED came: the sets and the base, which names no point since reset_sets(), are true
+ * at each instant from then on, whether or not the guest runs already. */
+int goal_enter(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_loaded *ret,
+	       struct err *e)
 {
 	struct pagemap *map;
 	int err = reset_sets(vm, g);
@@ -238,7 +247,7 @@ int goal_enter(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, stru
 	if (err)
 		err_set(e, -err, "the VM's shared memory is gone");
 	else
-		err = load(vm, g, ret, e);
+		err = load(vm, g, runs_on, ret, e);
 	if (err) {
 		vm->broken = true;
 		if (vm->sock >= 0)
@@ -252,5 +261,7 @@ int goal_enter(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, stru
 	vm->live = NULL;
 	err = vm_set_point(vm, (struct snapd_point){g->fork, 0}, steal_ptr(&g->map), e);
 	g->map = map;
+	if (err)
+		vm_say_error(vm, SNAPD_MSG_ERROR, e);
 	return err;
 }

@@ -271,21 +271,31 @@ int vm_sync(struct vm *vm, struct err *e)
 			  sizeof(struct snapd_msg_synced), VM_REQUEST_TIMEOUT_MS, e);
 }
 
-int vm_pause(struct vm *vm, int *state_fd, uint64_t *state_bytes, struct vm_pause *p, struct err *e)
+static int request_pause(struct vm *vm, struct snapd_msg_pause *msg, struct vm_pause *p,
+			 struct err *e)
 {
-	struct snapd_msg_pause msg = {.flags = state_fd ? 0 : SNAPD_PAUSE_NO_STATE,
-				      .timeout_ms = vm->d->config.pause_timeout_ms};
 	const struct snapd_msg_paused *m = (const struct snapd_msg_paused *)vm->in;
-	int err = vm_request(vm, &msg, sizeof(msg), SNAPD_MSG_PAUSE, -1, SNAPD_MSG_PAUSED,
-			     sizeof(*m), (int)msg.timeout_ms + VM_REQUEST_TIMEOUT_MS, e);
+	int err;
 
+	msg->timeout_ms = vm->d->config.pause_timeout_ms;
+	err = vm_request(vm, msg, sizeof(*msg), SNAPD_MSG_PAUSE, -1, SNAPD_MSG_PAUSED, sizeof(*m),
+			 (int)msg->timeout_ms + VM_REQUEST_TIMEOUT_MS, e);
 	if (err)
 		return err;
 	p->stop_ns = m->stop_ns;
 	p->state_ns = m->state_ns;
 	p->harvest_ns = m->harvest_ns;
-	if (!state_fd)
-		return 0;
+	return 0;
+}
+
+int vm_pause(struct vm *vm, int *state_fd, uint64_t *state_bytes, struct vm_pause *p, struct err *e)
+{
+	const struct snapd_msg_paused *m = (const struct snapd_msg_paused *)vm->in;
+	struct snapd_msg_pause msg = {};
+	int err = request_pause(vm, &msg, p, e);
+
+	if (err)
+		return err;
 	*state_bytes = m->state_bytes;
 	*state_fd = steal_fd(&vm->in_fd);
 	if (*state_fd >= 0)
@@ -293,6 +303,15 @@ int vm_pause(struct vm *vm, int *state_fd, uint64_t *state_bytes, struct vm_paus
 	err_set(e, EPROTO, "PAUSED came without the state");
 	vm_say_error(vm, SNAPD_MSG_ERROR, e);
 	return -EPROTO;
+}
+
+int vm_pause_to_rewrite(struct vm *vm, struct snapd_point to, struct vm_pause *p, struct err *e)
+{
+	struct snapd_msg_pause msg = {.flags = SNAPD_PAUSE_NO_STATE, .to = to};
+
+	if (vm_speaks(vm, REWRITE_MINOR))
+		msg.flags |= SNAPD_PAUSE_REWRITE;
+	return request_pause(vm, &msg, p, e);
 }
 
 int vm_read_state(int fd, uint64_t len, void **ret, struct err *e)
@@ -320,9 +339,9 @@ int vm_read_state(int fd, uint64_t len, void **ret, struct err *e)
 	return 0;
 }
 
-int vm_resume(struct vm *vm, struct vm_pause *p, struct err *e)
+static int request_resume(struct vm *vm, uint32_t flags, struct vm_pause *p, struct err *e)
 {
-	struct snapd_msg_resume msg = {};
+	struct snapd_msg_resume msg = {.flags = flags};
 	const struct snapd_msg_resumed *m = (const struct snapd_msg_resumed *)vm->in;
 	int err = vm_request(vm, &msg, sizeof(msg), SNAPD_MSG_RESUME, -1, SNAPD_MSG_RESUMED,
 			     sizeof(*m), VM_REQUEST_TIMEOUT_MS, e);
@@ -330,4 +349,14 @@ int vm_resume(struct vm *vm, struct vm_pause *p, struct err *e)
 	if (!err && p)
 		p->total_ns = m->paused_ns;
 	return err;
+}
+
+int vm_resume(struct vm *vm, struct vm_pause *p, struct err *e)
+{
+	return request_resume(vm, 0, p, e);
+}
+
+int vm_resume_untouched(struct vm *vm, struct err *e)
+{
+	return request_resume(vm, SNAPD_RESUME_UNTOUCHED, NULL, e);
 }

@@ -161,10 +161,23 @@ int vm_make_fresh(struct vm *vm, struct err *e);
 int vm_set_point(struct vm *vm, struct snapd_point at, struct pagemap *live, struct err *e);
 
 /* ---- requests that several files make ---- */
+#define REWRITE_MINOR 2 /* PAUSE with REWRITE, LOAD with RESUME, UNTOUCHED */
+/* Does the agent know what came with minor version `minor`? */
+static inline bool vm_speaks(const struct vm *vm, uint16_t minor)
+{
+	return vm->hello.minor >= minor;
+}
 int vm_sync(struct vm *vm, struct err *e);
-/* state_fd NULL: without state.  *state_fd is the caller's. */
+/* *state_fd is the caller's. */
 int vm_pause(struct vm *vm, int *state_fd, uint64_t *state_bytes, struct vm_pause *p,
 	     struct err *e);
+/*
+ * Without state, for a rollback.  An agent that vm_speaks(REWRITE_MINOR) is, when this succeeds,
+ * as after REWRITE: only vm_resume_untouched(), before RAM is written, or LOAD lets the
+ * VM go on.  An older one is still to be sent REWRITE.
+ */
+int vm_pause_to_rewrite(struct vm *vm, struct snapd_point to, struct vm_pause *p, struct err *e);
+int vm_resume_untouched(struct vm *vm, struct err *e);
 /* The state that came with PAUSED, copied out of a file that its sender may still
  * change, and checked; malloc()ed. */
 int vm_read_state(int fd, uint64_t len, void **ret, struct err *e);
@@ -210,7 +223,9 @@ int goal_fork(struct vm *vm, struct goal *g, struct err *e);
  * RAM is complete, the VM is paused: empty the sets, LOAD, and RAM is at the
  * goal's fork from then on (takes the map).  What the VM has beyond the goal's
  * memory is dirty.  On failure everything is dirty, and vm->broken is set.
+ * `runs_on`: the agent, which vm_speaks(REWRITE_MINOR), resumes the VM as part of LOAD.
  */
-int goal_enter(struct vm *vm, struct goal *g, struct snapd_msg_loaded *ret, struct err *e);
+int goal_enter(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_loaded *ret,
+	       struct err *e);
 /* recheck.c, after goal_enter(): -EUCLEAN and what differs. */
 int goal_recheck(struct vm *vm, const struct goal *g, struct err *e);

@@ -223,7 +223,7 @@ static int run(struct restore *r, struct err *e)
 	if (!err)
 		err = goal_fork(r->vm, &r->goal, e);
 	if (!err)
-		err = goal_enter(r->vm, &r->goal, &loaded, e);
+		err = goal_enter(r->vm, &r->goal, false, &loaded, e);
 	return err ? err : vm_resume(r->vm, NULL, e);
 }
 

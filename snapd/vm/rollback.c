@@ -8,18 +8,23 @@
  * places.  Frames that the goal has no memory for are left alone (their memslots
  * vanish with the layout) and are dirty afterwards.
  *
- *   guest runs   SYNC; plan the pages; read them into staging memory
- *   PAUSE        add what became dirty since, and read it
- *                plan → inflight: from here on a crash finds them marked
- *   REWRITE,     the answer shows that both were seen
- *   SYNC         write; more windows of read + write if staging memory is too small
- *   LOAD         goal.c
- *   RESUME
+ *   guest runs   SYNC; plan the pages; read them into staging memory; again, as long as
+ *                many more became dirty meanwhile
+ *   PAUSE        with REWRITE: from the answer on the agent waits for LOAD; it drops
+ *                stale shadow pages while this side
+ *                adds what became dirty since, and reads it;
+ *                plan → inflight: from here on a crash finds them marked;
+ *                writes; more windows of read + write if staging memory is too small
+ *   LOAD         with RESUME: goal.c.  To be checked: LOAD, recheck.c, RESUME
  *
- * A failure before REWRITE leaves the VM as it was, running.  One after it leaves
- * it paused and `broken`: another rollback, to any snapshot, cures it.  If this
- * process dies after REWRITE, the agent says so in its next HELLO and the same
- * rollback runs again: base and sets still tell the truth about RAM.
+ * A failure before the first write leaves the VM as it was, running (RESUME with
+ * UNTOUCHED).  One after it leaves it paused and `broken`: another rollback, to any
+ * snapshot, cures it.  If this process dies between PAUSED and LOADED, written or not,
+ * the agent says so in its next HELLO and the same rollback runs again: base and sets
+ * still tell the truth about RAM.
+ *
+ * Agents from before protocol 1.2, and a VM that stands paused from a rollback before, get
+ * REWRITE as a message, which has no answer, and SYNC behind it, which has.
  */
 #include <assert.h>
 #include <string.h>
@@ -35,6 +40,8 @@
 
 #define READ_PAGES	   2048u
 #define PARALLEL_MIN_PAGES 4096u
+#define ROUNDS_MAX	   4u
+#define LATE_PAGES	   16u /* that many are read in the pause: one deep read */
 #define NO_SLOT		   UINT32_MAX
 
 struct rb_page {
@@ -50,7 +57,9 @@ struct rollback {
 	struct goal goal;
 	struct store_reader *reader;
 	bool paused_already; /* by an earlier service, or a rollback that failed */
-	bool rewriting;
+	bool told_rewrite;   /* the agent knows, and waits for LOAD */
+	bool touched;	     /* RAM was written to */
+	bool runs_on;	     /* LOAD resumed the VM */
 	uint64_t nr_removed; /* vm->mem's, when the goal was checked against it */
 	/* the pages to write, in no special order; owned */
 	struct rb_page *plan;
@@ -160,6 +169,16 @@ static int plan(struct rollback *r, struct err *e)
 
 /* ---- read and write ---- */
 
+/* Pages that became dirty late raise the total. */
+static void report(struct rollback *r)
+{
+	if (!r->job)
+		return;
+	r->job->unit = "pages";
+	r->job->total = r->nr;
+	r->job->done = r->nr_read;
+}
+
 /* Read plan[nr_read, …) as far as staging memory goes. */
 static int read_more(struct rollback *r, struct err *e)
 {
@@ -189,8 +208,7 @@ static int read_more(struct rollback *r, struct err *e)
 		}
 		if (n)
 			err = store_read_pages(r->reader, reqs, n, e);
-		if (r->job)
-			r->job->done = r->nr_read;
+		report(r);
 	}
 	return err;
 }
@@ -250,6 +268,29 @@ static int check_layout(const struct rollback *r, struct err *e)
 	return err_set(e, EAGAIN, "memory of %s was unplugged meanwhile: try again", r->vm->name);
 }
 
+/* The pages that the guest dirtied while others were read would have to be read in the
+ * pause: read them now, for as long as each round leaves fewer for the next. */
+static int follow(struct rollback *r, struct err *e)
+{
+	size_t before, last = SIZE_MAX;
+	int err = 0;
+
+	for (uint32_t i = 0; !err && i < ROUNDS_MAX && last > LATE_PAGES; i++) {
+		before = r->nr;
+		err = vm_sync(r->vm, e);
+		if (!err)
+			err = check_layout(r, e);
+		if (!err)
+			err = plan_set(r, &r->vm->shm.dirty, e);
+		if (!err)
+			err = read_more(r, e);
+		if (r->nr - before > last / 2)
+			break;
+		last = r->nr - before;
+	}
+	return err;
+}
+
 static int prepare(struct rollback *r, struct err *e)
 {
 	struct vm *vm = r->vm;
@@ -272,14 +313,12 @@ static int prepare(struct rollback *r, struct err *e)
 		err = check_layout(r, e);
 	if (!err)
 		err = plan(r, e);
-	if (r->job) {
-		r->job->unit = "pages";
-		r->job->total = r->nr;
-	}
 	staging_prepare(&vm->staging, (r->nr - r->nr_zero) * vm->mem.page_size);
 	if (!err)
 		err = read_more(r, e);
-	return err ? err : goal_fork(vm, &r->goal, e);
+	if (!err)
+		err = goal_fork(vm, &r->goal, e);
+	return err || r->paused_already ? err : follow(r, e);
 }
 
 /* What became dirty while the plan was made and read. */
@@ -315,21 +354,28 @@ static int mark_plan(struct rollback *r, struct err *e)
 	return err ? err_set(e, EFAULT, "the VM's shared memory is gone") : 0;
 }
 
-static int rewrite(struct rollback *r, struct err *e)
+/* REWRITE has no answer.  Before the agent has seen it, the end of its lease would let
+ * the guest run on in half rewritten memory. */
+static int tell_rewrite(struct rollback *r, struct err *e)
 {
 	struct snapd_msg_rewrite msg = {.to = r->goal.at};
-	uint64_t begun = now_ns(CLOCK_MONOTONIC);
 	int err = vm_send(r->vm, &msg, sizeof(msg), SNAPD_MSG_REWRITE, -1, e);
 
-	/* REWRITE has no answer.  Before the agent has seen it, the end of its lease
-	 * would let the guest run on in half rewritten memory. */
 	if (!err)
 		err = vm_sync(r->vm, e);
 	if (err && r->vm->sock >= 0)
 		vm_say_error(r->vm, SNAPD_MSG_ERROR, e);
+	return err;
+}
+
+static int rewrite(struct rollback *r, struct err *e)
+{
+	uint64_t begun = now_ns(CLOCK_MONOTONIC);
+	int err = r->told_rewrite ? 0 : tell_rewrite(r, e);
+
 	if (err)
 		return err;
-	r->rewriting = true;
+	r->touched = true;
 	err = write_read(r, e);
 	if (!err && r->written < r->nr)
 		log_notice(
@@ -356,7 +402,7 @@ static int while_paused(struct rollback *r, struct err *e)
 	if (!err)
 		err = rewrite(r, e);
 	if (!err)
-		err = goal_enter(r->vm, &r->goal, &r->loaded, e);
+		err = goal_enter(r->vm, &r->goal, r->runs_on, &r->loaded, e);
 	r->pause.service_ns = now_ns(CLOCK_MONOTONIC) - begun;
 	return err;
 }
@@ -366,7 +412,9 @@ static void let_go(struct rollback *r)
 {
 	struct vm *vm = r->vm;
 
-	if (vm->sock >= 0 && !r->paused_already)
+	if (vm->sock >= 0 && r->told_rewrite)
+		vm_resume_untouched(vm, NULL);
+	else if (vm->sock >= 0 && !r->paused_already)
 		vm_resume(vm, NULL, NULL);
 	if (vm->shm.map && vm_shm_merge(&vm->shm, vm->mem.frames_end, false))
 		vm_disconnect(vm);
@@ -383,17 +431,23 @@ static int run(struct rollback *r, struct err *e)
 		err = vm_interrupted(vm, r->job, e);
 	set_phase(r, "paused");
 	if (!err && !r->paused_already)
-		err = vm_pause(vm, NULL, NULL, &r->pause, e);
+		err = vm_pause_to_rewrite(vm, r->goal.at, &r->pause, e);
 	if (err)
 		return err;
+	r->told_rewrite = !r->paused_already && vm_speaks(vm, REWRITE_MINOR);
+	r->runs_on = !r->check && vm_speaks(vm, REWRITE_MINOR);
 	err = while_paused(r, e);
+	if (!err && r->runs_on) {
+		r->pause.total_ns = r->loaded.paused_ns;
+		return 0;
+	}
 	if (!err && r->check) {
 		set_phase(r, "checking");
 		err = goal_recheck(vm, &r->goal, e);
 	}
 	if (!err)
 		return vm_resume(vm, &r->pause, e);
-	if (!r->rewriting)
+	if (!r->touched)
 		let_go(r);
 	else
 		vm->broken = true;

@@ -42,7 +42,7 @@ static void load(const struct snapd_state_reader *reader)
 	static const struct arch_vm vm = {.kvm = &ops, .kvm_fd = -1, .vm_fd = -1};
 	static struct kvm_run run;
 	struct err e = {0};
-	int r = arch_host()->host_check(&vm, reader, &e);
+	int r = arch_host()->host_check(&vm, NULL, reader, &e);
 
 	PROMISE(!r == !e.code);
 	err_clear(&e);

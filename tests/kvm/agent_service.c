@@ -4,8 +4,10 @@
  *
  *   snapshot   SYNC, early copy, PAUSE, copy, RESUME, many times: the copy put
  *              together from the sets alone equals RAM at the paused instant
- *   rollback   PAUSE(NO_STATE), REWRITE, write RAM back, LOAD, RESUME: the guest
- *              goes on from the snapshot, counters and registers agree
+ *   rollback   PAUSE(NO_STATE), REWRITE, write RAM back, LOAD, RESUME, and the same in
+ *              two messages: the guest goes on from the snapshot, counters and
+ *              registers agree
+ *   untouched  a pause to rewrite is taken back, by who alone can know
  *   leaving    the connection ends in each state: a VM paused for a snapshot runs
  *              on; one half rewritten stays, and says so
  *   nonsense   bad messages end the connection, not the VM
@@ -77,6 +79,19 @@ static void test_snapshots(struct agent_vm *a, struct fake_service *s)
 	printf("snapshots: %d rounds whole\n", rounds);
 }
 
+/* The guest runs on from where it was rolled back to. */
+static void goes_on(struct agent_vm *a, struct fake_service *s, struct fake_copy *c, uint64_t was)
+{
+	/* the first page of the next round follows the snapshot's */
+	wait_until(counter(a, 0) != was);
+	check(counter(a, 0) > was, "counter fell");
+	/* after a rollback the sets tell all that was written since */
+	close(fake_pause(s, 0));
+	fake_copy_dirty(s, c);
+	fake_copy_check(c, "after rollback");
+	fake_resume(s);
+}
+
 /* Snapshot, run on, roll back; the guest's two counters of each vCPU agree with
  * the registers that it goes on with only if both went back. */
 static void test_rollback(struct agent_vm *a, struct fake_service *s)
@@ -94,6 +109,17 @@ static void test_rollback(struct agent_vm *a, struct fake_service *s)
 		was = counter(a, 0);
 		fake_resume(s);
 		wait_until(counter(a, 0) > was + 2);
+		if (i % 2) {
+			fake_pause_to_rewrite(s, to);
+			for (int b = 0; b < 2; b++)
+				memcpy(c.map[b], c.ram[b], c.size[b]);
+			gpaset_clear(&s->dirty, s->shm->nr_frames);
+			fake_load_resume(s, state, len);
+			check(s->in.loaded.paused_ns, "how long it stood");
+			goes_on(a, s, &c, was);
+			close(state);
+			continue;
+		}
 		fake_pause(s, SNAPD_PAUSE_NO_STATE);
 		fake_rewrite(s, to);
 		for (int b = 0; b < 2; b++)
@@ -108,15 +134,8 @@ static void test_rollback(struct agent_vm *a, struct fake_service *s)
 		check_stands(a);
 		gpaset_clear(&s->dirty, s->shm->nr_frames);
 		fake_resume(s);
-		/* the first page of the next round follows the snapshot's */
-		wait_until(counter(a, 0) != was);
-		check(counter(a, 0) > was, "counter fell");
+		goes_on(a, s, &c, was);
 		close(state);
-		/* after a rollback the sets tell all that was written since */
-		close(fake_pause(s, 0));
-		fake_copy_dirty(s, &c);
-		fake_copy_check(&c, "after rollback");
-		fake_resume(s);
 	}
 	fake_copy_deinit(&c);
 	printf("rollback: 10 times\n");
@@ -165,6 +184,36 @@ static void test_leaving(struct agent_vm *a, struct fake_service *s)
 	printf("leaving: in each state\n");
 }
 
+static void test_untouched(struct agent_vm *a, struct fake_service *s)
+{
+	struct snapd_point to = {5, 6};
+	int state = fake_pause(s, 0);
+	uint64_t len = s->in.paused.state_bytes;
+
+	fake_resume(s);
+	fake_pause_to_rewrite(s, to);
+	check_stands(a);
+	check(fake_resume_untouched(s) == SNAPD_MSG_RESUMED, "taken back");
+	check_runs(a);
+	fake_pause_to_rewrite(s, to);
+	fake_rewrite(s, to);
+	check(fake_resume_untouched(s) == SNAPD_MSG_FAILED, "not after REWRITE");
+	check_stands(a);
+	fake_load_resume(s, state, len);
+	check_runs(a);
+	fake_pause_to_rewrite(s, to);
+	reopen(a, s, SNAPD_HELLO_REWRITING);
+	check(s->hello.rewrite_to.timeline == 5 && s->hello.rewrite_to.epoch == 6, "rewrite_to");
+	check_stands(a);
+	check(fake_resume_untouched(s) == SNAPD_MSG_FAILED, "not by another service");
+	fake_pause_to_rewrite(s, to);
+	check(fake_resume_untouched(s) == SNAPD_MSG_FAILED, "nor by asking it again");
+	fake_load_resume(s, state, len);
+	check_runs(a);
+	close(state);
+	printf("untouched: by who knows\n");
+}
+
 static void raw(struct fake_service *s, const void *p, size_t len)
 {
 	check(send(s->fd, p, len, MSG_NOSIGNAL) == (ssize_t)len, "send");
@@ -182,6 +231,11 @@ static void test_nonsense(struct agent_vm *a, struct fake_service *s)
 	m.h.len = sizeof(m.h);
 	raw(s, &m, sizeof(m.h));
 	reopen(a, s, 0);
+	m.flags = SNAPD_PAUSE_REWRITE;
+	m.h.len = SNAPD_1_0_PAUSE_BYTES;
+	raw(s, &m, m.h.len);
+	reopen(a, s, 0);
+	m.h.len = sizeof(m.h);
 	m.h.type = 999;
 	raw(s, &m, sizeof(m.h));
 	reopen(a, s, 0);
@@ -219,6 +273,7 @@ int main(void)
 	test_snapshots(&a, &s);
 	test_rollback(&a, &s);
 	test_leaving(&a, &s);
+	test_untouched(&a, &s);
 	test_nonsense(&a, &s);
 	fake_close(&s);
 	agent_vm_destroy(&a);

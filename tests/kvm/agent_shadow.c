@@ -38,13 +38,18 @@ static void put64(uint8_t *ram, uint64_t gpa, uint64_t value)
 	memcpy(ram + gpa, &value, sizeof(value));
 }
 
-/* PAUSE, REWRITE, one entry of a page table, LOAD of the state of now, RESUME. */
+/* PAUSE, REWRITE, one entry of a page table, LOAD of the state of now, RESUME.  In turns,
+ * REWRITE comes with PAUSE, and the cure before the write, or beside it. */
 static void rewrite(struct fake_service *s, uint8_t *sys, uint64_t gpa, uint64_t value)
 {
-	int state = fake_pause(s, 0);
+	static unsigned int turn;
+	int state = fake_pause(s, ++turn % 3 ? SNAPD_PAUSE_REWRITE : 0);
 	uint64_t len = s->in.paused.state_bytes;
 
-	fake_rewrite(s, (struct snapd_point){1, 1});
+	if (turn % 3 == 0)
+		fake_rewrite(s, (struct snapd_point){1, 1});
+	if (turn % 3 == 1)
+		usleep(5000);
 	put64(sys, gpa, value);
 	fake_load(s, state, len);
 	fake_resume(s);

@@ -132,7 +132,7 @@ static void load(struct kvm_guest *g, const void *blob, size_t blob_bytes)
 	struct err e = {0};
 
 	check(state_reader_init(&reader, blob, blob_bytes, &e) == 0, "%s", e.text);
-	check(arch_host()->host_check(&vm, &reader, &e) == 0, "%s", e.text);
+	check(arch_host()->host_check(&vm, NULL, &reader, &e) == 0, "%s", e.text);
 	check(arch_host()->vm_load(&vm, &reader, &e) == 0, "%s", e.text);
 	for (uint32_t i = 0; i < VCPUS; i++) {
 		int r = arch_host()->vcpu_load(&vm, g->vcpus[i].fd, g->vcpus[i].run, i, &reader,

@@ -79,6 +79,7 @@ void fa_init(struct fake_agent *a, const char *name, uint64_t pages0, uint64_t p
 	a->hello = (struct snapd_msg_hello){
 		.h = {.len = sizeof(a->hello), .type = SNAPD_MSG_HELLO},
 		.major = SNAPD_PROTO_MAJOR,
+		.minor = SNAPD_PROTO_MINOR,
 		.page_size = FA_PAGE,
 		.pid = (uint32_t)getpid(),
 		.nr_vcpus = a->nr_vcpus,
@@ -294,7 +295,8 @@ static void answer(struct fake_agent *a, void *msg, size_t len, uint16_t type, u
 	struct snapd_msg *h = msg;
 
 	*h = (struct snapd_msg){.len = (uint32_t)len, .type = type, .req = req};
-	fa_send(a, msg, len, fd);
+	if (a->die_mute_at != a->serves)
+		fa_send(a, msg, len, fd);
 }
 
 static void on_pause(struct fake_agent *a, const struct snapd_msg_pause *m)
@@ -311,6 +313,11 @@ static void on_pause(struct fake_agent *a, const struct snapd_msg_pause *m)
 		gpaset_add_range(&a->dirty, first_frame(a, b), a->block_pages[b]);
 	if (!(m->flags & SNAPD_PAUSE_NO_STATE))
 		fd = save_state(a, &out.state_bytes);
+	if (a->hello.minor >= 2 && m->flags & SNAPD_PAUSE_REWRITE) {
+		a->untouched = !a->rewriting;
+		a->rewriting = true;
+		a->rewrite_to = m->to;
+	}
 	answer(a, &out, sizeof(out), SNAPD_MSG_PAUSED, m->h.req, fd);
 	if (fd >= 0)
 		close(fd);
@@ -320,9 +327,15 @@ static void on_load(struct fake_agent *a, const struct snapd_msg_load *m, int fd
 {
 	struct snapd_msg_loaded out = {};
 
-	check(a->paused, "LOAD while paused");
+	check(a->paused && (a->rewriting || a->restore_pending), "LOAD while rewritten");
 	load_state(a, fd, m->state_bytes);
 	a->nr_loads++;
+	a->untouched = false;
+	if (a->hello.minor >= 2 && m->flags & SNAPD_LOAD_RESUME) {
+		out.paused_ns = 1000;
+		a->rewriting = a->restore_pending = false;
+		resume_writers(a);
+	}
 	answer(a, &out, sizeof(out), SNAPD_MSG_LOADED, m->h.req, -1);
 }
 
@@ -337,6 +350,12 @@ static void on_request(struct fake_agent *a, const struct snapd_msg *h, int fd)
 		check(!ftruncate(a->ram_fd[0], 0), "shrink");
 	if (atomic_compare_exchange_strong(&a->lose_at, &(int){type}, 0))
 		fa_write_unmarked(a, 0, 42, 4243);
+	if (atomic_compare_exchange_strong(&a->gone_at, &(int){type}, 0)) {
+		struct snapd_msg_gone gone = {.h = {sizeof(gone), SNAPD_MSG_GONE, 0, 0},
+					      .piece = 1};
+
+		fa_send(a, &gone, sizeof(gone), -1);
+	}
 	if (atomic_compare_exchange_strong(&a->fail_at, &(int){type}, 0)) {
 		answer(a, &failed, sizeof(failed), SNAPD_MSG_FAILED, h->req, -1);
 		return;
@@ -351,12 +370,18 @@ static void on_request(struct fake_agent *a, const struct snapd_msg *h, int fd)
 	case SNAPD_MSG_REWRITE:
 		check(a->paused, "REWRITE while paused");
 		a->rewriting = true;
+		a->untouched = false;
 		a->rewrite_to = ((const struct snapd_msg_rewrite *)h)->to;
+		a->nr_rewrites++;
 		break;
 	case SNAPD_MSG_LOAD:
 		on_load(a, (const struct snapd_msg_load *)h, fd);
 		break;
 	case SNAPD_MSG_RESUME:
+		if (((const struct snapd_msg_resume *)h)->flags & SNAPD_RESUME_UNTOUCHED) {
+			check(a->untouched, "UNTOUCHED where nothing was written");
+			a->nr_untouched++;
+		}
 		a->rewriting = false;
 		a->restore_pending = false;
 		resume_writers(a);
@@ -381,13 +406,20 @@ static void *serve(void *arg)
 	while (fa_recv(a, buf, &fd)) {
 		int type = ((struct snapd_msg *)buf)->type;
 
-		if (atomic_compare_exchange_strong(&a->die_at, &type, 0)) {
+		if (atomic_compare_exchange_strong(&a->die_at, &(int){type}, 0)) {
 			shutdown(a->sock, SHUT_RDWR);
 			break;
 		}
+		a->serves = type;
 		on_request(a, buf, fd);
 		if (fd >= 0)
 			close(fd);
+		if (a->die_mute_at == type ||
+		    atomic_compare_exchange_strong(&a->die_after, &(int){type}, 0)) {
+			a->die_mute_at = 0;
+			shutdown(a->sock, SHUT_RDWR);
+			break;
+		}
 	}
 	if (!a->ended)
 		a->ended = 1;

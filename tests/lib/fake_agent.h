@@ -35,10 +35,13 @@ struct fake_agent {
 	struct snapd_msg_hello hello; /* sent; tests may damage it after fa_init() */
 
 	/* what to do wrong at a request of this type (SNAPD_MSG_SYNC…); 0: nothing */
-	_Atomic int fail_at;   /* answer FAILED, once */
-	_Atomic int die_at;    /* close the connection, once */
-	_Atomic int lose_at;   /* write page 42 of block 0 and mark nothing, once */
-	_Atomic int shrink_at; /* truncate block 0, once, then answer */
+	_Atomic int fail_at;	 /* answer FAILED, once */
+	_Atomic int die_at;	 /* close the connection, once */
+	_Atomic int lose_at;	 /* write page 42 of block 0 and mark nothing, once */
+	_Atomic int shrink_at;	 /* truncate block 0, once, then answer */
+	_Atomic int gone_at;	 /* tell that block 1 is gone, once, then answer */
+	_Atomic int die_after;	 /* answer, then close the connection, once */
+	_Atomic int die_mute_at; /* do as asked, give no answer, close the connection, once */
 
 	bool no_truth;		 /* keep no copy of RAM at PAUSE */
 	bool dirty_all_at_pause; /* mark every page */
@@ -54,14 +57,16 @@ struct fake_agent {
 	/* connection; the serving thread's while it runs */
 	int sock;
 	pthread_t server;
+	int serves; /* type of the request under way */
 	bool serving;
 	bool rewriting;
+	bool untouched; /* as the real one's: nobody can have written */
 	struct snapd_point rewrite_to;
 	_Atomic bool restore_pending;
 	struct snapd_msg_welcome welcome;
 	_Atomic int ended; /* 1: connection closed by the service; 2: REJECT, 3: ERROR */
 	struct snapd_msg_error last_error;
-	_Atomic uint64_t nr_loads, nr_pauses;
+	_Atomic uint64_t nr_loads, nr_pauses, nr_rewrites, nr_untouched;
 	uint64_t state_value; /* "x86.regs" of vCPU 0 holds it */
 
 	pthread_mutex_t gate; /* paused, nr_writing */

@@ -213,6 +213,31 @@ int fake_pause(struct fake_service *s, uint32_t flags)
 	return s->in_fd;
 }
 
+void fake_pause_to_rewrite(struct fake_service *s, struct snapd_point to)
+{
+	struct snapd_msg_pause m = {
+		.flags = SNAPD_PAUSE_NO_STATE | SNAPD_PAUSE_REWRITE, .timeout_ms = 10000, .to = to};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_PAUSE, -1);
+	must(s, SNAPD_MSG_PAUSED);
+}
+
+void fake_load_resume(struct fake_service *s, int state_fd, uint64_t len)
+{
+	struct snapd_msg_load m = {.state_bytes = len, .flags = SNAPD_LOAD_RESUME};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_LOAD, state_fd);
+	must(s, SNAPD_MSG_LOADED);
+}
+
+uint16_t fake_resume_untouched(struct fake_service *s)
+{
+	struct snapd_msg_resume m = {.flags = SNAPD_RESUME_UNTOUCHED};
+
+	fake_send(s, &m, sizeof(m), SNAPD_MSG_RESUME, -1);
+	return fake_answer(s);
+}
+
 void fake_rewrite(struct fake_service *s, struct snapd_point to)
 {
 	struct snapd_msg_rewrite m = {.to = to};

@@ -73,5 +73,8 @@ void fake_copy_check(const struct fake_copy *c, const char *when);
 void fake_sync(struct fake_service *s);
 int fake_pause(struct fake_service *s, uint32_t flags); /* the state's descriptor */
 void fake_rewrite(struct fake_service *s, struct snapd_point to);
+void fake_pause_to_rewrite(struct fake_service *s, struct snapd_point to); /* no state */
+void fake_load_resume(struct fake_service *s, int state_fd, uint64_t len);
+uint16_t fake_resume_untouched(struct fake_service *s); /* type of the answer */
 void fake_load(struct fake_service *s, int state_fd, uint64_t len);
 void fake_resume(struct fake_service *s);

@@ -13,6 +13,7 @@
 struct service {
 	struct daemon d;
 	char dir[64];
+	bool unchecked; /* rollbacks without comparing memory and state afterwards */
 };
 
 /* `config` may change d.config before the store opens; NULL: defaults. */

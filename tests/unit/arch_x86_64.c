@@ -231,7 +231,7 @@ static int host_check(struct snapd_state_writer *w, struct err *e)
 
 	check(state_writer_finish(w, &blob, &len) == 0, "finish");
 	check(state_reader_init(&reader, blob, len, e) == 0, "%s", e->text);
-	return arch_x86_64.host_check(&vm, &reader, e);
+	return arch_x86_64.host_check(&vm, NULL, &reader, e);
 }
 
 /* Save on a whole KVM, into *w. */

@@ -69,45 +69,113 @@ static void test_requests(void)
 	fa_deinit(&other);
 }
 
-/* The connection ends at each request of a rollback; the VM comes back as it has to. */
-static void test_rollback_dies(void)
+struct death {
+	int type;
+	bool after;   /* the request is done; else it was not seen */
+	bool mute;    /* and its answer is lost */
+	bool touched; /* the VM comes back half rewritten, or rolled back */
+};
+
+/* The connection ends at each step of a rollback; the VM comes back as it has to. */
+static void die_in_rollback(struct fake_agent *a, uint64_t id, const uint8_t *first,
+			    const struct death *d)
 {
-	static const int types[] = {SNAPD_MSG_SYNC, SNAPD_MSG_PAUSE, SNAPD_MSG_REWRITE,
-				    SNAPD_MSG_LOAD, SNAPD_MSG_RESUME};
-	struct fake_agent a;
-	uint8_t *first[FA_BLOCKS] = {};
+	static uint64_t round;
 	struct err e = {};
+	bool done;
+
+	a->state_value = 2;
+	for (uint64_t p = 0; p < 100; p++)
+		fa_write(a, 0, p * 3, ++round * 1000 + p);
+	snapshot(a);
+	fa_write(a, 0, 299, 77);
+	*(d->mute ? &a->die_mute_at : d->after ? &a->die_after : &a->die_at) = d->type;
+	done = !service_rollback(&service, a, id, &e);
+	check(!done || (d->after && !d->mute && d->type != SNAPD_MSG_PAUSE), "rollback fails");
+	reattach(a);
+	if (!d->touched) {
+		check(a->state_value == 2, "not touched");
+		check(!service_rollback(&service, a, id, &e), "%s", e.text);
+	}
+	check(a->state_value == 1 && !memcmp(a->ram[0], first, 300 * FA_PAGE),
+	      "rolled back after losing the connection at %d", d->type);
+	check(!a->paused, "and runs");
+	fa_write(a, 0, 12, 5);
+	snapshot(a);
+}
+
+static void test_rollback_dies(uint16_t minor, bool unchecked, const struct death *deaths,
+			       size_t nr)
+{
+	uint8_t *first = malloc(300 * FA_PAGE);
+	struct fake_agent a;
 	uint64_t id;
 
 	fa_init(&a, "rolling", 300, 0);
+	a.hello.minor = minor;
 	a.state_value = 1;
+	service.unchecked = unchecked;
 	check(service_attach(&service, &a), "attach");
 	id = snapshot(&a);
-	first[0] = malloc(300 * FA_PAGE);
-	memcpy(first[0], a.truth[0], 300 * FA_PAGE);
-	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
-		a.state_value = 2;
-		for (uint64_t p = 0; p < 100; p++)
-			fa_write(&a, 0, p * 3, i * 1000 + p);
-		snapshot(&a);
-		fa_write(&a, 0, 299, 77);
-		a.die_at = types[i];
-		err_clear(&e);
-		check(service_rollback(&service, &a, id, &e) < 0, "rollback fails");
-		reattach(&a);
-		/* Who dies at REWRITE has not seen it. */
-		if (i < 3) {
-			check(a.state_value == 2, "not touched");
-			check(!service_rollback(&service, &a, id, &e), "%s", e.text);
-		}
-		check(a.state_value == 1 && !memcmp(a.ram[0], first[0], 300 * FA_PAGE),
-		      "rolled back after losing the connection at %d", types[i]);
-		fa_write(&a, 0, 12, 5);
-		snapshot(&a);
-		check(service_result("pages") <= 120, "the sets were not all: %lld",
-		      (long long)service_result("pages"));
+	memcpy(first, a.truth[0], 300 * FA_PAGE);
+	for (size_t i = 0; i < nr; i++) {
+		die_in_rollback(&a, id, first, &deaths[i]);
+		/* Who ran before the service heard of it has it all stored once more. */
+		check((deaths[i].mute && unchecked) || service_result("pages") <= 120,
+		      "the sets were not all: %lld", (long long)service_result("pages"));
 	}
-	free(first[0]);
+	check(minor == 2 || a.nr_rewrites > nr - 2, "older agents are told by REWRITE");
+	service.unchecked = false;
+	free(first);
+	fa_deinit(&a);
+}
+
+static void test_rollbacks_die(void)
+{
+	static const struct death old[] = {
+		{SNAPD_MSG_SYNC, 0, 0, 0},    {SNAPD_MSG_PAUSE, 0, 0, 0},
+		{SNAPD_MSG_PAUSE, 1, 0, 0},   {SNAPD_MSG_REWRITE, 0, 0, 0},
+		{SNAPD_MSG_REWRITE, 1, 0, 1}, {SNAPD_MSG_LOAD, 0, 0, 1},
+		{SNAPD_MSG_LOAD, 1, 1, 1},    {SNAPD_MSG_RESUME, 0, 0, 1},
+	};
+	static const struct death checked[] = {
+		{SNAPD_MSG_SYNC, 0, 0, 0}, {SNAPD_MSG_PAUSE, 0, 0, 0}, {SNAPD_MSG_PAUSE, 1, 0, 1},
+		{SNAPD_MSG_LOAD, 0, 0, 1}, {SNAPD_MSG_LOAD, 1, 1, 1},  {SNAPD_MSG_RESUME, 0, 0, 1},
+	};
+	static const struct death running_on[] = {
+		{SNAPD_MSG_PAUSE, 0, 0, 0}, {SNAPD_MSG_PAUSE, 1, 0, 1}, {SNAPD_MSG_LOAD, 0, 0, 1},
+		{SNAPD_MSG_LOAD, 1, 0, 1},  {SNAPD_MSG_LOAD, 1, 1, 1},
+	};
+
+	test_rollback_dies(0, false, old, ARRAY_SIZE(old));
+	test_rollback_dies(2, false, checked, ARRAY_SIZE(checked));
+	test_rollback_dies(2, true, running_on, ARRAY_SIZE(running_on));
+}
+
+/* What fails in the pause before RAM is written lets the VM go on as it was; and pages
+ * that all become dirty late are written as well. */
+static void test_untouched(uint16_t minor)
+{
+	struct fake_agent a;
+	struct err e = {};
+	uint64_t id;
+
+	fa_init(&a, "untouched", 300, 64);
+	a.hello.minor = minor;
+	check(service_attach(&service, &a), "attach");
+	id = snapshot(&a);
+	fa_write(&a, 0, 3, 9);
+	a.dirty_all_at_pause = true;
+	check(!service_rollback(&service, &a, id, &e), "%s", e.text);
+	check(service_result("late") >= 300, "all were late");
+	a.dirty_all_at_pause = false;
+	fa_write(&a, 0, 3, 9);
+	a.state_value = 7;
+	a.gone_at = SNAPD_MSG_PAUSE;
+	check(service_rollback(&service, &a, id, &e) == -EAGAIN, "memory went: %s", e.text);
+	check(a.state_value == 7 && !a.paused && !a.rewriting, "as it was");
+	check(*(uint64_t *)(a.ram[0] + 3 * FA_PAGE), "as it was");
+	check(a.nr_untouched == (minor == 2), "the agent was told so");
 	fa_deinit(&a);
 }
 
@@ -248,7 +316,9 @@ int main(void)
 	service_start(&service, small);
 	log_set_level(LOG_LVL_ERR);
 	test_requests();
-	test_rollback_dies();
+	test_rollbacks_die();
+	test_untouched(0);
+	test_untouched(2);
 	test_load_refused();
 	test_shrinking_memory();
 	test_staging_too_small();
