@@ -89,9 +89,9 @@ struct snapd_msg_hello {
 	char arch[16];	    /* "x86_64", "aarch64" */
 	uint32_t page_size; /* bytes; unit of frames */
 	uint32_t pid;
-	uint32_t nr_vcpus; /* attached so far */
+	uint32_t nr_vcpus;     /* attached so far */
 	uint32_t ring_entries; /* 0: no rings */
-	uint64_t shm_bytes; /* size of the shared memory file */
+	uint64_t shm_bytes;    /* size of the shared memory file */
 	struct snapd_point rewrite_to;
 	char restore[128];  /* snapshot selector with RESTORE, else "" */
 	char cmdline[4096]; /* /proc/self/cmdline with NULs as they are, for `snapctl restore` */
