@@ -69,6 +69,14 @@ void append_deinit(struct appender *a)
 	a->nr_segs = 0;
 }
 
+void append_abandon(struct appender *a)
+{
+	scoped_lock(&a->s->segments_lock);
+
+	for (size_t i = 0; i < a->nr_segs; i++)
+		a->segs[i].seg->damaged = true;
+}
+
 /* ---- room ---- */
 
 static struct append_seg *current(struct appender *a)

@@ -4,7 +4,7 @@
  * checkpoint; the state; a copy of the index records; fdatasync; one LMDB
  * transaction (S1 to S3 of store.h).  Only then are the live map and the segments'
  * tails brought up to date, and with the tails the new pages can be duplicates of
- * others'.
+ * others'.  That can't fail: what it takes was reserved before.
  *
  * A checkpoint is written when the pages in the manifests since the last one
  * reach half a map, or their number CHAIN_EPOCHS_MIN and one per 16 Ki pages of
@@ -164,16 +164,27 @@ static int append_manifest(struct commit *c, enum batch_type type, struct rec_bl
 
 /* ---- the live map ---- */
 
-static int apply_changes(const struct epoch *ep, struct pagemap *m)
+/* So that apply_changes() can't fail. */
+static int reserve_changes(const struct epoch *ep, struct pagemap *m)
 {
 	const struct changes *c = &ep->scratch->changes;
 	int r = 0;
 
-	for (size_t i = 0; !r && i < ep->nr_gone; i++)
-		r = pagemap_set_run(m, ep->gone[i].gfn, ep->gone[i].end - ep->gone[i].gfn, 0);
 	for (size_t i = 0; !r && i < c->nr; i++)
-		r = pagemap_set(m, c->v[i].gfn, c->v[i].loc, pagemap_fp_of(c->v[i].fp));
+		if (!i ||
+		    c->v[i].gfn / PAGEMAP_CHUNK_FRAMES != c->v[i - 1].gfn / PAGEMAP_CHUNK_FRAMES)
+			r = pagemap_reserve(m, c->v[i].gfn);
 	return r;
+}
+
+static void apply_changes(const struct epoch *ep, struct pagemap *m)
+{
+	const struct changes *c = &ep->scratch->changes;
+
+	for (size_t i = 0; i < ep->nr_gone; i++)
+		pagemap_set_run(m, ep->gone[i].gfn, ep->gone[i].end - ep->gone[i].gfn, 0);
+	for (size_t i = 0; i < c->nr; i++)
+		pagemap_set(m, c->v[i].gfn, c->v[i].loc, pagemap_fp_of(c->v[i].fp));
 }
 
 /* Frames and pages of the map afterwards, c->map if it was made. */
@@ -220,8 +231,11 @@ static int append_maps(struct commit *c, struct err *e)
 	rec->chain_pages = first ? 0 : parent->chain_pages + rec->nr_changed;
 	rec->chain_bytes = first ? 0 : parent->chain_bytes + rec->manifest.bytes;
 	/* Counting frames that went would be as much work. */
-	if (ep->nr_gone && (pagemap_clone(ep->live, &c->map) || apply_changes(ep, c->map)))
-		return err_errno(e, ENOMEM, "building a map");
+	if (ep->nr_gone) {
+		if (pagemap_clone(ep->live, &c->map) || reserve_changes(ep, c->map))
+			return err_errno(e, ENOMEM, "building a map");
+		apply_changes(ep, c->map);
+	}
 	count_pages(c, &frames, &rec->map_pages);
 	if (first || !frames || !wants_checkpoint(rec, pagemap_nr(ep->live)))
 		return 0;
@@ -489,11 +503,7 @@ static void publish(struct epoch *ep)
 {
 	publish_tails(ep);
 	publish_refs(ep);
-	if (apply_changes(ep, ep->live)) {
-		/* The epoch is durable and the map of it is not: nobody may go on with it. */
-		log_err("store %s: no memory for the map of a committed epoch", ep->s->dir);
-		abort();
-	}
+	apply_changes(ep, ep->live);
 }
 
 /* ---- epoch_commit ---- */
@@ -541,6 +551,10 @@ static int prepare(struct commit *c, const void *state, size_t state_len, struct
 		c->rec.snapshot = c->snapshot_id;
 		fill_snapshot(c);
 	}
+	/* Once the epoch is durable, nothing may fail any more. */
+	r = reserve_changes(ep, ep->live);
+	if (r)
+		return err_errno(e, -r, "growing the map of the VM");
 	r = append_maps(c, e);
 	if (!r)
 		r = append_blob(&ep->append, BATCH_STATE, state, state_len, &c->rec.state, e);
@@ -570,6 +584,8 @@ int epoch_commit(struct epoch *ep, const void *state, size_t state_len,
 		r = index_update(ep->s->index, commit_txn, &c, e);
 	if (r) {
 		ep->failed = r;
+		if (index_in_doubt(ep->s->index))
+			append_abandon(&ep->append);
 		return r;
 	}
 	publish(ep);

@@ -284,6 +284,16 @@ static int update_once(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, 
 	return t.map_full ? 1 : r;
 }
 
+bool index_in_doubt(struct index *ix)
+{
+	MDB_txn *txn;
+	int r = mdb_txn_begin(ix->env, NULL, MDB_RDONLY, &txn);
+
+	if (!r)
+		mdb_txn_abort(txn);
+	return r == MDB_PANIC;
+}
+
 int index_update(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, struct err *e), void *arg,
 		 struct err *e)
 {

@@ -176,6 +176,9 @@ void index_end(struct ix_txn *t);
  * it is known that index_update() returned 0. */
 int index_update(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, struct err *e), void *arg,
 		 struct err *e);
+/* A commit failed so that nobody knows whether it will be there after a restart: LMDB
+ * refuses everything until then, and what the commit names must not be touched. */
+bool index_in_doubt(struct index *ix);
 
 struct ix_key {
 	uint8_t b[96];

@@ -48,7 +48,7 @@ struct seg {
 	enum seg_state state;
 	bool busy;	/* an epoch appends to it */
 	bool indexed;	/* the index has its record */
-	bool damaged;	/* missing or short: never appended to */
+	bool damaged;	/* missing, short, or its tail in doubt: never appended to */
 	bool ready;	/* FREE, and its superblock is durable: nothing to do to append */
 	bool proven;	/* superblock read or written in this process */
 	bool condemned; /* gc drops it: no new reference to its pages */
@@ -212,6 +212,9 @@ int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struc
 /* Gives segments and writer back; what was written stays behind the tails unless
  * the caller moved them. */
 void append_deinit(struct appender *a);
+/* Whether what was written is committed will only be known after a restart: nobody may
+ * write to these segments until then. */
+void append_abandon(struct appender *a);
 int append_page(struct appender *a, uint64_t gfn, struct pageid id, const void *bytes, loc_t *ret,
 		struct err *e);
 int append_blob(struct appender *a, enum batch_type type, const void *bytes, size_t len,

@@ -20,12 +20,14 @@
 #include "snapd/util/cleanup.h"
 
 #define CHUNK_SHIFT  9
-#define CHUNK_FRAMES (1u << CHUNK_SHIFT)
-#define TABLE_MIN    16u
+#define CHUNK_FRAMES PAGEMAP_CHUNK_FRAMES
+static_assert(CHUNK_FRAMES == 1u << CHUNK_SHIFT, "frames by shifting");
+#define TABLE_MIN 16u
 
 struct chunk {
 	uint64_t number; /* gfn >> CHUNK_SHIFT of its frames */
 	uint32_t nr, nr_pages;
+	bool reserved; /* stays although it is empty */
 	loc_t loc[CHUNK_FRAMES];
 	uint16_t fp[]; /* CHUNK_FRAMES of them, if the map has fingerprints */
 };
@@ -128,6 +130,11 @@ int pagemap_clone(const struct pagemap *m, struct pagemap **ret)
 	return 0;
 }
 
+static bool is_used(const struct chunk *c)
+{
+	return c->nr || c->reserved;
+}
+
 /* Move the chunks to a table in which they fill at most a quarter. */
 static int rebuild_table(struct pagemap *m)
 {
@@ -136,7 +143,7 @@ static int rebuild_table(struct pagemap *m)
 	size_t live = 0;
 
 	for (size_t i = 0; i < table_cells(m); i++)
-		live += m->table[i] && m->table[i]->nr;
+		live += m->table[i] && is_used(m->table[i]);
 	while ((size_t)1 << bits < 4 * (live + 1))
 		bits++;
 	table = calloc((size_t)1 << bits, sizeof(struct chunk *));
@@ -145,7 +152,7 @@ static int rebuild_table(struct pagemap *m)
 	for (size_t i = 0; i < table_cells(m); i++) {
 		struct chunk *c = m->table[i];
 
-		if (c && c->nr)
+		if (c && is_used(c))
 			table[find_cell(table, bits, c->number)] = c;
 		else
 			free(c);
@@ -285,6 +292,16 @@ int pagemap_set_run(struct pagemap *m, uint64_t gfn, uint64_t n, loc_t loc)
 		loc += loc_kind(loc) == LOC_PAGE ? part : 0;
 	}
 	return 0;
+}
+
+int pagemap_reserve(struct pagemap *m, uint64_t gfn)
+{
+	struct chunk *c;
+	int r = obtain_chunk(m, gfn >> CHUNK_SHIFT, &c);
+
+	if (!r)
+		c->reserved = true;
+	return r;
 }
 
 uint64_t pagemap_nr(const struct pagemap *m)

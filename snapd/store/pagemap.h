@@ -39,6 +39,9 @@ int pagemap_set(struct pagemap *m, uint64_t gfn, loc_t loc, uint16_t fp);
  * becomes "not known".  Errors as pagemap_set(), after a part was done perhaps;
  * -EINVAL when the run goes beyond the last GFN. */
 int pagemap_set_run(struct pagemap *m, uint64_t gfn, uint64_t n, loc_t loc);
+/* Setting entries of this frame's chunk will not fail.  Errors as pagemap_set(). */
+#define PAGEMAP_CHUNK_FRAMES 512u
+int pagemap_reserve(struct pagemap *m, uint64_t gfn);
 uint64_t pagemap_nr(const struct pagemap *m);	    /* entries other than NONE */
 uint64_t pagemap_nr_pages(const struct pagemap *m); /* entries of kind PAGE */
 

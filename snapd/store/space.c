@@ -216,12 +216,25 @@ static int write_super(struct store *s, struct seg_ident *ident, int fd, struct 
 	return fsync(fd) ? err_errno(e, errno, "syncing segment %08x", ident->segment) : 0;
 }
 
+/* A file of that name which nobody could remove means nothing. */
+static int create_file(struct store *s, uint32_t id)
+{
+	int fd = seg_fd_open(s, id, O_RDWR | O_CREAT | O_EXCL);
+	char name[16];
+
+	if (fd >= 0 || errno != EEXIST)
+		return fd;
+	seg_path(id, name);
+	return unlinkat(s->segments_fd, name, 0) ? -1
+						 : seg_fd_open(s, id, O_RDWR | O_CREAT | O_EXCL);
+}
+
 static int make_file(struct store *s, const struct seg *seg, struct err *e)
 {
 	struct seg_ident ident = {.segment = seg->id,
 				  .generation = seg->generation,
 				  .segment_bytes = seg->segment_bytes};
-	_cleanup_fd_ int fd = seg_fd_open(s, seg->id, O_RDWR | O_CREAT | O_EXCL);
+	_cleanup_fd_ int fd = create_file(s, seg->id);
 	int r;
 
 	if (fd < 0)

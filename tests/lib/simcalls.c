@@ -77,10 +77,15 @@ ssize_t pread(int fd, void *buf, size_t len, off_t at)
 
 ssize_t pwrite(int fd, const void *buf, size_t len, off_t at)
 {
+	bool commit = fcntl(fd, F_GETFL) & O_DSYNC;
+	int error = sim_may_fail(commit ? "commit" : "pwrite", true, &len);
 	ssize_t n;
 
-	RETURN_IF_FAILS("pwrite", true, &len);
+	if (error && !sim_done_all_the_same())
+		return set_errno(error);
 	n = syscall(SYS_pwrite64, fd, buf, len, at);
+	if (error)
+		return set_errno(error);
 	if (n > 0)
 		sim_note_write(fd, (uint64_t)at, buf, (size_t)n);
 	return n;

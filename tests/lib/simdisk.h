@@ -75,14 +75,15 @@ void disk_log_deinit(struct disk_log *log);
 /* ---- failing ---- */
 
 enum disk_failure {
-	FAIL_EIO,
-	FAIL_ENOSPC, /* reads: EIO */
-	FAIL_SHORT,  /* writes: half; else EIO */
-	FAIL_STAY,   /* EIO, and every later write and sync fails, too */
+	FAIL_EIO, /* any call, with EIO or ENOMEM; the others only what changes the disk: */
+	FAIL_ENOSPC,
+	FAIL_SHORT, /* half is written; where there is no half, EIO */
+	FAIL_STAY,  /* EIO, although it is done; all that follow fail, and are not done */
+	FAIL_COMMIT, /* as FAIL_STAY; only writes through O_DSYNC, LMDB's commits, count */
 	NR_FAILURES
 };
 
-/* The n-th call from now on, in any thread that is not exempt, fails. n 0: none. */
+/* The n-th call of that kind from now on, in any thread that is not exempt, fails. */
 void disk_fail(uint64_t n, enum disk_failure how);
 /* Lift it; true when a call failed.  *what (static) names it. */
 bool disk_lift(const char **what);

@@ -26,4 +26,6 @@ void sim_note_rename(int from_at, const char *from, int to_at, const char *to);
 /* ---- simfail.c ---- */
 /* 0, or the errno to fail with; *len may become shorter. */
 int sim_may_fail(const char *what, bool writes, size_t *len);
+/* The write that sim_may_fail() has just failed reaches the file all the same. */
+bool sim_done_all_the_same(void);
 bool sim_no_memory(const char *what);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 static struct {
 	_Atomic bool armed;
@@ -18,7 +19,12 @@ static struct {
 	_Atomic long allocations;
 } fail;
 
-static _Thread_local bool exempt;
+static _Thread_local bool exempt, late;
+
+bool sim_done_all_the_same(void)
+{
+	return late;
+}
 
 void disk_fail(uint64_t n, enum disk_failure how)
 {
@@ -41,9 +47,12 @@ void disk_exempt(bool yes)
 	exempt = yes;
 }
 
-static bool is_next(const char *what)
+static bool is_next(const char *what, bool writes)
 {
-	if (!fail.armed || exempt || !fail.left || atomic_fetch_sub(&fail.left, 1) != 1)
+	if (fail.how == FAIL_COMMIT && strcmp(what, "commit"))
+		return false;
+	if (!fail.armed || exempt || !fail.left || (fail.how != FAIL_EIO && !writes) ||
+	    atomic_fetch_sub(&fail.left, 1) != 1)
 		return false;
 	fail.what = what;
 	fail.hit = true;
@@ -52,10 +61,11 @@ static bool is_next(const char *what)
 
 int sim_may_fail(const char *what, bool writes, size_t *len)
 {
-	bool next = is_next(what);
+	bool next = is_next(what, writes);
 
+	late = next && writes && fail.how >= FAIL_STAY;
 	if (!next)
-		return fail.armed && fail.hit && !exempt && writes && fail.how == FAIL_STAY ? EIO
+		return fail.armed && fail.hit && !exempt && writes && fail.how >= FAIL_STAY ? EIO
 											    : 0;
 	if (fail.how == FAIL_SHORT && writes && len && *len > 1) {
 		*len /= 2;
@@ -66,7 +76,7 @@ int sim_may_fail(const char *what, bool writes, size_t *len)
 
 bool sim_no_memory(const char *what)
 {
-	return is_next(what);
+	return is_next(what, false);
 }
 
 /* ---- allocations ---- */
