@@ -18,16 +18,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#ifdef HAVE_SYSTEMD
-#include <systemd/sd-daemon.h>
-#endif
-
 #include "snapd/daemon/agents.h"
 #include "snapd/policy/scheduler.h"
 #include "snapd/api/api.h"
 #include "snapd/daemon/config.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/job.h"
+#include "snapd/daemon/systemd.h"
 #include "snapd/store.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/log.h"
@@ -40,15 +37,6 @@ static struct signals {
 	struct daemon *d;
 } signals;
 
-static void notify(const char *what)
-{
-#ifdef HAVE_SYSTEMD
-	sd_notify(0, what);
-#else
-	(void)what;
-#endif
-}
-
 static void on_signal(struct loop_source *src, uint32_t events)
 {
 	struct signals *s = (struct signals *)src;
@@ -56,6 +44,12 @@ static void on_signal(struct loop_source *src, uint32_t events)
 
 	if (read(src->fd, &si, sizeof(si)) != sizeof(si))
 		return;
+	if (si.ssi_signo == SIGHUP) {
+		systemd_notify("RELOADING=1");
+		policies_reload(s->d);
+		systemd_notify("READY=1");
+		return;
+	}
 	log_notice("stopping: %s", strsignal((int)si.ssi_signo));
 	s->d->stopping = true;
 }
@@ -68,6 +62,7 @@ static int watch_signals(struct daemon *d, struct err *e)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	signals.d = d;
 	signals.src.fn = on_signal;
 	signals.src.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -86,6 +81,7 @@ static void set_up_process(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	/* Each VM has several descriptors. */
@@ -117,6 +113,8 @@ static int start(struct daemon *d, struct err *e)
 	int err = watch_signals(d, e);
 
 	if (!err)
+		err = systemd_watchdog_start(d, e);
+	if (!err)
 		err = jobs_start(d);
 	if (!err)
 		err = policies_start(d, e);
@@ -128,13 +126,14 @@ static int start(struct daemon *d, struct err *e)
 static void stop(struct daemon *d)
 {
 	d->stopping = true;
-	notify("STOPPING=1");
+	systemd_notify("STOPPING=1");
 	agents_stop(d);
 	policies_stop(d);
 	vm_stop_all(d);
 	api_stop(d);
 	if (d->jobs)
 		jobs_stop(d);
+	systemd_watchdog_stop();
 	if (signals.src.fd > 0)
 		close(signals.src.fd);
 }
@@ -147,7 +146,7 @@ static int serve(struct daemon *d)
 	if (!err) {
 		log_notice("snapd " SNAPD_VERSION " serves %s, store %s", d->config.api_socket,
 			   d->config.store_dir);
-		notify("READY=1");
+		systemd_notify("READY=1");
 		err = loop_run(d);
 	}
 	if (err)

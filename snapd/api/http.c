@@ -303,7 +303,8 @@ static void api_destroy(struct api *api)
 		MHD_stop_daemon(api->mhd);
 	if (api->listen_src.fd >= 0) {
 		close(api->listen_src.fd);
-		unlink(api->path);
+		if (!api->inherited)
+			unlink(api->path);
 	}
 	cleanup_fd(&api->timer_src.fd);
 	cleanup_fd(&api->spare_fd);
@@ -329,7 +330,7 @@ int api_start(struct daemon *d, struct err *e)
 		rc = err_errno(e, errno, "api");
 	else
 		rc = unixsock_listen(api->path, SOCK_STREAM, d->config.socket_group,
-				     &api->listen_src.fd, e);
+				     &api->listen_src.fd, &api->inherited, e);
 	if (!rc)
 		rc = start_mhd(api, e);
 	if (!rc)

@@ -23,7 +23,8 @@
 static struct agents {
 	struct loop_source src; /* first: the loop hands it back */
 	struct daemon *d;
-	int spare_fd; /* given up to accept, and refuse, when no other is left */
+	bool inherited; /* the socket file is the service manager's */
+	int spare_fd;	/* given up to accept, and refuse, when no other is left */
 } agents = {.src.fd = -1, .spare_fd = -1};
 
 /* Take a connection only to close it. */
@@ -58,14 +59,16 @@ static void on_connection(struct loop_source *src, uint32_t events)
 
 int agents_start(struct daemon *d, struct err *e)
 {
+	bool inherited;
 	int fd, err;
 
 	err = unixsock_listen(d->config.agent_socket, SOCK_SEQPACKET, d->config.socket_group, &fd,
-			      e);
+			      &inherited, e);
 	if (err)
 		return err;
 	agents = (struct agents){.src = {.fd = fd, .fn = on_connection},
 				 .d = d,
+				 .inherited = inherited,
 				 .spare_fd = fcntl(d->wake_fd, F_DUPFD_CLOEXEC, 0)};
 	err = loop_add(d, &agents.src, EPOLLIN);
 	if (err) {
@@ -84,5 +87,6 @@ void agents_stop(struct daemon *d)
 	if (agents.spare_fd >= 0)
 		close(agents.spare_fd);
 	agents.src.fd = agents.spare_fd = -1;
-	unlink(d->config.agent_socket);
+	if (!agents.inherited)
+		unlink(d->config.agent_socket);
 }

@@ -53,7 +53,7 @@ struct daemon {
 	struct vm *vms;
 
 	struct policies *policies; /* policies_start() in policy/scheduler.h */
-	struct jobs *jobs; /* registry: jobs_start(), jobs_stop() in job.h */
+	struct jobs *jobs;	   /* registry: jobs_start(), jobs_stop() in job.h */
 };
 
 /* daemon.c: a daemon with default configuration, no store, no sockets; and its end,

@@ -2,6 +2,7 @@
 /* Listening Unix sockets; see unixsock.h. */
 #include "snapd/daemon/unixsock.h"
 
+#include <fcntl.h>
 #include <grp.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -9,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "snapd/daemon/systemd.h"
 #include "snapd/util/cleanup.h"
 
 #define BACKLOG 128
@@ -57,12 +59,27 @@ static int permit(const char *path, const char *group, struct err *e)
 	return 0;
 }
 
-int unixsock_listen(const char *path, int type, const char *group, int *ret, struct err *e)
+static int take_over(int fd, struct err *e)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || fcntl(fd, F_SETFD, FD_CLOEXEC))
+		return err_errno(e, errno, "socket of the service manager");
+	return 0;
+}
+
+int unixsock_listen(const char *path, int type, const char *group, int *ret, bool *inherited,
+		    struct err *e)
 {
 	_cleanup_fd_ int fd = -1;
 	struct sockaddr_un un;
 	mode_t mask;
 	int rc = address(path, &un, e);
+
+	*ret = systemd_socket(path, type);
+	*inherited = *ret >= 0;
+	if (*inherited)
+		return take_over(*ret, e);
 
 	if (!rc)
 		rc = remove_stale(&un, type, e);

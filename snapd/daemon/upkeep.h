@@ -15,7 +15,8 @@ int set_job(struct job *job, struct err *e);
 int delete_job(struct job *job, struct err *e);
 /* args {"vm": name, "uid": owner}: result {"vm", "snapshots": how many}.  -EBUSY: attached. */
 int remove_vm_job(struct job *job, struct err *e);
-/* args {"view": uid, "owner"?: uid, "vm"?, "tag"?: only those, "zone"?, "keep": {…as in the API}, "dry_run"}: result {"snapshots":
+/* args {"view": uid, "owner"?: uid, "vm"?, "tag"?: only those, "zone"?, "keep": {…as in the API},
+ * "dry_run"}: result {"snapshots":
  * [{id, vm, name, taken_ns, keep, why}], "deleted", "dry_run"}. */
 int prune_job(struct job *job, struct err *e);
 /* What `keep` of a request says.  -EINVAL. */

@@ -246,6 +246,42 @@ static void *scheduler_thread(void *arg)
 	return NULL;
 }
 
+/* Those whose file is gone. */
+static void drop_fileless(struct policies *ps)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < ps->nr; i++) {
+		struct entry *en = &ps->entries[i];
+		char path[PATH_MAX];
+
+		snprintf(path, sizeof(path), "%s/%s.conf", ps->d->config.policy_dir,
+			 en->policy->name);
+		if (access(path, F_OK) && errno == ENOENT) {
+			drop_lines(en);
+			policy_free(en->policy);
+		} else {
+			ps->entries[kept++] = *en;
+		}
+	}
+	ps->nr = kept;
+}
+
+void policies_reload(struct daemon *d)
+{
+	struct policies *ps = d->policies;
+	struct err e = {0};
+
+	pthread_mutex_lock(&ps->lock);
+	if (read_all(ps, &e))
+		log_err("policies: %s", e.text);
+	else
+		drop_fileless(ps);
+	log_notice("policies read: %zu", ps->nr);
+	pthread_mutex_unlock(&ps->lock);
+	wake(ps);
+}
+
 static int start_thread(struct policies *ps)
 {
 	sigset_t all, old;

@@ -25,6 +25,9 @@ struct vm;
 /* After jobs_start(); reads the directory of policies (none: no policies).  A file that is
  * not right is logged and left out. */
 int policies_start(struct daemon *d, struct err *e);
+/* Read the directory anew: what is new or changed counts from now on, what is gone goes.  A
+ * file that is not right any more leaves its policy as it was. */
+void policies_reload(struct daemon *d);
 /* Hooks that run are killed.  Before vm_stop_all(); accepts that start failed. */
 void policies_stop(struct daemon *d);
 
