@@ -28,7 +28,9 @@
  *
  * Holes: memory that the guest never touched is a hole of the RAM file.  Reading it
  * through a mapping would allocate it, so long runs of dirty frames are looked up
- * with SEEK_DATA and holes are stored as zero pages unread.
+ * with SEEK_DATA and holes are stored as zero pages unread; so are single frames that
+ * the VMM once gave back (a balloon).  That it did so is a reason to look, no more: the
+ * file says what is there, also when the guest has written the page since.
  *
  * Limits: 8 chunks and the staging memory (staging_max); a dirty set that does not
  * shrink below it makes the snapshot fail, with the VM as it was.
@@ -325,9 +327,17 @@ static bool in_hole(struct capture *c, const struct vm_piece *p, uint64_t frame)
 	return c->in_hole;
 }
 
+/* A frame that was given back once: is its page still a hole? */
+static bool still_hole(struct capture *c, const struct vm_piece *p, uint64_t frame)
+{
+	uint64_t off = (p->p.block_page + frame - p->p.first_frame) * c->page_size;
+
+	return p->block->is_tmpfs && hole_ends(p, off, c->page_size) >= off + c->page_size;
+}
+
 /* One taken frame: into the chunk, or left for the pause. */
 static void sort_frame(struct capture *c, struct chunk *k, const struct vm_piece **p,
-		       uint64_t frame, bool again)
+		       uint64_t frame, bool again, bool hinted)
 {
 	if (!vm_piece_has_frame(*p, frame))
 		*p = vm_mem_by_frame(&c->vm->mem, frame);
@@ -339,7 +349,11 @@ static void sort_frame(struct capture *c, struct chunk *k, const struct vm_piece
 		return;
 	}
 	gpaset_add(&c->seen, frame);
-	if (in_hole(c, *p, frame))
+	if (hinted && !still_hole(c, *p, frame)) {
+		vm_shm_clear_range(&c->vm->shm, &c->vm->shm.discarded, frame, 1);
+		hinted = false;
+	}
+	if (hinted || in_hole(c, *p, frame))
 		chunk_add(c, k, (*p)->p.home_gfn + frame - (*p)->p.first_frame, NULL, zero_page);
 	else
 		chunk_add(c, k, (*p)->p.home_gfn + frame - (*p)->p.first_frame,
@@ -352,6 +366,7 @@ static int sweep(struct capture *c, bool again, struct job *job, uint64_t *copie
 {
 	uint64_t frames[CHUNK_PAGES], cursor = 0;
 	const struct vm_piece *p = NULL;
+	bool hints[CHUNK_PAGES];
 	struct chunk *k;
 	size_t n;
 	int err;
@@ -371,8 +386,10 @@ static int sweep(struct capture *c, bool again, struct job *job, uint64_t *copie
 			return hand_on_all(c, e);
 		/* A hole seen before the take may be a written page since. */
 		c->known_until = 0;
+		if (vm_shm_hints(&c->vm->shm, frames, n, hints))
+			return err_set(e, EFAULT, "the VM's shared memory is gone");
 		for (size_t i = 0; i < n; i++)
-			sort_frame(c, k, &p, frames[i], again);
+			sort_frame(c, k, &p, frames[i], again, hints[i]);
 		*copied += k->nr;
 		c->stats.early_pages += k->nr;
 		if (job)
@@ -486,8 +503,11 @@ static void copy_part(void *arg)
 
 		if (!vm_piece_has_frame(p, frame))
 			p = vm_mem_by_frame(&c->vm->mem, frame);
-		memcpy(c->vm->staging.mem + i * c->page_size, vm_piece_page(&c->vm->mem, p, frame),
-		       c->page_size);
+		if (gpaset_test(&c->vm->shm.discarded, frame) && still_hole(c, p, frame))
+			memset(c->vm->staging.mem + i * c->page_size, 0, c->page_size);
+		else
+			memcpy(c->vm->staging.mem + i * c->page_size,
+			       vm_piece_page(&c->vm->mem, p, frame), c->page_size);
 		/* Its piece may be unplugged before the page is handed on. */
 		c->staged[i] = p->p.home_gfn + frame - p->p.first_frame;
 	}

@@ -89,6 +89,7 @@ struct vm_shm {
 	size_t map_bytes;
 	uint64_t nr_frames;
 	struct gpaset dirty, inflight;
+	struct gpaset discarded; /* nr_frames 0: the agent has no such set */
 };
 
 /* fd is borrowed.  Sizes are read once and checked; what the page says later about
@@ -115,6 +116,9 @@ int vm_shm_take(struct vm_shm *s, uint64_t limit, uint64_t *cursor, uint64_t *fr
 		size_t *ret);
 int vm_shm_peek(struct vm_shm *s, const struct gpaset *set, uint64_t limit, uint64_t *cursor,
 		uint64_t *frames, size_t max, size_t *ret);
+
+/* Which of the frames may be holes of their file: the VMM gave them back once. */
+int vm_shm_hints(struct vm_shm *s, const uint64_t *frames, size_t nr, bool *hints);
 
 /* Figures that the agent keeps in the shared page. */
 struct vm_shm_stats {

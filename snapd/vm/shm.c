@@ -62,6 +62,15 @@ static int check_header(const struct snapd_shm *h, uint64_t total, struct err *e
 	return 0;
 }
 
+/* The set of hints is newer than the others, and may be missing. */
+static bool has_discarded(const struct snapd_shm *h, uint64_t total)
+{
+	uint64_t bytes = gpaset_bytes(h->nr_frames), end = MAX(h->dirty_off, h->inflight_off);
+
+	return h->header_bytes >= offsetof(struct snapd_shm, discarded_off) + 8 &&
+	       h->discarded_off >= end + bytes && set_fits(h->discarded_off, bytes, total);
+}
+
 struct header_copy {
 	const struct snapd_shm *from;
 	struct snapd_shm to;
@@ -98,6 +107,8 @@ int vm_shm_map(struct vm_shm *s, int fd, uint64_t told_bytes, struct err *e)
 	*s = (struct vm_shm){.map = map, .map_bytes = told_bytes, .nr_frames = copy.to.nr_frames};
 	gpaset_init(&s->dirty, (uint8_t *)map + copy.to.dirty_off, s->nr_frames);
 	gpaset_init(&s->inflight, (uint8_t *)map + copy.to.inflight_off, s->nr_frames);
+	if (has_discarded(&copy.to, told_bytes))
+		gpaset_init(&s->discarded, (uint8_t *)map + copy.to.discarded_off, s->nr_frames);
 	return 0;
 }
 
@@ -119,7 +130,7 @@ struct touch {
 	const uint64_t *add;
 	uint64_t *frames;
 	size_t max, got;
-	bool rebuild;
+	bool rebuild, *hints;
 	struct vm_shm_stats *stats;
 };
 
@@ -281,6 +292,23 @@ int vm_shm_peek(struct vm_shm *s, const struct gpaset *set, uint64_t limit, uint
 	*cursor = t.cursor;
 	*ret = t.got;
 	return err;
+}
+
+static void do_hints(void *arg)
+{
+	struct touch *t = arg;
+
+	for (size_t i = 0; i < t->max; i++)
+		t->hints[i] = gpaset_test(&t->s->discarded, t->add[i]);
+}
+
+int vm_shm_hints(struct vm_shm *s, const uint64_t *frames, size_t nr, bool *hints)
+{
+	memset(hints, 0, nr * sizeof(*hints));
+	if (!s->discarded.nr_frames)
+		return 0;
+	return busguard_run(do_hints,
+			    &(struct touch){.s = s, .add = frames, .max = nr, .hints = hints});
 }
 
 static void do_stats(void *arg)

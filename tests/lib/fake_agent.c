@@ -34,7 +34,7 @@ static int sealed_memfd(const char *name, size_t bytes, int seals)
 
 static void make_shm(struct fake_agent *a)
 {
-	size_t set = gpaset_bytes(FRAMES), total = 4096 + 2 * set;
+	size_t set = gpaset_bytes(FRAMES), total = 4096 + 3 * set;
 
 	a->shm_fd = sealed_memfd("shm", total, F_SEAL_SHRINK | F_SEAL_GROW);
 	a->shm = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_SHARED, a->shm_fd, 0);
@@ -45,9 +45,11 @@ static void make_shm(struct fake_agent *a)
 	a->shm->nr_frames = FRAMES;
 	a->shm->dirty_off = 4096;
 	a->shm->inflight_off = 4096 + set;
+	a->shm->discarded_off = 4096 + 2 * set;
 	a->shm->total_bytes = a->shm_bytes = total;
 	gpaset_init(&a->dirty, (uint8_t *)a->shm + 4096, FRAMES);
 	gpaset_init(&a->inflight, (uint8_t *)a->shm + 4096 + set, FRAMES);
+	gpaset_init(&a->discarded, (uint8_t *)a->shm + 4096 + 2 * set, FRAMES);
 }
 
 void fa_init(struct fake_agent *a, const char *name, uint64_t pages0, uint64_t pages1)

@@ -50,7 +50,7 @@ struct fake_agent {
 	int shm_fd, ram_fd[FA_BLOCKS];
 	struct snapd_shm *shm;
 	size_t shm_bytes;
-	struct gpaset dirty, inflight;
+	struct gpaset dirty, inflight, discarded;
 	uint8_t *ram[FA_BLOCKS];
 	uint8_t *truth[FA_BLOCKS]; /* RAM at the last PAUSE */
 
