@@ -319,11 +319,49 @@ static bool is_unplugged(const struct snapd_vm *vm, const struct piece *p)
 	return true;
 }
 
+/* One mapping for the block's life: one for each slot would lose its page tables
+ * with every hole punch. */
+static int alias_make(struct block *b, struct err *e)
+{
+	void *p = mmap(NULL, b->size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+		       b->fd, 0);
+
+	if (p == MAP_FAILED)
+		return err_errno(e, errno, "cannot map a RAM file a second time");
+	(void)madvise(p, b->size_bytes, MADV_DONTDUMP); /* the VMM's has it already */
+	(void)madvise(p, b->size_bytes, MADV_DONTFORK);
+	b->alias = p;
+	return 0;
+}
+
+int backing_for_kvm(struct snapd_vm *vm, uint32_t block, const struct snapd_memslot *m, void **ret,
+		    struct err *e)
+{
+	struct block *b = &vm->blocks[block];
+	int r;
+
+	*ret = m->hva;
+	if (!vm->two_mappings)
+		return 0;
+	r = b->alias ? 0 : alias_make(b, e);
+	if (r >= 0)
+		*ret = b->alias + m->fd_offset;
+	return r;
+}
+
+static void alias_drop(struct block *b)
+{
+	if (b->alias)
+		munmap(b->alias, b->size_bytes);
+	b->alias = NULL;
+}
+
 static void block_put(struct snapd_vm *vm, uint32_t block)
 {
 	for (size_t i = 0; i < vm->nr_pieces; i++)
 		if (vm->pieces[i].block == block && !vm->pieces[i].gone)
 			return;
+	alias_drop(&vm->blocks[block]);
 	close(vm->blocks[block].fd);
 	vm->blocks[block].fd = -1;
 }
@@ -384,8 +422,10 @@ void backing_keep(struct snapd_vm *vm, const struct state_piece *kept, size_t nr
 
 void backing_deinit(struct snapd_vm *vm)
 {
-	for (size_t i = 0; i < vm->nr_blocks; i++)
+	for (size_t i = 0; i < vm->nr_blocks; i++) {
+		alias_drop(&vm->blocks[i]);
 		cleanup_fd(&vm->blocks[i].fd);
+	}
 	free(vm->blocks);
 	free(vm->pieces);
 }

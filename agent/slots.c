@@ -34,7 +34,7 @@ static int kvm_set_slot_flags(struct snapd_vm *vm, const struct view *v, uint64_
 		.flags = flags,
 		.guest_phys_addr = v->m.gpa,
 		.memory_size = size_bytes,
-		.userspace_addr = (uintptr_t)v->m.hva,
+		.userspace_addr = (uintptr_t)v->kvm_hva,
 	};
 
 	return vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
@@ -42,10 +42,10 @@ static int kvm_set_slot_flags(struct snapd_vm *vm, const struct view *v, uint64_
 
 static int kvm_set_slot(struct snapd_vm *vm, const struct view *v, uint64_t size_bytes)
 {
-	bool ro = v->m.flags & SNAPD_SLOT_READONLY;
+	uint32_t log = vm->kvm_logs ? KVM_MEM_LOG_DIRTY_PAGES : 0;
 
 	return kvm_set_slot_flags(vm, v, size_bytes,
-				  ro ? KVM_MEM_READONLY : KVM_MEM_LOG_DIRTY_PAGES);
+				  v->m.flags & SNAPD_SLOT_READONLY ? KVM_MEM_READONLY : log);
 }
 
 /* Logging off and on again write-protects a whole slot; nothing may write between. */
@@ -149,6 +149,7 @@ int shadow_zap_all(struct snapd_vm *vm, struct err *e)
 
 	v.m.hva = mmap(NULL, vm->page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		       0);
+	v.kvm_hva = v.m.hva;
 	if (v.m.hva == MAP_FAILED)
 		return err_errno(e, errno, "no memory for a passing slot");
 	/* KVM keeps a few slots of its own: step over them. */
@@ -233,8 +234,12 @@ static int view_back(struct snapd_vm *vm, struct view *v, struct err *e)
 	r = backing_check(vm, &v->m, e);
 	if (r >= 0)
 		r = backing_resolve(vm, &v->m, &v->block, &v->runs, &v->nr_runs, e);
-	if (r >= 0)
-		v->m.fd = vm->blocks[v->block].fd;
+	if (r < 0)
+		return r;
+	v->m.fd = vm->blocks[v->block].fd;
+	r = backing_for_kvm(vm, v->block, &v->m, &v->kvm_hva, e);
+	if (r < 0)
+		free(v->runs);
 	return r;
 }
 
@@ -256,7 +261,7 @@ static int slot_forget(struct snapd_vm *vm, struct view *v)
 
 int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 {
-	struct view v = {.m = *m};
+	struct view v = {.m = *m, .kvm_hva = m->hva};
 	int r = slot_check_free(vm, m, e);
 
 	if (r < 0)

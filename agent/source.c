@@ -8,7 +8,7 @@
 
 bool dirty_is_known(uint32_t backend)
 {
-	return backend <= SNAPD_DIRTY_LOG;
+	return backend <= SNAPD_DIRTY_PAGEMAP;
 }
 
 /* A ring costs by what was written, a bitmap by what there is. */
@@ -19,6 +19,8 @@ static const struct dirty_ops *choose(struct snapd_vm *vm)
 		return &ring_ops;
 	case SNAPD_DIRTY_LOG:
 		return &log_ops;
+	case SNAPD_DIRTY_PAGEMAP:
+		return &pagemap_ops;
 	case SNAPD_DIRTY_AUTO:
 		break;
 	}
@@ -28,6 +30,10 @@ static const struct dirty_ops *choose(struct snapd_vm *vm)
 int sources_attach(struct snapd_vm *vm, struct err *e)
 {
 	vm->sources[vm->nr_sources++] = choose(vm);
+	vm->kvm_logs = vm->sources[0] != &pagemap_ops;
+	if (vm->track_host && vm->kvm_logs)
+		vm->sources[vm->nr_sources++] = &pagemap_ops;
+	vm->two_mappings = vm->nr_sources > 1;
 	for (uint32_t i = 0; i < vm->nr_sources; i++) {
 		int r = vm->sources[i]->attach(vm, e);
 

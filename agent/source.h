@@ -5,6 +5,7 @@
  *
  *   ring.c      KVM's dirty rings, one per vCPU
  *   dirtylog.c  KVM's dirty bitmaps, one per memslot
+ *   pagemap.c   the kernel's page tables, by PAGEMAP_SCAN
  *
  * vm.sources[0] sees what vCPUs write; those after it see more, such as what the VMM's
  * devices write.  A frame is dirty when any source says so.
@@ -61,7 +62,7 @@ struct dirty_ops {
 	int (*full)(struct snapd_vcpu *v);
 };
 
-extern const struct dirty_ops ring_ops, log_ops;
+extern const struct dirty_ops ring_ops, log_ops, pagemap_ops;
 
 /* source.c.  attach makes vm.sources from what the configuration wants. */
 bool dirty_is_known(uint32_t backend); /* SNAPD_DIRTY_*, AUTO among them */

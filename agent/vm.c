@@ -180,6 +180,7 @@ static int config_numbers(struct snapd_vm *vm, const struct snapd_vm_config *c, 
 		return err_set(e, EINVAL, "no way of dirty tracking has the number %u", c->dirty);
 	vm->want_dirty = (enum snapd_dirty)c->dirty;
 	vm->log.initially_set = c->flags & SNAPD_ATTACH_LOG_INITIALLY_SET;
+	vm->track_host = c->flags & SNAPD_ATTACH_TRACK_HOST_WRITES;
 	vm->ring_entries = c->ring_entries;
 	vm->max_vcpus = c->max_vcpus ? c->max_vcpus : MAX_VCPUS_DEFAULT;
 	vm->harvest_min_ns = (uint64_t)min_us * 1000;
@@ -196,7 +197,7 @@ static int config_take(struct snapd_vm *vm, const struct snapd_vm_config *c, str
 		return err_set(e, EINVAL, "snapd_vm_config.size_bytes %u: this library needs %zu",
 			       c->size_bytes, sizeof(*c));
 	if (c->flags & ~(SNAPD_ATTACH_REQUIRE_SERVICE | SNAPD_ATTACH_KEEP_ZAP_QUIRK |
-			 SNAPD_ATTACH_LOG_INITIALLY_SET))
+			 SNAPD_ATTACH_LOG_INITIALLY_SET | SNAPD_ATTACH_TRACK_HOST_WRITES))
 		return err_set(e, EINVAL, "unknown attach flags 0x%x", c->flags);
 	vm->kvm = (struct arch_vm){c->kvm ? c->kvm : &arch_kvm_kernel, c->kvm_fd, c->vm_fd};
 	vm->arch = arch_host();
@@ -368,6 +369,7 @@ int snapd_vm_attach(const struct snapd_vm_config *config, struct snapd_vm **ret)
 	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return err_set(&agent_err, ENOMEM, "no memory for a VM");
+	vm->pagemap.uffd = vm->pagemap.fd = -1;
 	vm->shm_fd = vm->conn_wake = vm->harvest_wake = vm->conn.fd = -1;
 	atomic_store(&vm->connect_result, 1);
 	locks_init(vm);

@@ -9,7 +9,8 @@
  *   writers.c  who writes without a vCPU: marks, discards, device logs, backup bitmaps
  *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
  *   reap.c     sources → sets; the harvest thread; consumers' sets
- *   source.c   the dirty sources of a VM (source.h): ring.c, dirtylog.c
+ *   source.c   the dirty sources of a VM (source.h): ring.c, dirtylog.c,
+ *              pagemap.c
  *   vcpu.c     running, parking and kicking vCPUs; work on their threads
  *   conn.c     the connection thread: reach the service, tell, dispatch
  *   request.c  SYNC, PAUSE, REWRITE, LOAD, RESUME
@@ -57,6 +58,7 @@ struct block {
 	uint32_t page_size;
 	uint64_t size_bytes; /* when first seen; a file that grew is one more block */
 	int64_t told;	     /* index on the present connection; -1: not told */
+	char *alias;	     /* a mapping of all of it for KVM alone; NULL: none made; owned */
 };
 
 struct piece {
@@ -74,6 +76,7 @@ struct piece {
 /* A live memslot. */
 struct view {
 	struct snapd_memslot m; /* as the VMM gave it; m.fd is the block's */
+	void *kvm_hva;		/* what KVM maps: m.hva, or the same memory in block.alias */
 	uint32_t block;		/* valid where nr_runs > 0 */
 	uint32_t kernel_id;
 	uint32_t nr_runs;      /* 0: not tracked (ROM) */
@@ -193,8 +196,27 @@ struct log_source {
 	bool is_missed; /* the slot being deleted was not read */
 };
 
+/* Part of a mapping of the VMM's that is watched. */
+struct watched {
+	char *hva;
+	uint64_t nr_pages;
+	uint64_t first_frame;
+};
+
+struct page_region;
+struct pagemap_source {
+	int uffd, fd; /* fd: of /proc/self/pagemap */
+	/* harvest_lock */
+	struct watched *regions; /* owned; ascending by hva, disjoint */
+	size_t nr;
+	struct page_region *vec; /* owned; what a scan fills */
+};
+
 struct snapd_vm {
 	/* constant after attach */
+	bool track_host;   /* find the VMM's own writes, too */
+	bool kvm_logs;	   /* slots have KVM_MEM_LOG_DIRTY_PAGES */
+	bool two_mappings; /* KVM has block.alias, not the VMM's mapping */
 	enum snapd_dirty want_dirty;
 	const struct dirty_ops *sources[SOURCES_MAX];
 	uint32_t nr_sources;
@@ -258,6 +280,7 @@ struct snapd_vm {
 	struct snapd_devlog *devlogs;
 	struct ring_source ring;
 	struct log_source log;
+	struct pagemap_source pagemap;
 	_Atomic bool tracking_dead; /* KVM and a source disagree for good */
 	_Atomic uint32_t nr_vcpus;  /* grows under harvest_lock */
 	struct snapd_vcpu **vcpus;  /* max_vcpus */
@@ -331,6 +354,9 @@ void backing_unplug(struct snapd_vm *vm, const struct view *gone);
  * there then, and is given up.  slots_lock held, every vCPU stopped. */
 void backing_keep(struct snapd_vm *vm, const struct state_piece *kept, size_t nr);
 bool block_is(const struct block *b, const struct stat *st);
+/* Where KVM is to find the slot's memory. */
+int backing_for_kvm(struct snapd_vm *vm, uint32_t block, const struct snapd_memslot *m, void **ret,
+		    struct err *e);
 struct piece *piece_of_frame(struct snapd_vm *vm, uint64_t frame);
 struct piece *piece_of_home(struct snapd_vm *vm, uint64_t home_gfn);
 void backing_deinit(struct snapd_vm *vm);

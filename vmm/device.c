@@ -47,6 +47,8 @@ static void write_page(struct device *d, uint64_t index)
 	atomic_store(&page[guest_payload_word(counter)], counter);
 	atomic_store(&page[GUEST_DEV_SEQ], seq + 2);
 	atomic_store(table, counter);
+	if (m->opt->track_host)
+		return;
 	snapd_vm_mark_dirty(m->agent, gpa, GUEST_PAGE);
 	snapd_vm_mark_dirty(m->agent, table_gpa, 8);
 }

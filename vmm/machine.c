@@ -107,6 +107,8 @@ static uint32_t attach_flags(const struct options *opt)
 
 	if (opt->tracking == TRACK_LOG_INITIALLY_SET)
 		flags |= SNAPD_ATTACH_LOG_INITIALLY_SET;
+	if (opt->track_host)
+		flags |= SNAPD_ATTACH_TRACK_HOST_WRITES;
 	return flags;
 }
 
@@ -118,6 +120,7 @@ static int attach(struct machine *m)
 		[TRACK_LOG] = SNAPD_DIRTY_LOG,
 		[TRACK_LOG_INITIALLY_SET] = SNAPD_DIRTY_LOG,
 		[TRACK_LOG_GET_CLEARS] = SNAPD_DIRTY_LOG,
+		[TRACK_PAGEMAP] = SNAPD_DIRTY_PAGEMAP,
 	};
 	const struct options *opt = m->opt;
 	const struct snapd_vm_config config = {

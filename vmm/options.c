@@ -12,8 +12,8 @@
 
 const char *const punch_names[PUNCH_NR_PATTERNS] = {"hole", "resize", "newid",	      "merge",
 						    "move", "alias",  "otherbacking", "remove"};
-const char *const tracking_names[TRACK_NR] = {"auto", "ring", "log", "log-initially-set",
-					      "log-get-clears"};
+const char *const tracking_names[TRACK_NR] = {
+	"auto", "ring", "log", "log-initially-set", "log-get-clears", "pagemap"};
 const char *const workload_names[GUEST_NR_WORKLOADS] = {"sequential", "random", "hotcold", "mix"};
 const char *const backing_names[RAM_NR_BACKINGS] = {"memfd", "shm", "hugetlb"};
 
@@ -41,8 +41,9 @@ static const char help_text[] =
 	"         --vhost RATE      likewise, a back end that logs what it writes\n"
 	"         --balloon RATE    pages given back to the host and taken again\n"
 	"kvm      --accel A         kvm or sim (default kvm)\n"
-	"         --dirty B         auto, ring, log, log-initially-set, log-get-clears: how\n"
-	"                           written pages are found (default auto)\n"
+	"         --dirty B         auto, ring, log, log-initially-set, log-get-clears,\n"
+	"                           pagemap: how written pages are found (default auto)\n"
+	"         --track-host      find what the device writes, rather than mark it\n"
 	"         --ring N          dirty ring entries per vCPU (default: the most there are)\n"
 	"         --harvest-us N    slowest harvest interval (default: the agent's)\n"
 	"         --mirror N        every N ms, copy what is dirty; at times compare it all\n"
@@ -80,6 +81,7 @@ enum option_id {
 	OPT_DEVICE,
 	OPT_ACCEL,
 	OPT_DIRTY,
+	OPT_TRACK_HOST,
 	OPT_RING,
 	OPT_HARVEST,
 	OPT_EPOCH,
@@ -120,6 +122,7 @@ static const struct option long_options[] = {
 	{"device", required_argument, NULL, OPT_DEVICE},
 	{"accel", required_argument, NULL, OPT_ACCEL},
 	{"dirty", required_argument, NULL, OPT_DIRTY},
+	{"track-host", no_argument, NULL, OPT_TRACK_HOST},
 	{"ring", required_argument, NULL, OPT_RING},
 	{"harvest-us", required_argument, NULL, OPT_HARVEST},
 	{"vhost", required_argument, NULL, OPT_VHOST},
@@ -255,7 +258,8 @@ static int parse_tracking(const char *s, enum tracking *ret)
 	int i = parse_name(tracking_names, TRACK_NR, s, strlen(s));
 
 	if (i < 0)
-		return bad("dirty", s, "auto, ring, log, log-initially-set or log-get-clears");
+		return bad("dirty", s,
+			   "auto, ring, log, log-initially-set, log-get-clears or pagemap");
 	*ret = (enum tracking)i;
 	return 0;
 }
@@ -351,6 +355,9 @@ static int parse_plain_option(struct options *opt, int c)
 	switch (c) {
 	case OPT_PLAIN:
 		opt->plain = true;
+		return 0;
+	case OPT_TRACK_HOST:
+		opt->track_host = true;
 		return 0;
 	case OPT_NO_LOG:
 		opt->no_log = true;

@@ -25,6 +25,7 @@ enum tracking {
 	TRACK_LOG,
 	TRACK_LOG_INITIALLY_SET, /* the same, where a new slot is dirty as a whole */
 	TRACK_LOG_GET_CLEARS,	 /* the same, as on a KVM without MANUAL_DIRTY_LOG_PROTECT2 */
+	TRACK_PAGEMAP,
 	TRACK_NR
 };
 extern const char *const tracking_names[TRACK_NR];
@@ -54,6 +55,7 @@ struct options {
 	const char *status; /* file, rewritten now and then */
 	const char *run_dir;
 	enum tracking tracking;
+	bool track_host;
 	uint32_t ring_entries;
 	double punch_rate;	 /* changes per second, 0: none */
 	uint32_t punch_patterns; /* bit enum punch_pattern */

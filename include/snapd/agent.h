@@ -137,6 +137,18 @@ struct snapd_vm_callbacks {
 #define SNAPD_ATTACH_LOG_INITIALLY_SET (1u << 2)
 
 /*
+ * Find what the VMM and its devices write to guest memory, so that it need not be marked:
+ * with PAGEMAP_SCAN over the mappings given as snapd_memslot.hva (Linux 6.7), in
+ * the pause.  Still to be marked: writes through other mappings or with write(2), device
+ * logs, discards, and writes to memory while no slot shows it.  In the quiesce
+ * callback every I/O that has guest pages pinned must end, O_DIRECT and io_uring among
+ * them; buffers registered with io_uring stay pinned and have to be marked.
+ * KVM gets a mapping of its own of each RAM file; another userfaultfd over
+ * the VMM's mapping makes snapd_vm_memslot() fail with EBUSY.
+ */
+#define SNAPD_ATTACH_TRACK_HOST_WRITES (1u << 3)
+
+/*
  * How the pages that vCPUs write are found.  The set of dirty pages is the same with
  * each; docs/benchmarks.md ("backends") has what they cost.
  *
@@ -144,11 +156,14 @@ struct snapd_vm_callbacks {
  *   RING     KVM_CAP_DIRTY_LOG_RING: Linux 5.11 on x86, 6.4 on arm64
  *   LOG      KVM_GET_DIRTY_LOG: every KVM.  Deleting a memslot then makes every vCPU
  *            leave the guest for a moment
+ *   PAGEMAP  as SNAPD_ATTACH_TRACK_HOST_WRITES, for vCPUs as well; KVM logs nothing.  All
+ *            dirty pages are copied in the pause: what is found earlier is found again
  */
 enum snapd_dirty {
 	SNAPD_DIRTY_AUTO = 0,
 	SNAPD_DIRTY_RING = 1,
 	SNAPD_DIRTY_LOG = 2,
+	SNAPD_DIRTY_PAGEMAP = 3,
 };
 
 struct snapd_vm_config {

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "include/snapd/agent.h"
 #include "snapd/api/json.h"
 #include "snapd/vm/capture.h"
 #include "snapd/daemon/name.h"
@@ -145,7 +146,8 @@ static int run(struct snapshot *s, struct err *e)
 	int err = begin(s, e);
 
 	s->job->phase = "early capture";
-	if (!err)
+	/* Found by scans that may not protect before the pause: all would come again in it. */
+	if (!err && s->vm->hello.dirty_backend != SNAPD_DIRTY_PAGEMAP)
 		err = capture_early(s->vm->capture, s->job, e);
 	if (!err)
 		err = vm_interrupted(s->vm, s->job, e);

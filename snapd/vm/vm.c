@@ -646,7 +646,8 @@ static const char *dirty_backend_name(uint32_t backend)
 {
 	static const char *const names[] = {[SNAPD_DIRTY_AUTO] = "ring",
 					    [SNAPD_DIRTY_RING] = "ring",
-					    [SNAPD_DIRTY_LOG] = "log"};
+					    [SNAPD_DIRTY_LOG] = "log",
+					    [SNAPD_DIRTY_PAGEMAP] = "pagemap"};
 
 	return backend < ARRAY_SIZE(names) ? names[backend] : "unknown";
 }

@@ -15,6 +15,9 @@ const struct agent_backend *agent_backend(const char *name)
 		{"ring", SNAPD_DIRTY_RING},
 		{"log", SNAPD_DIRTY_LOG},
 		{"log-initially-set", SNAPD_DIRTY_LOG, SNAPD_ATTACH_LOG_INITIALLY_SET},
+		{"pagemap", SNAPD_DIRTY_PAGEMAP},
+		{"ring+pagemap", SNAPD_DIRTY_RING, SNAPD_ATTACH_TRACK_HOST_WRITES},
+		{"log+pagemap", SNAPD_DIRTY_LOG, SNAPD_ATTACH_TRACK_HOST_WRITES},
 		{"log-get-clears", SNAPD_DIRTY_LOG, .hide_protect2 = true},
 	};
 
