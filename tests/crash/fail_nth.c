@@ -522,6 +522,7 @@ int main(int argc, char **argv)
 	g.frames = argc > 1 ? (uint32_t)atoi(argv[1]) : 24;
 	CHECK(g.frames <= FRAMES_MAX);
 	g.rand = rand_of(rand_seed());
+	disk_exempt(false);
 	log_set_level(LOG_LVL_ERR - 1);
 	signal(SIGABRT, say_where);
 	g.dir = mkdtemp(name) ? strdup(name) : temp_dir();

@@ -87,7 +87,8 @@ enum disk_failure {
 void disk_fail(uint64_t n, enum disk_failure how);
 /* Lift it; true when a call failed.  *what (static) names it. */
 bool disk_lift(const char **what);
-void disk_exempt(bool yes); /* the calling thread */
+/* The calling thread; those that never said so count, except under ASan. */
+void disk_exempt(bool yes);
 /* Allocations minus frees of this process so far; 0 always under ASan, which has
  * its own eyes. */
 long disk_allocations(void);

@@ -10,6 +10,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Under ASan its own allocator, else that of libc. */
+extern void *__interceptor_malloc(size_t n) __attribute__((weak));
+extern void *__interceptor_calloc(size_t n, size_t size) __attribute__((weak));
+extern void *__interceptor_realloc(void *p, size_t n) __attribute__((weak));
+extern void *__interceptor_aligned_alloc(size_t align, size_t n) __attribute__((weak));
+extern void __interceptor_free(void *p) __attribute__((weak));
+extern void *__libc_malloc(size_t n);
+extern void *__libc_calloc(size_t n, size_t size);
+extern void *__libc_realloc(void *p, size_t n);
+extern void *__libc_memalign(size_t align, size_t n);
+extern void __libc_free(void *p);
+
 static struct {
 	_Atomic bool armed;
 	_Atomic uint64_t left; /* calls until the one that fails */
@@ -19,7 +31,9 @@ static struct {
 	_Atomic long allocations;
 } fail;
 
-static _Thread_local bool exempt, late;
+static _Thread_local bool late;
+/* ASan's own start of a thread does not bear a malloc() that fails. */
+static _Thread_local enum { BY_DEFAULT, EXEMPT, COUNTED } standing;
 
 bool sim_done_all_the_same(void)
 {
@@ -44,14 +58,19 @@ bool disk_lift(const char **what)
 
 void disk_exempt(bool yes)
 {
-	exempt = yes;
+	standing = yes ? EXEMPT : COUNTED;
+}
+
+static bool is_exempt(void)
+{
+	return standing == EXEMPT || (standing == BY_DEFAULT && __interceptor_malloc);
 }
 
 static bool is_next(const char *what, bool writes)
 {
 	if (fail.how == FAIL_COMMIT && strcmp(what, "commit"))
 		return false;
-	if (!fail.armed || exempt || !fail.left || (fail.how != FAIL_EIO && !writes) ||
+	if (!fail.armed || is_exempt() || !fail.left || (fail.how != FAIL_EIO && !writes) ||
 	    atomic_fetch_sub(&fail.left, 1) != 1)
 		return false;
 	fail.what = what;
@@ -65,8 +84,9 @@ int sim_may_fail(const char *what, bool writes, size_t *len)
 
 	late = next && writes && fail.how >= FAIL_STAY;
 	if (!next)
-		return fail.armed && fail.hit && !exempt && writes && fail.how >= FAIL_STAY ? EIO
-											    : 0;
+		return fail.armed && fail.hit && !is_exempt() && writes && fail.how >= FAIL_STAY
+			       ? EIO
+			       : 0;
 	if (fail.how == FAIL_SHORT && writes && len && *len > 1) {
 		*len /= 2;
 		return 0;
@@ -80,18 +100,6 @@ bool sim_no_memory(const char *what)
 }
 
 /* ---- allocations ---- */
-
-/* Under ASan its own allocator, else that of libc. */
-extern void *__interceptor_malloc(size_t n) __attribute__((weak));
-extern void *__interceptor_calloc(size_t n, size_t size) __attribute__((weak));
-extern void *__interceptor_realloc(void *p, size_t n) __attribute__((weak));
-extern void *__interceptor_aligned_alloc(size_t align, size_t n) __attribute__((weak));
-extern void __interceptor_free(void *p) __attribute__((weak));
-extern void *__libc_malloc(size_t n);
-extern void *__libc_calloc(size_t n, size_t size);
-extern void *__libc_realloc(void *p, size_t n);
-extern void *__libc_memalign(size_t align, size_t n);
-extern void __libc_free(void *p);
 
 static void *counted(void *p)
 {
