@@ -93,8 +93,7 @@ static void put_json(FILE *f, struct machine *m, double seconds)
 		t.verified, t.device_ok, device_writes(m), t.hole_loads, t.hole_stores);
 	spare_get(m, &spare_writes, &discards);
 	fprintf(f,
-		",\"spare_writes\":%" PRIu64 ",\"discards\":%" PRIu64
-		",\"mirror_checks\":%" PRIu64,
+		",\"spare_writes\":%" PRIu64 ",\"discards\":%" PRIu64 ",\"mirror_checks\":%" PRIu64,
 		spare_writes, discards, mirror_checks(m));
 	put_punches(f, m);
 	epochs_get(m, &epochs, &pages);
