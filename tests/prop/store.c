@@ -5,10 +5,13 @@
  * and vanished pages; frames given twice; aborts; rollbacks; forks to another VM;
  * deletions; space reclaimed; the store closed and opened again) beside a model in
  * arrays; after each step the step's own snapshot, now and then all, are compared
- * page by page.  Stores are encrypted or not, and compress otherwise each time.
+ * page by page; and who needs which page of the segments is worked out from all maps
+ * and compared with store_account().  Stores are encrypted or not, and compress
+ * otherwise each time.
  */
 #include <fcntl.h>
 
+#include "snapd/store/account.h"
 #include "tests/lib/store_model.h"
 
 #define FRAMES	  700u
@@ -258,6 +261,100 @@ static int live_timelines(void *world, uint64_t **ret, size_t *nr)
 	return 0;
 }
 
+/* ---- the slow model of accounting: every map, page by page ---- */
+
+struct need {
+	loc_t loc;
+	uint32_t first; /* root that needs it */
+	bool several;
+};
+
+static int compare_needs(const void *a, const void *b)
+{
+	const struct need *x = a, *y = b;
+
+	if (x->loc != y->loc)
+		return x->loc < y->loc ? -1 : 1;
+	return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* Pages of a map, each with its root; several GFNs may have one page. */
+static size_t add_needs(struct world *w, struct snapd_point at, uint32_t root, struct need *needs)
+{
+	struct pagemap_iter it;
+	struct pagemap *m;
+	size_t nr = 0;
+	uint64_t gfn;
+	loc_t loc;
+
+	CHECK_OK(store_map_load(w->store, at, false, &m, &e));
+	CHECK(!pagemap_iter_init(&it, m));
+	while (pagemap_iter_next(&it, &gfn, &loc))
+		if (loc_kind(loc) == LOC_PAGE)
+			needs[nr++] = (struct need){.loc = loc, .first = root};
+	pagemap_iter_deinit(&it);
+	pagemap_destroy(m);
+	return nr;
+}
+
+/* Distinct locs, and whether one root or several need each. */
+static size_t merge_needs(struct need *needs, size_t nr)
+{
+	size_t out = 0;
+
+	qsort(needs, nr, sizeof(*needs), compare_needs);
+	for (size_t i = 0; i < nr; i++) {
+		if (out && needs[out - 1].loc == needs[i].loc)
+			needs[out - 1].several |= needs[out - 1].first != needs[i].first;
+		else
+			needs[out++] = needs[i];
+	}
+	return out;
+}
+
+static void check_account(struct world *w)
+{
+	struct need *needs = calloc((SNAPSHOTS + VMS) * FRAMES, sizeof(*needs));
+	struct account_config c = {.live = live_timelines,
+				   .live_opaque = w,
+				   .pages_at_once = 1 + (uint32_t)rand_below(&w->rand, 4000)};
+	uint64_t unique[SNAPSHOTS + 1] = {0}, shared = 0;
+	struct store_snapshot *list;
+	struct store_account got;
+	struct store_stats stats;
+	size_t nr, n = 0, sum = 0;
+
+	CHECK(needs);
+	CHECK_OK(store_snapshot_list(w->store, NULL, &list, &nr, &e));
+	for (size_t i = 0; i < nr; i++)
+		n += add_needs(w, list[i].point, (uint32_t)i, needs + n);
+	/* All running VMs are one root: "live". */
+	for (uint32_t i = 0; i < VMS; i++) {
+		struct store_timeline tl;
+
+		CHECK_OK(store_timeline_get(w->store, w->vms[i].timeline, &tl, &e));
+		n += add_needs(w, (struct snapd_point){tl.id, tl.head}, (uint32_t)nr, needs + n);
+	}
+	n = merge_needs(needs, n);
+	for (size_t i = 0; i < n; i++) {
+		unique[needs[i].first] += !needs[i].several;
+		shared += needs[i].several;
+	}
+	CHECK_OK(store_account(w->store, &c, &got, &e));
+	CHECK(got.nr_snapshots == nr);
+	for (size_t i = 0; i < nr; i++) {
+		CHECK(got.snapshots[i].id == list[i].id);
+		CHECK(got.snapshots[i].pages_unique == unique[i]);
+		sum += unique[i];
+	}
+	CHECK(got.pages_unique == sum && got.pages_live + got.pages_shared == unique[nr] + shared);
+	CHECK_OK(store_get_stats(w->store, &stats, &e));
+	CHECK(got.pages_dead + n == stats.pages_stored);
+	store_account_deinit(&got);
+	free(list);
+	free(needs);
+}
+
 static void reclaim(struct world *w)
 {
 	uint64_t freed;
@@ -345,6 +442,7 @@ static void step(struct world *w)
 		break;
 	case 9:
 		check_all(w);
+		check_account(w);
 		break;
 	default:
 		run_epoch(w, v);
