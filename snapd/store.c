@@ -443,6 +443,7 @@ void store_close(struct store *s)
 	pthread_mutex_destroy(&s->segments_lock);
 	pthread_mutex_destroy(&s->roots_lock);
 	free(s->gc_refs.bits);
+	gc_named_free(s->gc_named, s->nr_gc_named);
 	free(s->gc_new);
 	free(s->dir);
 	free(s);

@@ -248,3 +248,14 @@ void store_unpin(struct store *s, struct snapd_point at);
  */
 typedef int (*store_live_fn)(void *opaque, uint64_t **ret, size_t *nr);
 int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed, struct err *e);
+
+/* The same at a rate, and to be stopped (-ECANCELED): nothing is dropped then, and what
+ * was read is remembered for the next run. */
+struct gc_config {
+	store_live_fn live;
+	void *live_opaque;
+	uint64_t rate_bytes; /* of manifests read, a second; 0: as fast as it goes */
+	bool (*stop)(void *opaque, uint64_t bytes_read);
+	void *opaque;
+};
+int store_gc_paced(struct store *s, const struct gc_config *c, uint64_t *freed, struct err *e);

@@ -10,6 +10,63 @@
 #include "tools/out.h"
 #include "tools/snapctl.h"
 
+/* --rate, where it was given. */
+static int rate_body(const struct args *a, json_t *body)
+{
+	const char *rate = opt(a, "rate");
+	uint64_t n;
+
+	if (!rate)
+		return 0;
+	if (parse_bytes(rate, &n))
+		return fail(EXIT_USAGE, "--rate %s: bytes a second, such as 20M", rate);
+	json_object_set_new(body, "rate", json_integer((json_int_t)n));
+	return 0;
+}
+
+/* ---- figures ---- */
+
+static void print_owners(json_t *r)
+{
+	static const char *const heads[] = {"SNAPSHOT", "MEMORY", "UNIQUE"};
+	static const bool right[] = {true, true, true};
+	struct table *t = table_new(heads, right, ARRAY_SIZE(heads));
+	json_t *s;
+	size_t i;
+
+	json_array_foreach(json_object_get(r, "snapshots"), i, s)
+	{
+		char id[24], logical[24], unique[24];
+
+		table_row(t, (const char *const[]){text_u64(id, sizeof(id), get_u64(s, "id")),
+						   human_bytes(logical, sizeof(logical),
+							       get_u64(s, "bytes_logical")),
+						   human_bytes(unique, sizeof(unique),
+							       get_u64(s, "bytes_unique"))});
+	}
+	table_print(t);
+}
+
+static int store_account(const struct args *a)
+{
+	static const char *const rows[][2] = {{"bytes_unique", "of one snapshot only"},
+					      {"bytes_shared", "shared"},
+					      {"bytes_live", "of running VMs only"},
+					      {"bytes_dead", "dead"},
+					      {"bytes_headers", "headers, manifests, states"}};
+	_cleanup_(cleanup_json) json_t *r = NULL;
+	char text[24];
+	int rc = run_job(a, "POST", NULL, &r, "/v1/store/account", NULL, NULL);
+
+	if (rc || a->json)
+		return rc ? rc : print_json(r);
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
+		printf("%-28s %10s\n", rows[i][1],
+		       human_bytes(text, sizeof(text), get_u64(r, rows[i][0])));
+	print_owners(r);
+	return EXIT_DONE;
+}
+
 static int store_stats(const struct args *a)
 {
 	static const struct {
@@ -32,8 +89,11 @@ static int store_stats(const struct args *a)
 	};
 	_cleanup_(cleanup_json) json_t *o = NULL;
 	char text[24];
-	int rc = call(a, "GET", NULL, &o, "/v1/store/stats", NULL, NULL);
+	int rc;
 
+	if (opt(a, "exact"))
+		return store_account(a);
+	rc = call(a, "GET", NULL, &o, "/v1/store/stats", NULL, NULL);
 	if (rc || a->json)
 		return rc ? rc : print_json(o);
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -50,8 +110,14 @@ static int store_gc(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *r = NULL;
 	char text[24];
-	int rc = run_job(a, "POST", NULL, &r, "/v1/store/gc", NULL, NULL);
+	json_t *body = json_object();
+	int rc = rate_body(a, body);
 
+	if (rc) {
+		json_decref(body);
+		return rc;
+	}
+	rc = run_job(a, "POST", body, &r, "/v1/store/gc", NULL, NULL);
 	if (rc || a->json)
 		return rc ? rc : print_json(r);
 	printf("%s given back\n", human_bytes(text, sizeof(text), get_u64(r, "bytes_freed")));
@@ -62,7 +128,7 @@ static int store_gc(const struct args *a)
 
 static int check_body(const struct args *a, json_t *body)
 {
-	const char *percent = opt(a, "read-data"), *rate = opt(a, "rate");
+	const char *percent = opt(a, "read-data");
 	uint64_t n;
 	char *end;
 
@@ -75,11 +141,7 @@ static int check_body(const struct args *a, json_t *body)
 			return fail(EXIT_USAGE, "--read-data=%s: 1 to 100 percent", percent);
 		json_object_set_new(body, "percent", json_integer((json_int_t)n));
 	}
-	if (rate && parse_bytes(rate, &n))
-		return fail(EXIT_USAGE, "--rate %s: bytes a second, such as 20M", rate);
-	if (rate)
-		json_object_set_new(body, "rate", json_integer((json_int_t)n));
-	return 0;
+	return rate_body(a, body);
 }
 
 static void print_loss(json_t *l)

@@ -85,6 +85,19 @@ static void show_records(json_t *state)
 	}
 }
 
+/* What deleting it would free. */
+static int show_space(const struct args *a, uint64_t id)
+{
+	_cleanup_(cleanup_json) json_t *r = NULL;
+	json_t *s;
+	size_t i;
+	int rc = run_job(a, "POST", NULL, &r, "/v1/store/account", NULL, NULL);
+
+	json_array_foreach(json_object_get(r, "snapshots"), i, s) if (get_u64(s, "id") == id)
+		print_bytes("unique", get_u64(s, "bytes_unique"));
+	return rc;
+}
+
 int verb_show(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *state = NULL;
@@ -95,6 +108,9 @@ int verb_show(const struct args *a)
 		return rc ? rc : print_json(state);
 	vm = json_object_get(state, "vm");
 	show_snapshot(json_object_get(state, "snapshot"), state);
+	rc = opt(a, "space") ? show_space(a, get_u64(json_object_get(state, "snapshot"), "id")) : 0;
+	if (rc)
+		return rc;
 	show_vmm(vm);
 	show_records(state);
 	return EXIT_DONE;

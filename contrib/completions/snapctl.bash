@@ -43,7 +43,8 @@ _snapctl() {
 	restore) options+=' --name --print' ;;
 	export) options+=' --force' ;;
 	import) options+=' --name --snapshot-name --note --tag' ;;
-	store) options+=' --read-data --rate' ;;
+	show) options+=' --space' ;;
+	store) options+=' --read-data --exact --rate' ;;
 	verify) options+=' --digest' ;;
 	esac
 	case $prev in

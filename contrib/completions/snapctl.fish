@@ -78,6 +78,8 @@ complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-grid -x -d 'k
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only tell'
 
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l read-data -d 'read every page'
+complete -c snapctl -n '__fish_seen_subcommand_from show' -l space -d 'what it alone holds'
+complete -c snapctl -n '__fish_seen_subcommand_from store' -l exact -d 'whose the bytes are'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l rate -x -d 'bytes a second'
 
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot self-check list rollback prune' -a '(__snapctl_vms)'

@@ -20,16 +20,32 @@ int api_root_only(struct api_request *req, const char *what)
 	return req->view ? err_set(&req->err, EPERM, "only root may %s", what) : 0;
 }
 
+/* A number from 0 on, absent: 0. */
+static int body_u64(struct api_request *req, const char *key, uint64_t max, uint64_t *ret)
+{
+	json_t *v = json_object_get(req->json, key);
+
+	*ret = (uint64_t)json_integer_value(v);
+	if (v && (!json_is_integer(v) || json_integer_value(v) < 0 || *ret > max))
+		return err_set(&req->err, EINVAL, "\"%s\" is a number from 0 to %llu", key,
+			       (unsigned long long)max);
+	return 0;
+}
+
 int api_post_gc(struct api_request *req)
 {
-	static const char *const keys[] = {NULL};
+	static const char *const keys[] = {"rate", NULL};
+	uint64_t rate;
 	int rc = api_body_keys(req, keys);
 
+	if (!rc)
+		rc = body_u64(req, "rate", RATE_MAX, &rate);
 	if (!rc)
 		rc = api_root_only(req, "collect garbage");
 	if (rc)
 		return rc;
-	return api_start_job(req, job_new(req->daemon, JOB_GC, req->uid, json_object(), gc_job));
+	return api_start_job(req, job_new(req->daemon, JOB_GC, req->uid,
+					  json_pack("{sI}", "rate", (json_int_t)rate), gc_job));
 }
 
 int api_get_store_stats(struct api_request *req)
@@ -52,16 +68,17 @@ int api_get_store_stats(struct api_request *req)
 			  (json_int_t)req->daemon->config.store_max_bytes));
 }
 
-/* A number from 0 on, absent: 0. */
-static int body_u64(struct api_request *req, const char *key, uint64_t max, uint64_t *ret)
+int api_post_account(struct api_request *req)
 {
-	json_t *v = json_object_get(req->json, key);
+	static const char *const keys[] = {NULL};
+	int rc = api_body_keys(req, keys);
 
-	*ret = (uint64_t)json_integer_value(v);
-	if (v && (!json_is_integer(v) || json_integer_value(v) < 0 || *ret > max))
-		return err_set(&req->err, EINVAL, "\"%s\" is a number from 0 to %llu", key,
-			       (unsigned long long)max);
-	return 0;
+	if (!rc)
+		rc = api_root_only(req, "see whose the bytes are");
+	if (rc)
+		return rc;
+	return api_start_job(req, job_new(req->daemon, JOB_ACCOUNT, req->uid, json_object(),
+					  account_job));
 }
 
 int api_post_check(struct api_request *req)

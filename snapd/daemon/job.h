@@ -38,6 +38,7 @@ enum job_kind {
 	JOB_PRUNE,
 	JOB_REMOVE,
 	JOB_CHECK,
+	JOB_ACCOUNT,
 	JOB_NR_KINDS
 };
 extern const char *const job_state_names[JOB_NR_STATES];

@@ -21,5 +21,8 @@ int remove_vm_job(struct job *job, struct err *e);
 int prune_job(struct job *job, struct err *e);
 /* What `keep` of a request says.  -EINVAL. */
 int keep_from_json(json_t *keep, struct keep_rules *ret, struct err *e);
-/* Result {"bytes_freed"}. */
+/* args {"rate": bytes a second}: result {"bytes_freed"}. */
 int gc_job(struct job *job, struct err *e);
+/* Result {"snapshots": [{id, bytes_logical, bytes_unique, pages_unique}], and bytes_ and
+ * pages_ unique, shared, live, dead; bytes_headers}. */
+int account_job(struct job *job, struct err *e);

@@ -209,7 +209,6 @@ static int add_node(struct account *a, struct snapd_point at, const struct rec_e
 	return 0;
 }
 
-
 static int list_epochs(struct account *a, struct ix_txn *t, struct snapd_point **parents,
 		       struct err *e)
 {

@@ -19,10 +19,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "snapd/store/internal.h"
 #include "snapd/store/manifest.h"
+#include "snapd/store/pace.h"
 #include "snapd/store/walk.h"
 
 const char *const damage_kind_names[DAMAGE_NR_KINDS] = {
@@ -55,7 +55,7 @@ struct check {
 	struct store *s;
 	const struct store_check_config *c;
 	struct store_check_result *ret;
-	struct timespec start;
+	struct pace pace;
 	uint64_t total;
 	struct known_epoch *epochs; /* owned; ascending */
 	size_t nr_epochs, cap_epochs;
@@ -110,34 +110,20 @@ __attribute__((format(printf, 3, 4))) static void tell(struct check *k, enum dam
 
 /* ---- pace ---- */
 
-static uint64_t ns_since(const struct timespec *t)
+static bool stop_check(void *opaque, uint64_t done)
 {
-	struct timespec now;
+	const struct check *k = opaque;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)(now.tv_sec - t->tv_sec) * 1000000000u + (uint64_t)now.tv_nsec -
-	       (uint64_t)t->tv_nsec;
+	return k->c->step && k->c->step(k->c->opaque, done, k->total);
 }
 
 /* After reading: count, wait as the rate wants, ask whether to go on. */
 static int step(struct check *k, uint64_t bytes, struct err *e)
 {
-	const struct store_check_config *c = k->c;
-
 	k->ret->bytes_read += bytes;
-	for (;;) {
-		double due = c->rate_bytes
-				     ? (double)k->ret->bytes_read * 1e9 / (double)c->rate_bytes
-				     : 0;
-		double ahead = due - (double)ns_since(&k->start);
-		struct timespec nap = {.tv_nsec = (long)MIN(ahead, 5e7)};
-
-		if (c->step && c->step(c->opaque, k->ret->bytes_read, k->total))
-			return err_set(e, ECANCELED, "the check was cancelled");
-		if (ahead < 1e6)
-			return 0;
-		nanosleep(&nap, NULL);
-	}
+	if (pace_step(&k->pace, bytes))
+		return err_set(e, ECANCELED, "the check was cancelled");
+	return 0;
 }
 
 /* ---- what is bad already ---- */
@@ -651,7 +637,7 @@ static uint32_t count_slots(struct store *s)
 static int check_init(struct check *k, struct err *e)
 {
 	*k->ret = (struct store_check_result){0};
-	clock_gettime(CLOCK_MONOTONIC, &k->start);
+	k->pace = (struct pace){.rate_bytes = k->c->rate_bytes, .stop = stop_check, .opaque = k};
 	k->total = bytes_in_use(k->s, k->c->read_data);
 	/* Segments that come while it runs belong to epochs that it did not list. */
 	k->nr_segs = count_slots(k->s);

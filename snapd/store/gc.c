@@ -29,97 +29,16 @@
  * A crash at any point leaves what the last LMDB commit says; files without a
  * record are removed at the next start.
  */
-#include "snapd/store/internal.h"
+#include "snapd/store/gc.h"
 
 #include <fcntl.h>
 #include <string.h>
 
-#include "snapd/store/manifest.h"
 #include "snapd/util/log.h"
 
 #define YOUNG_NS      (3600ull * 1000000000u)
 #define ROUNDS_MAX    4u /* of marking while others go on */
 #define FREE_KEPT_MAX 4u /* free segments kept for recycling */
-
-struct gc_epoch {
-	struct snapd_point at, ancestor;
-	bool kept;
-};
-
-struct gc {
-	struct store *s;
-	struct gc_epoch *epochs; /* owned; ascending, as the index has them */
-	size_t nr_epochs, cap_epochs;
-	struct seg_refs need; /* by roots */
-	struct seg_refs condemned;
-	struct seg_refs removed;   /* those condemned whose files go */
-	struct snapd_point *roots; /* owned; to be marked */
-	size_t nr_roots, cap_roots;
-	uint64_t *live; /* owned */
-	size_t nr_live;
-	uint64_t freed;
-};
-
-int gc_note_root(struct store *s, struct snapd_point at)
-{
-	if (!s->gc_active || !at.timeline)
-		return 0;
-	if (s->nr_gc_new == s->cap_gc_new) {
-		size_t cap = s->cap_gc_new ? s->cap_gc_new * 2 : 16;
-		struct snapd_point *p = realloc(s->gc_new, cap * sizeof(*p));
-
-		if (!p)
-			return -ENOMEM;
-		s->gc_new = p;
-		s->cap_gc_new = cap;
-	}
-	s->gc_new[s->nr_gc_new++] = at;
-	return 0;
-}
-
-int store_pin(struct store *s, struct snapd_point at, struct err *e)
-{
-	struct pin *pin = calloc(1, sizeof(*pin));
-	struct snapd_point epoch = at;
-	struct rec_epoch rec;
-	struct ix_txn t;
-	int r;
-
-	if (!pin)
-		return err_errno(e, ENOMEM, "store");
-	pin->at = at;
-	scoped_lock(&s->roots_lock);
-	r = index_begin(s->index, &t, e);
-	if (!r) {
-		r = store_epoch_record(&t, &epoch, &rec, e);
-		index_end(&t);
-	}
-	if (r >= 0 && gc_note_root(s, at))
-		r = err_errno(e, ENOMEM, "store");
-	if (r < 0) {
-		free(pin);
-		return r;
-	}
-	pin->next = s->pins;
-	s->pins = pin;
-	return 0;
-}
-
-void store_unpin(struct store *s, struct snapd_point at)
-{
-	scoped_lock(&s->roots_lock);
-
-	for (struct pin **p = &s->pins; *p; p = &(*p)->next) {
-		struct pin *pin = *p;
-
-		if (pin->at.timeline != at.timeline || pin->at.epoch != at.epoch)
-			continue;
-		*p = pin->next;
-		free(pin);
-		return;
-	}
-	assert(!"a pin is there");
-}
 
 /* ---- roots ---- */
 
@@ -250,132 +169,6 @@ static int collect(struct gc *g, struct err *e)
 	return r;
 }
 
-/* ---- marking ---- */
-
-static struct gc_epoch *find_epoch(struct gc *g, struct snapd_point at)
-{
-	size_t lo = 0, hi = g->nr_epochs;
-
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-		struct gc_epoch *x = &g->epochs[mid];
-
-		if (x->at.timeline == at.timeline && x->at.epoch == at.epoch)
-			return x;
-		if (x->at.timeline < at.timeline ||
-		    (x->at.timeline == at.timeline && x->at.epoch < at.epoch))
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return NULL;
-}
-
-static int mark_segment(struct gc *g, uint32_t id, struct err *e)
-{
-	return seg_refs_add(&g->need, id) ? err_errno(e, ENOMEM, "gc") : 0;
-}
-
-/* The segments of all parts of a blob. */
-static int mark_blob(struct gc *g, const struct rec_blob *blob, struct err *e)
-{
-	struct batch_ref at = blob->last;
-	int r = 0;
-
-	for (uint32_t i = blob->parts; !r && i; i--) {
-		uint64_t payload;
-
-		r = mark_segment(g, at.segment, e);
-		if (!r && i > 1)
-			r = store_blob_part(g->s, &at, &payload, e);
-	}
-	return r;
-}
-
-/* The segments of all pages that a manifest or checkpoint names. */
-static int mark_pages(struct gc *g, const struct rec_blob *blob, enum batch_type type,
-		      struct err *e)
-{
-	_cleanup_free_ void *bytes = NULL;
-	struct manifest_reader reader;
-	struct manifest_run run;
-	int r;
-
-	if (!blob->bytes)
-		return 0;
-	r = store_blob_read(g->s, blob, type, "manifest", &bytes, e);
-	if (r)
-		return r;
-	manifest_reader_init(&reader, bytes, blob->bytes);
-	while ((r = manifest_next(&reader, &run, e)) > 0) {
-		if (loc_kind(run.loc) != LOC_PAGE)
-			continue;
-		r = mark_segment(g, loc_segment(run.loc), e);
-		if (r)
-			return r;
-	}
-	return r;
-}
-
-static int mark_epoch(struct gc *g, const struct rec_epoch *rec, struct err *e)
-{
-	bool own = !rec->chain_epochs && rec->checkpoint.bytes;
-	int r = mark_blob(g, &rec->manifest, e);
-
-	if (!r)
-		r = mark_blob(g, &rec->checkpoint, e);
-	if (!r)
-		r = mark_blob(g, &rec->state, e);
-	if (!r)
-		r = mark_segment(g, rec->record.segment, e);
-	if (r)
-		return r;
-	return own ? mark_pages(g, &rec->checkpoint, BATCH_CHECKPOINT, e)
-		   : mark_pages(g, &rec->manifest, BATCH_MANIFEST, e);
-}
-
-/* From a root back to its checkpoint, as far as it was not done yet.  A record
- * that gc's list has not is newer. */
-static int mark_root(struct gc *g, struct snapd_point at, struct err *e)
-{
-	for (;;) {
-		struct rec_epoch rec;
-		struct gc_epoch *x;
-		struct ix_txn t;
-		int r;
-
-		r = index_begin(g->s->index, &t, e);
-		if (r)
-			return r;
-		r = store_epoch_record(&t, &at, &rec, e);
-		index_end(&t);
-		if (r)
-			return r < 0 ? r : 0;
-		x = find_epoch(g, at);
-		if (x && x->kept)
-			return 0;
-		r = mark_epoch(g, &rec, e);
-		if (r)
-			return r;
-		if (x)
-			x->kept = true;
-		if (!rec.chain_epochs)
-			return 0;
-		at = rec.parent;
-	}
-}
-
-static int mark_roots(struct gc *g, struct err *e)
-{
-	while (g->nr_roots) {
-		int r = mark_root(g, g->roots[--g->nr_roots], e);
-
-		if (r)
-			return r;
-	}
-	return 0;
-}
-
 /* ---- the last step ---- */
 
 /* 1: new roots came; they are in g->roots. */
@@ -460,7 +253,7 @@ static struct snapd_point kept_ancestor(struct gc *g, struct snapd_point at)
 {
 	const struct gc_epoch *x;
 
-	while (at.timeline && (x = find_epoch(g, at)) && !x->kept)
+	while (at.timeline && (x = gc_find_epoch(g, at)) && !x->kept)
 		at = x->ancestor;
 	return at;
 }
@@ -566,8 +359,10 @@ static int last_step(struct gc *g, bool last_round, struct err *e)
 	scoped_lock(&g->s->roots_lock);
 	int r = take_new_roots(g, e);
 
+	g->locked = true;
 	if (r == 1 && last_round)
-		r = mark_roots(g, e);
+		r = gc_mark_roots(g, e);
+	g->locked = false;
 	if (!r)
 		r = condemn(g, e);
 	return r ? r : index_update(g->s->index, prune_txn, g, e);
@@ -611,6 +406,7 @@ static void finish(struct gc *g, bool done)
 {
 	struct store *s = g->s;
 
+	gc_keep_named(g, done);
 	if (done)
 		release_segments(g);
 	pthread_mutex_lock(&s->segments_lock);
@@ -631,11 +427,14 @@ static void gc_deinit(struct gc *g)
 	free(g->need.bits);
 	free(g->condemned.bits);
 	free(g->removed.bits);
+	gc_named_free(g->fresh, g->nr_fresh);
 }
 
-int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed, struct err *e)
+int store_gc_paced(struct store *s, const struct gc_config *c, uint64_t *freed, struct err *e)
 {
-	_cleanup_(gc_deinit) struct gc g = {.s = s};
+	_cleanup_(gc_deinit) struct gc g = {
+		.s = s,
+		.pace = {.rate_bytes = c->rate_bytes, .stop = c->stop, .opaque = c->opaque}};
 	int r;
 
 	*freed = 0;
@@ -644,12 +443,12 @@ int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed,
 	r = start(&g, e);
 	if (r == -EBUSY)
 		return r;
-	if (!r && live && (r = live(opaque, &g.live, &g.nr_live)))
+	if (!r && c->live && (r = c->live(c->live_opaque, &g.live, &g.nr_live)))
 		err_errno(e, -r, "listing the timelines in use");
 	if (!r)
 		r = collect(&g, e);
 	for (uint32_t round = 1; !r; round++) {
-		r = mark_roots(&g, e);
+		r = gc_mark_roots(&g, e);
 		if (!r)
 			r = last_step(&g, round == ROUNDS_MAX, e);
 		if (r != 1)
@@ -660,4 +459,11 @@ int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed,
 	if (!r)
 		*freed = g.freed;
 	return r;
+}
+
+int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed, struct err *e)
+{
+	struct gc_config c = {.live = live, .live_opaque = opaque};
+
+	return store_gc_paced(s, &c, freed, e);
 }

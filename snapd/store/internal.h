@@ -13,7 +13,9 @@
  *   store/commit.c  its manifest, checkpoint and records; the commit
  *   store/prove.c   candidates waiting for their proof
  *   store/changes.c what an epoch changes, sorted                             (pure)
- *   store/gc.c      what is still needed; dropping the rest
+ *   store/gc.c      roots in, what nothing needs dropped
+ *   store/mark.c    the segments that roots need
+ *   store/pin.c     what must stay while gc runs
  *
  * Locks, outermost first: roots_lock → segments_lock → LMDB.  segments_lock is
  * held to open files, and for one superblock's first check, not across other I/O.
@@ -59,6 +61,13 @@ struct seg {
 /* A set of segments. */
 struct seg_refs {
 	uint8_t *bits; /* owned; under segments_lock */
+	uint32_t nr;
+};
+
+/* The segments that an epoch's blobs lie in and its manifest names. */
+struct gc_named {
+	struct snapd_point at;
+	uint32_t *segments; /* owned */
 	uint32_t nr;
 };
 
@@ -115,6 +124,8 @@ struct store {
 	bool gc_spoiled;	    /* no memory to note something: gc gives up; roots_lock */
 	struct snapd_point *gc_new; /* roots that came while gc runs; roots_lock */
 	size_t nr_gc_new, cap_gc_new;
+	struct gc_named *gc_named; /* owned; ascending; the running gc's */
+	size_t nr_gc_named;
 	struct seg_refs gc_refs;    /* by commits while gc runs; segments_lock */
 	uint64_t gc_first_timeline; /* timelines from this id on are newer than gc */
 };
@@ -349,7 +360,11 @@ void epoch_finish(struct epoch *ep);
 /* Each may be NULL. */
 int snapshot_check_texts(const char *name, const char *note, const char *tags, struct err *e);
 
-/* ---- store/gc.c ---- */
+/* ---- store/mark.c ---- */
+
+void gc_named_free(struct gc_named *list, size_t nr);
+
+/* ---- store/pin.c ---- */
 
 /* A point becomes needed; roots_lock held. */
 int gc_note_root(struct store *s, struct snapd_point at);

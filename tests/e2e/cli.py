@@ -311,6 +311,29 @@ class Cli:
         flip()
         check(self.js("store", "check", "--read-data")["whole"], "whole again")
 
+    def space(self):
+        """What only one snapshot needs, shared, dead: known exactly, and given back by gc."""
+        rng = self.rng
+        base = {g: rng.randbytes(PAGE) for g in range(40)}
+        Image(base, [(0, 64)]).write(self.path("p0"))
+        Image({**base, **{g: rng.randbytes(PAGE) for g in range(5)}}, [(0, 64)]).write(self.path("p1"))
+        a, b = (self.js("import", self.path(f"p{i}"), "--name", f"space{i}")["snapshot"] for i in range(2))
+
+        def unique():
+            got = self.js("store", "stats", "--exact")
+            return {s["id"]: s["pages_unique"] for s in got["snapshots"]}, got
+        per, got = unique()
+        check((per[a], per[b]) == (5, 5) and got["pages_shared"] >= 35, f"accounting: {per}, {got}")
+        check("unique     20.0 KiB" in self.ok("show", "--space", a), self.ok("show", "--space", a))
+        check("dead" in self.ok("store", "stats", "--exact"), "accounting in words")
+        dead = got["pages_dead"]
+        self.ok("delete", a)
+        per, got = unique()
+        check(per[b] == 40 and got["pages_dead"] == dead + 5, f"after the deletion: {per}, {got}")
+        self.bad(2, "store", "gc", "--rate", "x")
+        check(self.js("store", "gc", "--rate", "1G")["bytes_freed"] >= 0, "gc at a rate")
+        self.ok("verify", b)
+
     # ---- terminal, Ctrl-C ----
 
     def terminal(self, image):
@@ -386,6 +409,7 @@ def main():
         cli.deletion()
         cli.said_of()
         cli.check_store()
+        cli.space()
         left = cli.snapshots()
         b.stop()
         b.start()
