@@ -204,8 +204,9 @@ int store_state_load(struct store *s, struct snapd_point at, void **ret, size_t 
 struct page_read {
 	uint64_t gfn; /* for error texts */
 	loc_t loc;
-	void *dst; /* page_size bytes */
-	int err;   /* 0 or -errno */
+	void *dst;	  /* page_size bytes; NULL: no page is read, only its identity */
+	struct pageid id; /* out, when dst is NULL: as its record has it; {0,0} a zero page */
+	int err;	  /* 0 or -errno */
 };
 struct store_reader; /* an io_uring and buffers; one thread */
 int store_reader_create(struct store *s, uint32_t page_size, struct store_reader **ret,

@@ -68,7 +68,8 @@ struct window_batch {
 struct page_job {
 	loc_t loc;
 	uint64_t gfn;
-	void *dst; /* NULL: a probe */
+	void *dst; /* NULL: a probe, or id */
+	struct pageid *id;
 	struct page_probe *probe;
 	int *err;
 	/* found in the window: */
@@ -373,7 +374,7 @@ static int fail_job(struct page_job *j, struct store_reader *r, int err, const c
 	return err_set(e, -err, "page %#llx: %s", (unsigned long long)j->gfn << r->page_shift, why);
 }
 
-/* Sets j->h, j->p; false when the job is done (failed, or a probe that differs). */
+/* Sets j->h, j->p; false when the job is done (failed, a probe that differs, an identity). */
 static bool find_record(struct store_reader *r, struct page_job *j, struct err *e)
 {
 	const struct batch_header *h = (const void *)cache_bytes(r, j->batch->header);
@@ -394,6 +395,10 @@ static bool find_record(struct store_reader *r, struct page_job *j, struct err *
 	p += loc_entry(j->loc);
 	if (j->probe && (p->id_lo != j->probe->id.lo || p->id_hi != j->probe->id.hi)) {
 		j->probe->result = PROBE_DIFFERENT;
+		return false;
+	}
+	if (j->id) {
+		*j->id = (struct pageid){p->id_lo, p->id_hi};
 		return false;
 	}
 	j->h = h;
@@ -722,9 +727,10 @@ static bool read_trivial(const struct store_reader *r, struct page_read *q, stru
 	q->err = 0;
 	if (loc_kind(q->loc) == LOC_PAGE)
 		return false;
-	if (q->loc == LOC_ZERO_PAGE)
+	q->id = (struct pageid){0, 0};
+	if (q->loc == LOC_ZERO_PAGE && q->dst)
 		memset(q->dst, 0, r->page_size);
-	else
+	else if (q->loc != LOC_ZERO_PAGE)
 		q->err = err_set(e, E_CORRUPT, "page %#llx: nothing is stored at %#llx",
 				 (unsigned long long)q->gfn << r->page_shift,
 				 (unsigned long long)q->loc);
@@ -755,10 +761,12 @@ int store_read_pages(struct store_reader *r, struct page_read *reqs, size_t nr, 
 		for (; at < nr && nr_jobs < JOBS_AT_ONCE; at++) {
 			if (read_trivial(r, &reqs[at], &first))
 				continue;
-			r->jobs[nr_jobs++] = (struct page_job){.loc = reqs[at].loc,
-							       .gfn = reqs[at].gfn,
-							       .dst = reqs[at].dst,
-							       .err = &reqs[at].err};
+			r->jobs[nr_jobs++] =
+				(struct page_job){.loc = reqs[at].loc,
+						  .gfn = reqs[at].gfn,
+						  .dst = reqs[at].dst,
+						  .id = reqs[at].dst ? NULL : &reqs[at].id,
+						  .err = &reqs[at].err};
 		}
 		run_jobs(r, r->jobs, nr_jobs, &first);
 	}

@@ -2,11 +2,12 @@
 /*
  * All RAM against the store, in a pause; see selfcheck.h.
  *
- * What a page should be is known without reading it back: the live map has 64 bits
- * of the keyed 128-bit hash of every page, and pages that this epoch copied early
- * are noted as they are copied.  So the pause costs one pass over memory, on all
- * cores and no disk, and an unnoticed difference has a chance of 2^-64.  That the
- * store's bytes are what the hash says is the business of `verify`.
+ * What a page should be is known without reading it back: its record in the store has
+ * its keyed 128-bit hash, and records stand 255 to a header, which are read before the
+ * epoch begins, while the guest runs; pages that this epoch copies early are noted as they
+ * are copied.  So the pause costs one pass over memory, on all cores and no disk, and an
+ * unnoticed difference has a chance of 2^-128.  That the store's bytes are what the hash
+ * says is the business of `verify`.
  *
  * Limits.  The pass ends after self_check_max and the next one goes on where it
  * ended (vm->check_next); holes of tmpfs files cost nothing and stay holes.
@@ -19,6 +20,7 @@
  */
 #include "snapd/vm/selfcheck.h"
 
+#include <assert.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -35,7 +37,7 @@
 #define MISSED_LOGGED	 16u
 #define SLICE_FRAMES	 65536u /* between looks at the clock */
 #define PARALLEL_FRAMES	 1024u
-#define READ_BATCH_PAGES 256u
+#define READ_BATCH_PAGES 4096u
 
 struct missed {
 	uint64_t frame, home_gfn;
@@ -47,8 +49,11 @@ struct missed {
 
 struct selfcheck {
 	struct vm *vm;
-	struct pagemap *copied; /* owned; early copies of this epoch */
-	struct gpaset *late;	/* borrowed, within selfcheck_run() */
+	/* By frame, as many as there can be, mapped: what each page should be.  {0,0}: the store
+	 * has nothing; a zero page is zero_id, which no hash will be. */
+	struct pageid *ids;
+	size_t nr_ids;
+	struct gpaset *late; /* borrowed, within selfcheck_run() */
 	_Atomic uint64_t nr_checked, nr_missed;
 	pthread_mutex_t lock; /* shown[], nr_shown, while the pool works */
 	struct missed shown[MISSED_SHOWN];
@@ -58,11 +63,18 @@ struct selfcheck {
 	bool complete;
 };
 
+static const struct pageid zero_id = {1, 0};
+
 int selfcheck_create(struct vm *vm, struct selfcheck **ret, struct err *e)
 {
 	struct selfcheck *s = calloc(1, sizeof(*s));
 
-	if (!s || pagemap_create(true, &s->copied)) {
+	if (!s)
+		return err_set(e, ENOMEM, "out of memory");
+	s->nr_ids = vm->shm.nr_frames;
+	s->ids = mmap(NULL, s->nr_ids * sizeof(*s->ids), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (s->ids == MAP_FAILED) {
 		free(s);
 		return err_set(e, ENOMEM, "out of memory");
 	}
@@ -77,7 +89,7 @@ void selfcheck_destroy(struct selfcheck *s)
 {
 	if (!s)
 		return;
-	pagemap_destroy(s->copied);
+	munmap(s->ids, s->nr_ids * sizeof(*s->ids));
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -94,81 +106,69 @@ bool selfcheck_complete(const struct selfcheck *s)
 
 /* ---- what the store has ---- */
 
-struct unknown {
-	struct vm *vm;
-	struct store_reader *reader;
-	uint8_t *buf; /* READ_BATCH_PAGES pages */
-	struct page_read reqs[READ_BATCH_PAGES];
-	size_t nr;
-};
-
-static int identify(struct unknown *u, struct err *e)
+static void should_be(struct selfcheck *s, uint64_t gfn, struct pageid id)
 {
-	const struct page_secret *secret = store_secret(u->vm->d->store);
-	size_t page_size = u->vm->mem.page_size;
-	int err = u->nr ? store_read_pages(u->reader, u->reqs, u->nr, e) : 0;
+	const struct vm_piece *p = vm_mem_by_gfn(&s->vm->mem, gfn);
+	uint64_t frame;
 
-	for (size_t i = 0; !err && i < u->nr; i++) {
-		const struct page_read *r = &u->reqs[i];
+	if (!vm_piece_has_gfn(p, gfn))
+		return; /* memory that went */
+	frame = p->p.first_frame + gfn - p->p.home_gfn;
+	assert(frame < s->nr_ids);
+	s->ids[frame] = pageid_is_zero(id) ? zero_id : id;
+}
 
-		if (pagemap_set(u->vm->live, r->gfn, r->loc,
-				pageid_of(secret, r->dst, page_size).lo))
-			err = err_set(e, ENOMEM, "out of memory");
-	}
-	u->nr = 0;
+static int identify(struct selfcheck *s, struct store_reader *reader, struct page_read *reqs,
+		    size_t nr, struct err *e)
+{
+	int err = nr ? store_read_pages(reader, reqs, nr, e) : 0;
+
+	for (size_t i = 0; !err && i < nr; i++)
+		should_be(s, reqs[i].gfn, reqs[i].id);
 	return err;
 }
 
-static int identify_all(struct unknown *u, struct job *job, struct err *e)
+static int identify_all(struct selfcheck *s, struct store_reader *reader, struct job *job,
+			struct err *e)
 {
-	size_t page_size = u->vm->mem.page_size;
+	_cleanup_free_ struct page_read *reqs = calloc(READ_BATCH_PAGES, sizeof(*reqs));
 	struct pagemap_iter it;
+	size_t nr = 0;
 	uint64_t gfn;
 	loc_t loc;
-	int err = pagemap_iter_init(&it, u->vm->live);
+	int err;
 
-	if (err)
+	if (!reqs || pagemap_iter_init(&it, s->vm->live))
 		return err_set(e, ENOMEM, "out of memory");
+	err = 0;
 	while (!err && pagemap_iter_next(&it, &gfn, &loc)) {
-		if (loc_kind(loc) != LOC_PAGE || pagemap_fp(u->vm->live, gfn))
+		reqs[nr++] = (struct page_read){.gfn = gfn, .loc = loc};
+		if (nr < READ_BATCH_PAGES)
 			continue;
-		u->reqs[u->nr] = (struct page_read){
-			.gfn = gfn, .loc = loc, .dst = u->buf + u->nr * page_size};
-		if (++u->nr < READ_BATCH_PAGES)
-			continue;
-		err = identify(u, e);
+		err = identify(s, reader, reqs, nr, e);
+		nr = 0;
 		if (!err)
-			err = vm_interrupted(u->vm, job, e);
+			err = vm_interrupted(s->vm, job, e);
 	}
 	pagemap_iter_deinit(&it);
-	return err ? err : identify(u, e);
+	return err ? err : identify(s, reader, reqs, nr, e);
 }
 
 int selfcheck_prepare(struct selfcheck *s, struct job *job, struct err *e)
 {
-	size_t bytes = (size_t)READ_BATCH_PAGES * s->vm->mem.page_size;
-	_cleanup_free_ struct unknown *u = calloc(1, sizeof(*u));
-	int err;
+	struct store_reader *reader;
+	int err = store_reader_create(s->vm->d->store, s->vm->mem.page_size, &reader, e);
 
-	if (!u)
-		return err_set(e, ENOMEM, "out of memory");
-	u->vm = s->vm;
-	u->buf = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (u->buf == MAP_FAILED)
-		return err_set(e, ENOMEM, "out of memory");
-	err = store_reader_create(s->vm->d->store, s->vm->mem.page_size, &u->reader, e);
-	if (!err)
-		err = identify_all(u, job, e);
-	store_reader_destroy(u->reader);
-	munmap(u->buf, bytes);
+	if (err)
+		return err;
+	err = identify_all(s, reader, job, e);
+	store_reader_destroy(reader);
 	return err;
 }
 
-int selfcheck_copied(struct selfcheck *s, uint64_t gfn, struct pageid id)
+void selfcheck_copied(struct selfcheck *s, uint64_t gfn, struct pageid id)
 {
-	/* Any loc of kind PAGE: only its kind is looked at. */
-	return pagemap_set(s->copied, gfn,
-			   pageid_is_zero(id) ? LOC_ZERO_PAGE : (loc_t)LOC_PAGE << 60, id.lo);
+	should_be(s, gfn, id);
 }
 
 /* ---- the pass ---- */
@@ -179,27 +179,17 @@ struct part {
 	int err;
 };
 
-static enum loc_kind expected(const struct selfcheck *s, uint64_t gfn, uint64_t *fp)
-{
-	const struct pagemap *m = pagemap_get(s->copied, gfn) ? s->copied : s->vm->live;
-
-	*fp = pagemap_fp(m, gfn);
-	return loc_kind(pagemap_get(m, gfn));
-}
-
-static bool is_sound(const struct selfcheck *s, uint64_t gfn, const uint8_t *page)
+static bool is_sound(const struct selfcheck *s, uint64_t frame, const uint8_t *page)
 {
 	size_t page_size = s->vm->mem.page_size;
-	uint64_t fp;
+	struct pageid want = frame < s->nr_ids ? s->ids[frame] : (struct pageid){0, 0};
 
-	switch (expected(s, gfn, &fp)) {
-	case LOC_ZERO:
-		return !page || pageid_bytes_zero(page, page_size);
-	case LOC_PAGE:
-		return page && pageid_of(store_secret(s->vm->d->store), page, page_size).lo == fp;
-	default:
+	if (!(want.lo | want.hi))
 		return false;
-	}
+	if (pageid_equal(want, zero_id))
+		return !page || pageid_bytes_zero(page, page_size);
+	return page &&
+	       pageid_equal(pageid_of(store_secret(s->vm->d->store), page, page_size), want);
 }
 
 static void note_missed(struct selfcheck *s, uint64_t frame, uint64_t gfn)
@@ -220,7 +210,7 @@ static void check_frame(struct selfcheck *s, const struct vm_piece *p, uint64_t 
 	if (gpaset_test(s->late, frame))
 		return;
 	atomic_fetch_add_explicit(&s->nr_checked, 1, memory_order_relaxed);
-	if (!is_sound(s, gfn, hole ? NULL : vm_piece_page(&s->vm->mem, p, frame)))
+	if (!is_sound(s, frame, hole ? NULL : vm_piece_page(&s->vm->mem, p, frame)))
 		note_missed(s, frame, gfn);
 }
 

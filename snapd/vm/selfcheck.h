@@ -27,12 +27,11 @@ struct vm;
 
 int selfcheck_create(struct vm *vm, struct selfcheck **ret, struct err *e);
 void selfcheck_destroy(struct selfcheck *s); /* accepts NULL */
-/* Before the epoch begins, while the guest runs: identities of stored pages that
- * are not known (after a restart, a rollback) are read from the store.  -EUCLEAN:
- * a page there is damaged. */
+/* Before the epoch begins, while the guest runs: identities of all stored pages are read
+ * from the store, a header for 255.  -EUCLEAN: one there is damaged. */
 int selfcheck_prepare(struct selfcheck *s, struct job *job, struct err *e);
 /* This epoch has a copy of the page that is this. */
-int selfcheck_copied(struct selfcheck *s, uint64_t gfn, struct pageid id);
+void selfcheck_copied(struct selfcheck *s, uint64_t gfn, struct pageid id);
 /*
  * The VM is paused and `late` is what is copied in this pause.  Missed frames are
  * added to it, and to `inflight`: should the epoch fail they are dirty again.  Ends
