@@ -208,16 +208,17 @@ static json_t *made_json(const struct snapshot *s)
 static json_t *result(const struct snapshot *s)
 {
 	return json_pack(
-		"{s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "snapshot",
+		"{s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "snapshot",
 		made_json(s), "pages", (json_int_t)s->stored.pages_in, "zero",
-		(json_int_t)s->stored.zero, "stored", (json_int_t)s->stored.stored, "early_pages",
-		(json_int_t)s->captured.early_pages, "hot_pages", (json_int_t)s->captured.hot_pages,
-		"paused_pages", (json_int_t)s->captured.paused_pages, "early_ns",
-		(json_int_t)s->captured.early_ns, "rounds", (int)s->captured.rounds, "pause_ns",
-		(json_int_t)s->pause.total_ns, "stop_ns", (json_int_t)s->pause.stop_ns, "state_ns",
-		(json_int_t)s->pause.state_ns, "harvest_ns", (json_int_t)s->pause.harvest_ns,
-		"copy_ns", (json_int_t)s->captured.copy_ns, "service_ns",
-		(json_int_t)s->pause.service_ns, "drain_ns", (json_int_t)s->captured.drain_ns);
+		(json_int_t)s->stored.zero, "unchanged", (json_int_t)s->stored.unchanged, "stored",
+		(json_int_t)s->stored.stored, "early_pages", (json_int_t)s->captured.early_pages,
+		"hot_pages", (json_int_t)s->captured.hot_pages, "paused_pages",
+		(json_int_t)s->captured.paused_pages, "early_ns", (json_int_t)s->captured.early_ns,
+		"rounds", (int)s->captured.rounds, "pause_ns", (json_int_t)s->pause.total_ns,
+		"stop_ns", (json_int_t)s->pause.stop_ns, "state_ns", (json_int_t)s->pause.state_ns,
+		"harvest_ns", (json_int_t)s->pause.harvest_ns, "copy_ns",
+		(json_int_t)s->captured.copy_ns, "service_ns", (json_int_t)s->pause.service_ns,
+		"drain_ns", (json_int_t)s->captured.drain_ns);
 }
 
 static int take(struct snapshot *s, bool self_check, struct err *e)
