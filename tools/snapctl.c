@@ -168,6 +168,7 @@ static const struct verb verbs[] = {
 	  {"rate", "BYTES", "check, gc: read so many a second at most; K, M, G may follow"}},
 	 false,
 	 "Exit code 5 when check finds damage; it tells what it costs."},
+	{"doctor", "", "can this host run snapd, and what mends it", verb_doctor, 0, 0},
 	{"jobs", "", "list jobs", verb_jobs, 0, 0},
 	{"cancel", "JOB", "cancel a job", verb_cancel, 1, 1},
 	{"version", "", "versions of snapctl and of the service", verb_version, 0, 0},

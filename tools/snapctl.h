@@ -73,6 +73,7 @@ int verb_prune(const struct args *a);
 int verb_verify(const struct args *a);
 int verb_export(const struct args *a);
 int verb_import(const struct args *a);
+int verb_doctor(const struct args *a);
 int verb_policy(const struct args *a);
 int verb_store(const struct args *a);
 int verb_jobs(const struct args *a);

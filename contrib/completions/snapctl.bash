@@ -20,7 +20,7 @@ _snapctl_jobs() {
 
 _snapctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
-	local verbs='vms snapshot self-check list show diff rollback restore export import set delete prune verify policy store jobs cancel version'
+	local verbs='vms snapshot self-check list show diff rollback restore export import set delete prune verify policy store doctor jobs cancel version'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()

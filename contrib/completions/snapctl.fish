@@ -36,6 +36,7 @@ complete -c snapctl -n __fish_use_subcommand -a prune -d 'delete what no rule ke
 complete -c snapctl -n __fish_use_subcommand -a verify -d 'read and check every page'
 complete -c snapctl -n __fish_use_subcommand -a policy -d 'periodic snapshots'
 complete -c snapctl -n __fish_use_subcommand -a store -d 'figures of the store'
+complete -c snapctl -n __fish_use_subcommand -a doctor -d 'check this host'
 complete -c snapctl -n __fish_use_subcommand -a jobs -d 'list jobs'
 complete -c snapctl -n __fish_use_subcommand -a cancel -d 'cancel a job'
 complete -c snapctl -n __fish_use_subcommand -a version -d 'versions'

@@ -217,6 +217,15 @@ class Cli:
     def find(self, snap):
         return next(s for s in self.js("list")["snapshots"] if s["id"] == snap)
 
+    def doctor(self):
+        """What has to be there for these tests is found; what is not is told with its cure."""
+        p = self.b.snapctl("doctor", "--json", check=False)
+        checks = {c["check"]: c for c in json.loads(p.stdout)["checks"]}
+        check(all(checks[c]["health"] == "good" for c in ("io_uring", "service", "agent-socket")), f"doctor: {checks}")
+        check(p.returncode == any(c["health"] == "bad" for c in checks.values()), f"doctor: exit {p.returncode}")
+        p = self.b.snapctl("doctor", "--socket", self.path("nobody"), check=False)
+        check(p.returncode == 1 and "systemctl start snapd" in p.stdout, f"doctor: {p.returncode} {p.stdout}")
+
     def said_of(self):
         """Name, note, tags and pin are set later, shown everywhere, and kept over a restart."""
         Image({1: b"x" * PAGE}, [(0, 4)]).write(self.path("t"))
@@ -408,6 +417,7 @@ def main():
         cli.terminal(image)
         cli.deletion()
         cli.said_of()
+        cli.doctor()
         cli.check_store()
         cli.space()
         left = cli.snapshots()
