@@ -17,7 +17,8 @@
  * Ablations: the log is made as if one kind of sync had been left out, or as if data
  * came after the commit; then a state that fails must be found.
  *
- *   cut [LIMIT [ROUNDS]]   combinations at one point; bigger random workloads
+ *   cut [LIMIT [ROUNDS]]   combinations at one point; random workloads besides, of
+ *                          which a tenth of the states is looked at
  */
 #include <dirent.h>
 #include <dlfcn.h>
@@ -269,6 +270,65 @@ static void small_workload(const char *dir)
 	store_close(w.s);
 }
 
+static struct snap *random_snapshot(void)
+{
+	struct snap *sn = w.nr_snaps ? &w.snaps[rand_below(&w.rand, w.nr_snaps)] : NULL;
+
+	return sn && sn->id ? sn : NULL;
+}
+
+static void random_step(const char *dir)
+{
+	struct line *l = &w.lines[rand_below(&w.rand, LINES)];
+	struct line *other = &w.lines[rand_below(&w.rand, LINES)];
+	struct snap *sn = random_snapshot();
+
+	if (!l->live)
+		line_begin(l, sn);
+	switch (rand_below(&w.rand, 10)) {
+	case 0:
+		line_end(l);
+		return;
+	case 1:
+		line_epoch(l, 5, NULL);
+		return;
+	case 2:
+	case 3:
+		if (sn)
+			drop(sn);
+		return;
+	case 4:
+		collect();
+		return;
+	case 5:
+		store_close(w.s);
+		open_world(dir);
+		return;
+	case 6:
+	case 7:
+		if (other == l || !other->live)
+			return;
+		line_write(l, 3);
+		line_write(other, 3);
+		line_commit(other, &sn);
+		line_commit(l, &sn);
+		return;
+	default:
+		line_epoch(l, 1 + (uint32_t)rand_below(&w.rand, 5), &sn);
+	}
+}
+
+static void random_workload(const char *dir)
+{
+	open_world(dir);
+	for (uint32_t i = 0; i < 60; i++)
+		random_step(dir);
+	for (uint32_t i = 0; i < LINES; i++)
+		if (w.lines[i].live)
+			line_end(&w.lines[i]);
+	store_close(w.s);
+}
+
 /* ---- what has to be there ---- */
 
 enum status { ABSENT, MAY, MUST };
@@ -426,6 +486,7 @@ static void check_state(const char *root, size_t marks, bool empty_it)
 struct plan {
 	uint32_t limit;
 	uint32_t nested_in; /* recovery is cut, too, in one of so many states */
+	uint32_t one_in;    /* of the states, so many are visited */
 	uint64_t states, nested;
 };
 
@@ -483,8 +544,12 @@ static void cut_workload(void (*workload)(const char *dir), enum disk_ablation a
 {
 	_cleanup_free_ char *root = NULL, *dir = NULL, *lock = NULL, *states = NULL;
 	struct disk_log log;
-	struct cut c = {
-		.log = &log, .seed = seed, .limit = p->limit, .visit = visit_state, .arg = p};
+	struct cut c = {.log = &log,
+			.seed = seed,
+			.limit = p->limit,
+			.one_in = p->one_in,
+			.visit = visit_state,
+			.arg = p};
 
 	CHECK(asprintf(&root, "%s/live", w.dir) > 0 && asprintf(&dir, "%s/store", root) > 0 &&
 	      asprintf(&lock, "%s/index/lock.mdb", dir) > 0 &&
@@ -546,6 +611,20 @@ static char *fast_dir(void)
 	return mkdtemp(name) ? strdup(name) : temp_dir();
 }
 
+static void cut_and_tell(void (*workload)(const char *dir), const char *name, uint64_t seed,
+			 struct plan *p)
+{
+	struct cut_stats stats = {0};
+
+	p->states = p->nested = 0;
+	cut_workload(workload, ABLATE_NONE, seed, p, &stats);
+	printf("%s: %llu points, %llu of them exhaustive; %llu combinations, %llu states, %llu of "
+	       "recovery\n",
+	       name, (unsigned long long)stats.points, (unsigned long long)stats.exhaustive,
+	       (unsigned long long)stats.combinations, (unsigned long long)stats.states,
+	       (unsigned long long)p->nested);
+}
+
 int main(int argc, char **argv)
 {
 	static const char *const left_out[NR_ABLATIONS] = {
@@ -555,18 +634,16 @@ int main(int argc, char **argv)
 		[ABLATE_COMMIT_FIRST] = "data before the commit",
 	};
 	uint64_t seed = rand_seed();
-	struct plan p = {.limit = argc > 1 ? (uint32_t)atoi(argv[1]) : 81, .nested_in = 50};
-	struct cut_stats stats = {0};
+	struct plan small = {.limit = argc > 1 ? (uint32_t)atoi(argv[1]) : 27, .nested_in = 50};
+	struct plan big = {.limit = 8, .nested_in = 100, .one_in = 10};
+	uint32_t rounds = argc > 2 ? (uint32_t)atoi(argv[2]) : 1;
 
 	log_set_level(LOG_LVL_ERR);
 	signal(SIGABRT, say_where);
 	w.dir = fast_dir();
-	cut_workload(small_workload, ABLATE_NONE, seed, &p, &stats);
-	printf("%llu points, %llu of them exhaustive; %llu combinations, %llu states, %llu of "
-	       "recovery\n",
-	       (unsigned long long)stats.points, (unsigned long long)stats.exhaustive,
-	       (unsigned long long)stats.combinations, (unsigned long long)stats.states,
-	       (unsigned long long)p.nested);
+	cut_and_tell(small_workload, "small", seed, &small);
+	for (uint32_t i = 0; i < rounds; i++)
+		cut_and_tell(random_workload, "random", seed + i, &big);
 	for (enum disk_ablation a = ABLATE_NONE + 1; a < NR_ABLATIONS; a++)
 		ablate(a, left_out[a], seed);
 	remove_tree(w.dir);
