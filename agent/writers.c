@@ -22,8 +22,9 @@
  *   D2  Taking and publishing are one step under harvest_lock: whoever has collected
  *       knows that no bit taken by another thread is still to be published.
  *   D3  Bits by GPA become frames before the memory at that GPA changes (gpamap.c).
- *   D4  Nobody here waits for a vCPU, nor a vCPU for anybody here: a ring that is full
- *       is cured without looking at logs.
+ *   D4  Nobody here needs room in a ring, and no vCPU waits for anybody here: a ring
+ *       that is full is cured without looking at logs.  A mark may wait for a memslot
+ *       change under way, a device that logs for nothing.
  */
 #include "agent/vm.h"
 

@@ -35,7 +35,7 @@ class Campaign:
         self.b, self.args, self.rng = bench, args, rng
         self.vm = None
         self.taken = []          # (id, digest) of acknowledged snapshots
-        self.counts = dict(epochs=0, verified=0, rollbacks=0, kills=0, restarts=0, restores=0, freezes=0, refused=0)
+        self.counts = dict(epochs=0, verified=0, rollbacks=0, kills=0, restarts=0, restores=0, exports=0, freezes=0, refused=0)
         self.unplugs = args.punch_pattern == "all" or "remove" in args.punch_pattern
 
     def vm_args(self):
@@ -160,6 +160,18 @@ class Campaign:
             raise Missed(f"restored from {snap}, the guest found its memory wrong: {e}") from e
         self.counts["restores"] += 1
 
+    def step_export(self):
+        """Out of the store and into it again: every page under its key, also those that no GPA names."""
+        snap, digest = self.rng.choice(self.taken)
+        self.counts["exports"] += 1
+        name, image = f"imported{self.counts['exports']}", os.path.join(self.b.dir, "image")
+        self.b.snapctl("export", str(snap), image)
+        self.b.snapctl("import", image, "--name", name)
+        os.unlink(image)
+        os.unlink(image + ".json")
+        if self.verify(self.b.snapshots(name)[0]["id"]) != digest:
+            raise Missed(f"snapshot {snap} is another one after export and import")
+
     def step_freeze(self):
         """The service hangs for a while: the guest must not."""
         self.b.service.send_signal(signal.SIGSTOP)
@@ -189,7 +201,7 @@ class Campaign:
         end = time.monotonic() + a.limit
         steps = [(self.step_snapshot, 100), (self.step_old, a.old), (self.step_rollback, a.rollback),
                  (self.step_kill, a.kill), (self.step_freeze, a.freeze), (self.step_restart, a.restart),
-                 (self.step_restore, a.restore)]
+                 (self.step_restore, a.restore), (self.step_export, a.export)]
         fns, weights = zip(*steps)
         while self.counts["epochs"] < a.epochs and time.monotonic() < end:
             self.vm.check()
@@ -237,6 +249,7 @@ def main():
     p.add_argument("--kill", type=float, default=1)
     p.add_argument("--restart", type=float, default=0.5)
     p.add_argument("--restore", type=float, default=0.5)
+    p.add_argument("--export", type=float, default=0.5)
     p.add_argument("--freeze", type=float, default=1)
     p.add_argument("--program", default="snapvm")
     p.add_argument("--expect-miss", action="store_true")
