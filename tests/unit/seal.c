@@ -400,6 +400,12 @@ static void test_forged_pages(void)
 	CHECK(unseal_page(seal, (void *)place, 0, got, b.bytes + FMT_BLOCK, PAGE));
 	b.bytes[FMT_BLOCK + 5] ^= 1;
 	CHECK(!unseal_page(seal, h, 0, got, b.bytes + FMT_BLOCK, PAGE));
+	/* Equal pages of a batch are encrypted each in its own way. */
+	page_fill(want, PAGE, 10);
+	page_fill(got, PAGE, 10);
+	seal_page(seal, h, 0, want, PAGE);
+	seal_page(seal, h, 1, got, PAGE);
+	CHECK(memcmp(want, got, 16) != 0);
 	/* The same once more is encrypted otherwise. */
 	make_batch(&b);
 	make_batch(&c);
@@ -436,6 +442,16 @@ static void test_forged_blob(void)
 	CHECK(!memcmp(payload, state, sizeof(state)));
 }
 
+static void expect_reason(struct sealed_batch *b, const struct seg_ident *where, const char *text)
+{
+	const struct batch_header *h;
+	const struct batch_page *p;
+	struct err e = {0};
+
+	CHECK(batch_decode(b->bytes, sizeof(b->bytes), where, 9, &h, &p, &e) == -EUCLEAN);
+	CHECK(strstr(e.text, text));
+}
+
 /* Batches of the one kind in a store of the other. */
 static void test_mixed(void)
 {
@@ -444,7 +460,10 @@ static void test_mixed(void)
 
 	plain.seal = NULL;
 	make_batch(&b);
-	CHECK(decode(&b, &plain, 9) == -EUCLEAN);
+	expect_reason(&b, &plain, "it is encrypted, but the store is not");
+	((struct batch_header *)b.bytes)->version = BATCH_PLAIN;
+	batch_seal((struct batch_header *)b.bytes);
+	expect_reason(&b, &here, "it is not encrypted");
 }
 
 static void test_batches(void)
@@ -471,10 +490,12 @@ static int put_vm(struct ix_txn *t, void *arg, struct err *e)
 	return index_put(t, IX_VMS, &k, &rec, sizeof(rec), "", 0, e);
 }
 
-/* A record made by somebody who can write the files, but has no key. */
-static void test_forged_record(void)
+/* A record made by somebody who can write the files, but has no key, or another. */
+static void test_forged_record(bool key)
 {
-	struct index_config config = {.dir = path_of("sealed/index")};
+	static const uint8_t other_key[SEAL_INDEX_KEY_BYTES] = {1};
+	struct index_config config = {.dir = path_of("sealed/index"),
+				      .key = key ? other_key : NULL};
 	struct store *s;
 	struct index *ix;
 	struct store_vm vm;
@@ -504,7 +525,8 @@ int main(void)
 	test_key_file_damage();
 	test_no_traces();
 	test_batches();
-	test_forged_record();
+	test_forged_record(false);
+	test_forged_record(true);
 	remove_tree(dir);
 	free(dir);
 	printf("encrypted stores, keys, forgeries: ok\n");
