@@ -7,7 +7,10 @@
  * RAM files are emptied (holes where the file system can), then filled in the
  * order in which the pages lie in the store, so that reads are few and large.
  * Pages go through a buffer: the store may not touch memory that its owner can
- * take away under it.  Reading the next batch and copying the last one overlap.
+ * take away under it.
+ *
+ * A batch is read, checked and copied by one task, with a reader of its own; so many
+ * tasks are under way that while some wait for the disk, others check and copy.
  *
  * A failure is final for that VMM: the connection is refused with the reason.
  */
@@ -16,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "snapd/util/pool.h"
 #include "snapd/util/busguard.h"
@@ -23,8 +27,8 @@
 #include "snapd/util/log.h"
 #include "snapd/vm/priv.h"
 
-#define BATCH_PAGES 1024u
-#define NR_BATCHES  2u
+#define BATCH_PAGES 2048u
+#define NR_BATCHES  4u
 
 struct fill_page {
 	uint64_t gfn;
@@ -34,17 +38,18 @@ struct fill_page {
 struct batch {
 	struct pool_task task;
 	struct vm *vm;
-	uint8_t *buf; /* BATCH_PAGES pages; borrowed from restore.mem */
+	struct store_reader *reader; /* owned */
+	uint8_t *buf;		     /* BATCH_PAGES pages; borrowed from restore.mem */
 	uint32_t nr;
 	bool busy;
 	int err;
+	struct err why;
 	struct page_read reqs[BATCH_PAGES]; /* the store reorders them: dst names the buffer */
 };
 
 struct restore {
 	struct vm *vm;
 	struct goal goal;
-	struct store_reader *reader;
 	struct fill_page *pages; /* owned; by loc */
 	size_t nr_pages;
 	struct batch *batches; /* NR_BATCHES, owned */
@@ -118,26 +123,64 @@ static int list_pages(struct restore *r, struct err *e)
 	return 0;
 }
 
+/* How many of the batch's pages from `first` on are neighbours in the piece and in the
+ * buffer. */
+static uint32_t run_length(const struct batch *b, uint32_t first, const struct vm_piece *p)
+{
+	const struct page_read *r = &b->reqs[first];
+	uint32_t n = 1;
+
+	while (first + n < b->nr && r[n].gfn == r[0].gfn + n && vm_piece_has_gfn(p, r[n].gfn) &&
+	       (uint8_t *)r[n].dst == (uint8_t *)r[0].dst + (size_t)n * b->vm->mem.page_size)
+		n++;
+	return n;
+}
+
+/* A write to tmpfs needs no fault, no zeroing and no page table for a page that is not
+ * there yet: half the cost.  A file that takes no writes is mapped all the same. */
+static bool write_file(const struct vm_piece *p, const uint8_t *from, size_t len, uint64_t at)
+{
+	if (!p->block->is_tmpfs || fcntl(p->block->fd, F_GETFL) & O_APPEND)
+		return false; /* the end is where O_APPEND would write */
+	while (len) {
+		ssize_t n = pwrite(p->block->fd, from, len, (off_t)at);
+
+		if (n <= 0)
+			break;
+		from += n;
+		at += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return !len;
+}
+
 static void place(void *arg)
 {
 	const struct batch *b = arg;
-	uint32_t page_size = b->vm->mem.page_size;
+	size_t page_size = b->vm->mem.page_size;
 	const struct vm_piece *p = NULL;
+	uint32_t n;
 
-	for (uint32_t i = 0; i < b->nr; i++) {
-		uint64_t gfn = b->reqs[i].gfn;
+	for (uint32_t i = 0; i < b->nr; i += n) {
+		uint64_t page;
 
-		if (!vm_piece_has_gfn(p, gfn))
-			p = vm_mem_by_gfn(&b->vm->mem, gfn);
-		memcpy(p->mem + (gfn - p->p.home_gfn) * page_size, b->reqs[i].dst, page_size);
+		if (!vm_piece_has_gfn(p, b->reqs[i].gfn))
+			p = vm_mem_by_gfn(&b->vm->mem, b->reqs[i].gfn);
+		n = run_length(b, i, p);
+		page = b->reqs[i].gfn - p->p.home_gfn;
+		if (!write_file(p, b->reqs[i].dst, n * page_size,
+				(p->p.block_page + page) * page_size))
+			memcpy(p->mem + page * page_size, b->reqs[i].dst, n * page_size);
 	}
 }
 
-static void place_task(struct pool_task *task)
+static void fill_task(struct pool_task *task)
 {
 	struct batch *b = (struct batch *)((char *)task - offsetof(struct batch, task));
 
-	b->err = busguard_run(place, b);
+	b->err = store_read_pages(b->reader, b->reqs, b->nr, &b->why);
+	if (!b->err && busguard_run(place, b))
+		b->err = err_set(&b->why, EFAULT, "the VM's memory file shrank or is out of space");
 }
 
 static int wait_batch(struct restore *r, struct batch *b, struct err *e)
@@ -146,22 +189,20 @@ static int wait_batch(struct restore *r, struct batch *b, struct err *e)
 		return 0;
 	pool_wait(r->vm->d->pool, &b->task);
 	b->busy = false;
-	return b->err ? err_set(e, EFAULT, "the VM's memory file shrank or is out of space") : 0;
+	return b->err ? err_set(e, -b->err, "%s", b->why.text) : 0;
 }
 
-static int read_batch(struct restore *r, struct batch *b, const struct fill_page *pages, size_t n,
-		      struct err *e)
+static void start_batch(struct restore *r, struct batch *b, const struct fill_page *pages, size_t n)
 {
-	int err = wait_batch(r, b, e);
-
-	if (err)
-		return err;
 	b->nr = (uint32_t)n;
+	b->err = 0;
+	err_clear(&b->why);
 	for (size_t i = 0; i < n; i++)
 		b->reqs[i] = (struct page_read){.gfn = pages[i].gfn,
 						.loc = pages[i].loc,
 						.dst = b->buf + i * r->vm->mem.page_size};
-	return store_read_pages(r->reader, b->reqs, n, e);
+	b->busy = true;
+	pool_submit(r->vm->d->pool, &b->task);
 }
 
 static int fill_ram(struct restore *r, struct err *e)
@@ -175,11 +216,9 @@ static int fill_ram(struct restore *r, struct err *e)
 
 		err = vm_interrupted(r->vm, NULL, e);
 		if (!err)
-			err = read_batch(r, b, r->pages + at, n, e);
-		if (err)
-			break;
-		b->busy = true;
-		pool_submit(r->vm->d->pool, &b->task);
+			err = wait_batch(r, b, e);
+		if (!err)
+			start_batch(r, b, r->pages + at, n);
 		at += n;
 	}
 	for (uint32_t i = 0; i < NR_BATCHES; i++)
@@ -193,22 +232,22 @@ static int prepare(struct restore *r, struct err *e)
 {
 	struct vm *vm = r->vm;
 	size_t buf_bytes = (size_t)BATCH_PAGES * vm->mem.page_size;
-	int err = store_reader_create(vm->d->store, vm->mem.page_size, &r->reader, e);
+	int err = 0;
 
-	if (err)
-		return err;
 	r->mem_bytes = NR_BATCHES * buf_bytes;
 	r->mem = mmap(NULL, r->mem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		      0);
 	r->batches = calloc(NR_BATCHES, sizeof(*r->batches));
 	if (r->mem == MAP_FAILED || !r->batches)
 		return err_set(e, ENOMEM, "out of memory for a restore");
-	for (uint32_t i = 0; i < NR_BATCHES; i++) {
+	for (uint32_t i = 0; !err && i < NR_BATCHES; i++) {
 		r->batches[i].vm = vm;
 		r->batches[i].buf = r->mem + i * buf_bytes;
-		r->batches[i].task.fn = place_task;
+		r->batches[i].task.fn = fill_task;
+		err = store_reader_create(vm->d->store, vm->mem.page_size, &r->batches[i].reader,
+					  e);
 	}
-	return list_pages(r, e);
+	return err ? err : list_pages(r, e);
 }
 
 static int run(struct restore *r, struct err *e)
@@ -230,7 +269,8 @@ static int run(struct restore *r, struct err *e)
 static void restore_deinit(struct restore *r)
 {
 	vm_keep_timeline(r->vm, 0);
-	store_reader_destroy(r->reader);
+	for (uint32_t i = 0; r->batches && i < NR_BATCHES; i++)
+		store_reader_destroy(r->batches[i].reader);
 	goal_deinit(&r->goal);
 	free(r->pages);
 	free(r->batches);
