@@ -335,7 +335,8 @@ static void on_load(struct fake_agent *a, const struct snapd_msg_load *m, int fd
 	a->untouched = false;
 	if (a->hello.minor >= 2 && m->flags & SNAPD_LOAD_RESUME) {
 		out.paused_ns = 1000;
-		a->rewriting = a->restore_pending = false;
+		a->rewriting = false;
+		a->restore_pending = false;
 		resume_writers(a);
 	}
 	answer(a, &out, sizeof(out), SNAPD_MSG_LOADED, m->h.req, -1);
