@@ -203,6 +203,26 @@ static int store_check(const struct args *a)
 	return rc ? rc : print_check(a, r);
 }
 
+static int store_repair(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *r = NULL;
+	json_t *body = json_pack("{sb}", "dry_run", opt(a, "dry-run") != NULL), *l;
+	size_t i;
+	int rc = run_job(a, "POST", body, &r, "/v1/store/repair", NULL, NULL);
+
+	if (rc || a->json)
+		return rc ? rc : print_json(r);
+	json_array_foreach(json_object_get(r, "damages"), i, l)
+		printf("%s: %s\n", get_text(l, "kind"), get_text(l, "text"));
+	json_array_foreach(json_object_get(r, "losses"), i, l) print_loss(l);
+	if (opt(a, "dry-run"))
+		printf("%llu snapshots would be dropped\n",
+		       (unsigned long long)get_u64(r, "nr_losses"));
+	else
+		printf("%llu snapshots dropped\n", (unsigned long long)get_u64(r, "dropped"));
+	return EXIT_DONE;
+}
+
 /* ---- which ---- */
 
 int verb_store(const struct args *a)
@@ -210,7 +230,10 @@ int verb_store(const struct args *a)
 	static const struct {
 		const char *name;
 		int (*fn)(const struct args *a);
-	} subs[] = {{"stats", store_stats}, {"gc", store_gc}, {"check", store_check}};
+	} subs[] = {{"stats", store_stats},
+		    {"gc", store_gc},
+		    {"check", store_check},
+		    {"repair", store_repair}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(subs); i++)
 		if (!strcmp(a->pos[0], subs[i].name))

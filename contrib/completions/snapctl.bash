@@ -44,7 +44,7 @@ _snapctl() {
 	export) options+=' --force' ;;
 	import) options+=' --name --snapshot-name --note --tag' ;;
 	show) options+=' --space' ;;
-	store) options+=' --read-data --exact --rate' ;;
+	store) options+=' --read-data --dry-run --exact --rate' ;;
 	verify) options+=' --digest' ;;
 	esac
 	case $prev in
@@ -64,7 +64,7 @@ _snapctl() {
 		;;
 	export:1 | import:0) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	policy:0) mapfile -t COMPREPLY < <(compgen -W 'list show set run pause resume rm' -- "$cur") ;;
-	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check' -- "$cur") ;;
+	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check repair' -- "$cur") ;;
 	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
 	esac
 }

@@ -80,6 +80,7 @@ complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only t
 
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l read-data -d 'read every page'
 complete -c snapctl -n '__fish_seen_subcommand_from show' -l space -d 'what it alone holds'
+complete -c snapctl -n '__fish_seen_subcommand_from store' -l dry-run -d 'only tell'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l exact -d 'whose the bytes are'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l rate -x -d 'bytes a second'
 
@@ -87,5 +88,5 @@ complete -c snapctl -n '__fish_seen_subcommand_from snapshot self-check list rol
 complete -c snapctl -n '__fish_seen_subcommand_from show diff rollback restore export set delete verify' -a '(__snapctl_snaps)'
 complete -c snapctl -n '__fish_seen_subcommand_from export import' -F
 complete -c snapctl -n '__fish_seen_subcommand_from policy' -a 'list show set run pause resume rm'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc check'
+complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc check repair'
 complete -c snapctl -n '__fish_seen_subcommand_from cancel' -a '(__snapctl_jobs)'

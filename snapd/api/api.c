@@ -38,6 +38,7 @@ const struct api_route api_routes[] = {
 	{"GET", "/v1/store/stats", api_get_store_stats},
 	{"POST", "/v1/store/gc", api_post_gc},
 	{"POST", "/v1/store/check", api_post_check},
+	{"POST", "/v1/store/repair", api_post_repair},
 	{"POST", "/v1/store/account", api_post_account},
 };
 const size_t api_nr_routes = ARRAY_SIZE(api_routes);

@@ -101,6 +101,7 @@ int api_delete_snapshot(struct api_request *req);
 int api_patch_snapshot(struct api_request *req);
 int api_delete_vm(struct api_request *req);
 int api_post_account(struct api_request *req);
+int api_post_repair(struct api_request *req);
 int api_post_check(struct api_request *req);
 int api_post_prune(struct api_request *req);
 int api_post_verify(struct api_request *req);

@@ -105,6 +105,23 @@ int api_post_check(struct api_request *req)
 					  check_job));
 }
 
+int api_post_repair(struct api_request *req)
+{
+	static const char *const keys[] = {"dry_run", NULL};
+	json_t *dry = json_object_get(req->json, "dry_run");
+	int rc = api_body_keys(req, keys);
+
+	if (!rc && dry && !json_is_boolean(dry))
+		rc = err_set(&req->err, EINVAL, "\"dry_run\" is a boolean");
+	if (!rc)
+		rc = api_root_only(req, "repair the store");
+	if (rc)
+		return rc;
+	return api_start_job(req,
+			     job_new(req->daemon, JOB_REPAIR, req->uid,
+				     json_pack("{sb}", "dry_run", json_is_true(dry)), repair_job));
+}
+
 int api_post_prune(struct api_request *req)
 {
 	static const char *const keys[] = {"vm", "keep", "dry_run", NULL};

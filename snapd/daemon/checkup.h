@@ -12,4 +12,7 @@
  * "whole","pages","ranges":[[gpa,bytes]…]}], "nr_losses", "records", "segments", "batches",
  * "blobs", "pages_read", "bytes_read"}.  Damage is a result, not a failure. */
 int check_job(struct job *job, struct err *e);
+/* args {"dry_run": bool}: a check of every byte; then the snapshots that it tells as lost
+ * are forgotten.  Result as above, and "dropped", "dry_run". */
+int repair_job(struct job *job, struct err *e);
 json_t *loss_json(const struct store_loss *l);

@@ -39,6 +39,7 @@ const char *const job_kind_names[JOB_NR_KINDS] = {
 	[JOB_SELF_CHECK] = "self-check", [JOB_SET] = "set",
 	[JOB_PRUNE] = "prune",		 [JOB_REMOVE] = "remove",
 	[JOB_CHECK] = "check",		 [JOB_ACCOUNT] = "account",
+	[JOB_REPAIR] = "repair",
 };
 
 struct jobs {

@@ -39,6 +39,7 @@ enum job_kind {
 	JOB_REMOVE,
 	JOB_CHECK,
 	JOB_ACCOUNT,
+	JOB_REPAIR,
 	JOB_NR_KINDS
 };
 extern const char *const job_state_names[JOB_NR_STATES];

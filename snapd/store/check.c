@@ -609,6 +609,7 @@ static int check_segment(struct check *k, uint32_t id, struct err *e)
 		return 0;
 	}
 	if (ident.generation == v.ident.generation) {
+		v.ident = ident; /* with what it takes to decrypt */
 		r = check_file(k, fd, &v.ident, &file_blocks);
 		r = r ? err_errno(e, -r, "segment %08x", id)
 		      : walk_segment(k, &v, fd, file_blocks, e);

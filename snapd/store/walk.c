@@ -8,8 +8,13 @@
 
 #include "snapd/util/cleanup.h"
 
-#define HEADER_BLOCKS 2u   /* the longest header */
-#define FAR_BLOCKS    256u /* read at once while looking for the next header */
+#define FAR_BLOCKS 256u /* read at once while looking for the next header */
+
+/* Of the longest header. */
+static uint32_t header_blocks(const struct seg_walk *w)
+{
+	return batch_header_max(w->ident.seal) / FMT_BLOCK;
+}
 
 int seg_walk_init(struct seg_walk *w, int fd, const struct seg_ident *ident, uint32_t end)
 {
@@ -29,7 +34,7 @@ static int fill(struct seg_walk *w, uint32_t block, uint32_t ahead, uint8_t **re
 		struct err *e)
 {
 	uint32_t last = (uint32_t)(w->ident.segment_bytes / FMT_BLOCK);
-	uint32_t want = MIN(block + HEADER_BLOCKS, last);
+	uint32_t want = MIN(block + header_blocks(w), last);
 	ssize_t n;
 
 	if (block < w->buf_block || want > w->buf_block + w->buf_blocks) {
@@ -70,7 +75,7 @@ int seg_walk_next(struct seg_walk *w, uint32_t *at, const struct batch_header **
 	*at = w->block;
 	if (w->block >= w->end)
 		return 0;
-	r = look(w, w->block, HEADER_BLOCKS, ret, pages, e);
+	r = look(w, w->block, header_blocks(w), ret, pages, e);
 	if (!r) {
 		w->block += batch_blocks(*ret);
 		return 1;

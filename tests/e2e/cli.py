@@ -317,8 +317,18 @@ class Cli:
               f"what it costs: {got}")
         p = self.b.snapctl("store", "check", "--read-data", check=False)
         check(p.returncode == 5 and f"lost: hurt@{snap}: 1 pages: 0x7000+0x1000" in p.stdout, p.stdout)
+        self.ok("set", snap, "--pin")
+        before = self.snapshots()
+        dry = self.js("store", "repair", "--dry-run")
+        check(dry["dropped"] == 0 and self.snapshots() == before, "a dry run drops")
+        check("1 snapshots would be dropped" in self.ok("store", "repair", "--dry-run"), "a dry run in words")
         flip()
         check(self.js("store", "check", "--read-data")["whole"], "whole again")
+        check(self.js("store", "repair")["dropped"] == 0, "a whole store lost something to a repair")
+        flip()
+        check(self.js("store", "repair")["dropped"] == 1, "the lost snapshot stays")
+        check(self.snapshots() == [s for s in before if s != snap], "repair dropped another")
+        flip()
 
     def space(self):
         """What only one snapshot needs, shared, dead: known exactly, and given back by gc."""

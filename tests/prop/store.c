@@ -12,6 +12,7 @@
 #include <fcntl.h>
 
 #include "snapd/store/account.h"
+#include "snapd/store/check.h"
 #include "tests/lib/store_model.h"
 
 #define FRAMES	  700u
@@ -355,6 +356,18 @@ static void check_account(struct world *w)
 	free(needs);
 }
 
+/* Every byte, also of compressed and encrypted batches, is as its record says. */
+static void check_bytes(struct world *w)
+{
+	struct store_check_config c = {.read_data = true};
+	struct store_check_result r;
+	struct store_stats stats;
+
+	CHECK_OK(store_check(w->store, &c, &r, &e));
+	CHECK_OK(store_get_stats(w->store, &stats, &e));
+	CHECK(!r.damages && !r.losses && r.pages_read == stats.pages_stored);
+}
+
 static void reclaim(struct world *w)
 {
 	uint64_t freed;
@@ -443,6 +456,7 @@ static void step(struct world *w)
 	case 9:
 		check_all(w);
 		check_account(w);
+		check_bytes(w);
 		break;
 	default:
 		run_epoch(w, v);
