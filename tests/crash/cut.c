@@ -14,6 +14,8 @@
  *   - after all snapshots were deleted, gc leaves no segment in use.
  * Recovery itself is recorded for some states, and cut in the same way.
  *
+ * In another workload each sync fails once, and what it was to cover is lost.
+ *
  * Ablations: the log is made as if one kind of sync had been left out, or as if data
  * came after the commit; then a state that fails must be found.
  *
@@ -267,6 +269,44 @@ static void small_workload(const char *dir)
 	line_begin(&w.lines[0], sn[2]);
 	line_epoch(&w.lines[0], 5, &kept);
 	line_end(&w.lines[0]);
+	store_close(w.s);
+}
+
+/* An epoch whose n-th sync fails, until none does; each is done again and acknowledged.
+ * Whoever believed a second sync in place of the first would have lost data. */
+static void failing_workload(const char *dir)
+{
+	struct line *l = &w.lines[0];
+	struct snapd_point point;
+	struct snap *sn;
+	const char *what;
+	uint64_t n = 0;
+	bool hit;
+
+	open_world(dir);
+	line_begin(l, NULL);
+	line_epoch(l, 1, &sn);
+	do {
+		struct err e = {0};
+		int r;
+
+		disk_fail(++n, FAIL_SYNC);
+		r = epoch_begin(w.s, w.vm, l->timeline, PAGE, l->live, &l->ep, &e);
+		CHECK(!r);
+		memcpy(l->next, l->values, sizeof(l->next));
+		for (uint32_t i = 0; i < FRAMES; i += 3)
+			put_frame(w.s, l->ep, i, l->next[i] = rand_next(&w.rand) >> 1);
+		r = epoch_commit(l->ep, "head", 4, NULL, &point, NULL, NULL, &e);
+		hit = disk_lift(&what);
+		CHECK(hit == (r != 0));
+		if (r)
+			epoch_abort(l->ep);
+		else
+			memcpy(l->values, l->next, sizeof(l->values));
+		line_epoch(l, 4, &sn);
+	} while (hit);
+	CHECK(n > 2); /* a segment's and the index's at least */
+	line_end(l);
 	store_close(w.s);
 }
 
@@ -635,13 +675,16 @@ int main(int argc, char **argv)
 	};
 	uint64_t seed = rand_seed();
 	struct plan small = {.limit = argc > 1 ? (uint32_t)atoi(argv[1]) : 27, .nested_in = 50};
+	struct plan failing = {.limit = 4};
 	struct plan big = {.limit = 8, .nested_in = 100, .one_in = 10};
 	uint32_t rounds = argc > 2 ? (uint32_t)atoi(argv[2]) : 1;
 
 	log_set_level(LOG_LVL_ERR);
 	signal(SIGABRT, say_where);
+	disk_exempt(false);
 	w.dir = fast_dir();
 	cut_and_tell(small_workload, "small", seed, &small);
+	cut_and_tell(failing_workload, "failing syncs", seed, &failing);
 	for (uint32_t i = 0; i < rounds; i++)
 		cut_and_tell(random_workload, "random", seed + i, &big);
 	for (enum disk_ablation a = ABLATE_NONE + 1; a < NR_ABLATIONS; a++)

@@ -377,6 +377,20 @@ static bool covers(const struct run *r, const struct disk_op *sync, const struct
 	return op->done && op->done < sync->began;
 }
 
+/* Gone, although the page cache went on to show it. */
+static void lose(struct run *r, uint32_t node)
+{
+	uint32_t left = 0;
+
+	for (uint32_t i = 0; i < r->nr_pending; i++) {
+		const struct disk_op *op = r->pending[i];
+
+		if (op->node != node || (op->kind != DISK_WRITE && op->kind != DISK_SIZE))
+			r->pending[left++] = op;
+	}
+	r->nr_pending = left;
+}
+
 static void settle(struct run *r, const struct disk_op *sync)
 {
 	uint32_t left = 0;
@@ -414,6 +428,10 @@ static void step(struct run *r, const struct disk_op *op)
 	case DISK_DIRSYNC:
 		explore(r);
 		settle(r, op);
+		return;
+	case DISK_LOST:
+		explore(r);
+		lose(r, op->node);
 		return;
 	default:
 		if (is_volatile(r, op)) {

@@ -11,6 +11,7 @@
  *      which it was asked for: each write whole, not at all, or torn: any subset of
  *      its 512-byte sectors; each size; each entry.  A sector is never half written.
  *   D3 What was never written reads as zeros.
+ *   D4 A sync that failed loses what it was to make durable: no later one covers it.
  *
  * Between two syncs the set of what is open only grows, and a later write that is
  * dropped is one that had not been issued: so every cut between two syncs (or marks)

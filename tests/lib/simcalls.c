@@ -128,9 +128,12 @@ ssize_t writev(int fd, const struct iovec *iov, int nr)
 static int sync_call(int fd, long nr, const char *what)
 {
 	uint64_t began = sim_clock();
-	int r;
+	int r = sim_may_fail(what, true, NULL);
 
-	RETURN_IF_FAILS(what, true, NULL);
+	if (r) {
+		sim_note_lost(fd);
+		return (int)set_errno(r);
+	}
 	r = (int)syscall(nr, fd);
 	if (!r)
 		sim_note_sync(fd, began, false);

@@ -286,6 +286,18 @@ void sim_note_sync(int fd, uint64_t began, bool from_ring)
 	pthread_mutex_unlock(&rec.lock);
 }
 
+void sim_note_lost(int fd)
+{
+	struct disk_op op = {.kind = DISK_LOST};
+
+	pthread_mutex_lock(&rec.lock);
+	op.node = node_of(fd);
+	op.began = op.done = sim_clock();
+	if (op.node != NO_NODE && !rec.nodes[op.node].is_dir)
+		log_add(&rec.log, op);
+	pthread_mutex_unlock(&rec.lock);
+}
+
 void sim_note_size(int fd, uint64_t size)
 {
 	struct disk_op op = {.kind = DISK_SIZE, .offset = size};

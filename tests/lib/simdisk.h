@@ -30,6 +30,7 @@ enum disk_op_kind {
 	DISK_RENAME,  /* an entry's new name in the same directory; the old one or the new */
 	DISK_SYNC,    /* of a file: its writes and sizes that were complete when it began */
 	DISK_DIRSYNC, /* of a directory: its entries */
+	DISK_LOST,    /* a sync of a file failed: what it was to cover is gone */
 	DISK_MARK,    /* the test's */
 };
 
@@ -77,10 +78,11 @@ void disk_log_deinit(struct disk_log *log);
 enum disk_failure {
 	FAIL_EIO, /* any call, with EIO or ENOMEM; the others only what changes the disk: */
 	FAIL_ENOSPC,
-	FAIL_SHORT, /* half is written; where there is no half, EIO */
-	FAIL_STAY,  /* EIO, although it is done; all that follow fail, and are not done */
+	FAIL_SHORT,  /* half is written; where there is no half, EIO */
+	FAIL_STAY,   /* EIO, although it is done; all that follow fail, and are not done */
 	FAIL_COMMIT, /* as FAIL_STAY; only writes through O_DSYNC, LMDB's commits, count */
-	NR_FAILURES
+	NR_FAILURES,
+	FAIL_SYNC /* EIO; only syncs count; for recordings: see DISK_LOST */
 };
 
 /* The n-th call of that kind from now on, in any thread that is not exempt, fails. */

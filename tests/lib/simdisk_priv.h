@@ -18,6 +18,7 @@ void sim_note_write(int fd, uint64_t offset, const void *data, size_t len);
 size_t sim_begin_write(int fd, uint64_t offset, const void *data, size_t len);
 void sim_end_write(size_t op, size_t len);
 void sim_note_sync(int fd, uint64_t began, bool from_ring);
+void sim_note_lost(int fd);
 void sim_note_size(int fd, uint64_t size);
 void sim_note_mkdir(int at, const char *path);
 void sim_note_unlink(int at, const char *path);

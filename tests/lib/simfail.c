@@ -70,6 +70,8 @@ static bool is_next(const char *what, bool writes)
 {
 	if (fail.how == FAIL_COMMIT && strcmp(what, "commit"))
 		return false;
+	if (fail.how == FAIL_SYNC && !strstr(what, "sync"))
+		return false;
 	if (!fail.armed || is_exempt() || !fail.left || (fail.how != FAIL_EIO && !writes) ||
 	    atomic_fetch_sub(&fail.left, 1) != 1)
 		return false;
@@ -82,7 +84,7 @@ int sim_may_fail(const char *what, bool writes, size_t *len)
 {
 	bool next = is_next(what, writes);
 
-	late = next && writes && fail.how >= FAIL_STAY;
+	late = next && writes && (fail.how == FAIL_STAY || fail.how == FAIL_COMMIT);
 	if (!next)
 		return fail.armed && fail.hit && !is_exempt() && writes && fail.how >= FAIL_STAY
 			       ? EIO

@@ -181,8 +181,10 @@ static int do_sync(const struct pending *p, int fd)
 {
 	int r = sim_may_fail("fdatasync of the ring", true, NULL);
 
-	if (r)
+	if (r) {
+		sim_note_lost(fd);
 		return -r;
+	}
 	if (syscall(SYS_fdatasync, fd))
 		return -errno;
 	sim_note_sync(fd, p->began, true);
