@@ -184,7 +184,8 @@ static void apply_changes(const struct epoch *ep, struct pagemap *m)
 	for (size_t i = 0; i < ep->nr_gone; i++)
 		pagemap_set_run(m, ep->gone[i].gfn, ep->gone[i].end - ep->gone[i].gfn, 0);
 	for (size_t i = 0; i < c->nr; i++)
-		pagemap_set(m, c->v[i].gfn, c->v[i].loc, pagemap_fp_of(c->v[i].fp));
+		if (pagemap_set(m, c->v[i].gfn, c->v[i].loc, pagemap_fp_of(c->v[i].fp)))
+			assert(!"room was reserved");
 }
 
 /* Frames and pages of the map afterwards, c->map if it was made. */

@@ -490,7 +490,7 @@ static bool trial(const struct op *op, uint64_t n, enum disk_failure how)
 	}
 	if (n % 8 == 0)
 		check_all(false);
-	if (op->changes_live && n % 8 == 0)
+	if (op->changes_live)
 		check_live();
 	close_store();
 	/* The live map belongs to the test, and what it knows of snapshots. */
