@@ -80,7 +80,7 @@ static struct log_slot *find(struct snapd_vm *vm, const struct view *v)
 	return NULL;
 }
 
-static int log_slot_added(struct snapd_vm *vm, const struct view *v, struct err *e)
+static int log_slot_adding(struct snapd_vm *vm, const struct view *v, struct err *e)
 {
 	struct log_slot s = {.slot = kvm_slot_of(v),
 			     .nr_pages = v->m.size_bytes >> vm->page_shift,
@@ -102,11 +102,34 @@ static int log_slot_added(struct snapd_vm *vm, const struct view *v, struct err 
 	return err_set(e, ENOMEM, "no memory for the bitmap of slot %u", v->m.slot);
 }
 
+/* harvest_lock held. */
+static void forget(struct snapd_vm *vm, const struct view *v)
+{
+	struct log_slot *s = find(vm, v);
+
+	if (!s)
+		return;
+	free(s->words);
+	*s = vm->log.slots[--vm->log.nr];
+}
+
+static void log_slot_cancelled(struct snapd_vm *vm, const struct view *v)
+{
+	pthread_mutex_lock(&vm->harvest_lock);
+	forget(vm, v);
+	pthread_mutex_unlock(&vm->harvest_lock);
+}
+
+/* A slot that is not in KVM yet, or no more, has nothing to tell (L3). */
 static int get(struct snapd_vm *vm, struct log_slot *s)
 {
 	struct kvm_dirty_log log = {.slot = s->slot, .dirty_bitmap = s->words};
+	int r = vm_ioctl(vm, KVM_GET_DIRTY_LOG, &log);
 
-	return vm_ioctl(vm, KVM_GET_DIRTY_LOG, &log);
+	if (r != -ENOENT)
+		return r;
+	memset(s->words, 0, DIV_ROUND_UP(s->nr_pages, 64ull) * sizeof(*s->words));
+	return 0;
 }
 
 /* L2.  Words [first, end) as GET returned them. */
@@ -268,18 +291,13 @@ static void log_slot_deleting(struct snapd_vm *vm, const struct view *v)
 
 static void log_slot_deleted(struct snapd_vm *vm, const struct view *v, int result)
 {
-	struct log_slot *s;
-
 	if (!is_logged(v))
 		return;
 	pthread_mutex_lock(&vm->harvest_lock);
-	s = find(vm, v);
 	for (uint32_t i = 0; i < v->nr_runs && vm->log.is_missed; i++)
 		each_set_add(vm, v->runs[i].first_frame, v->runs[i].nr_frames);
-	if (s && result >= 0) {
-		free(s->words);
-		*s = vm->log.slots[--vm->log.nr];
-	}
+	if (result >= 0)
+		forget(vm, v);
 	pthread_mutex_unlock(&vm->harvest_lock);
 	vcpus_release(vm);
 }
@@ -288,7 +306,8 @@ const struct dirty_ops log_ops = {
 	.backend = SNAPD_DIRTY_LOG,
 	.attach = log_attach,
 	.detach = log_detach,
-	.slot_added = log_slot_added,
+	.slot_adding = log_slot_adding,
+	.slot_cancelled = log_slot_cancelled,
 	.slot_deleting = log_slot_deleting,
 	.slot_deleted = log_slot_deleted,
 	.harvest = log_harvest,

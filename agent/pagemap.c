@@ -203,11 +203,11 @@ static void append_runs(struct snapd_vm *vm, const struct view *v, struct watche
 					 v->runs[i].nr_frames, v->runs[i].first_frame};
 }
 
-/* What the slots of now show. */
-static int regions_renew(struct snapd_vm *vm)
+/* What the slots of now show, and one that is about to come, or NULL. */
+static int regions_renew(struct snapd_vm *vm, const struct view *coming)
 {
+	size_t nr = coming ? coming->nr_runs : 0;
 	struct watched *w;
-	size_t nr = 0;
 
 	for (size_t i = 0; i < vm->nr_views; i++)
 		nr += vm->views[i].nr_runs;
@@ -215,6 +215,8 @@ static int regions_renew(struct snapd_vm *vm)
 	if (!w)
 		return -ENOMEM;
 	nr = 0;
+	if (coming)
+		append_runs(vm, coming, w, &nr);
 	for (size_t i = 0; i < vm->nr_views; i++)
 		append_runs(vm, &vm->views[i], w, &nr);
 	qsort(w, nr, sizeof(*w), compare_hva);
@@ -227,7 +229,7 @@ static int regions_renew(struct snapd_vm *vm)
 	return 0;
 }
 
-static int pagemap_slot_added(struct snapd_vm *vm, const struct view *v, struct err *e)
+static int pagemap_slot_adding(struct snapd_vm *vm, const struct view *v, struct err *e)
 {
 	int r;
 
@@ -236,8 +238,13 @@ static int pagemap_slot_added(struct snapd_vm *vm, const struct view *v, struct 
 	r = watch(vm, v->m.hva, v->m.size_bytes);
 	if (r < 0)
 		return err_errno(e, -r, "slot %u: userfaultfd cannot watch its memory", v->m.slot);
-	r = regions_renew(vm);
+	r = regions_renew(vm, v);
 	return r < 0 ? err_set(e, ENOMEM, "no memory to watch slot %u", v->m.slot) : 0;
+}
+
+static void pagemap_slot_cancelled(struct snapd_vm *vm, const struct view *v)
+{
+	(void)regions_renew(vm, NULL);
 }
 
 /* P3.  Without memory for a new list the old one stands: it only knows too much. */
@@ -254,14 +261,15 @@ static void pagemap_slot_deleted(struct snapd_vm *vm, const struct view *v, int 
 		look_at(vm, &w, false);
 	}
 	pthread_mutex_unlock(&vm->harvest_lock);
-	(void)regions_renew(vm);
+	(void)regions_renew(vm, NULL);
 }
 
 const struct dirty_ops pagemap_ops = {
 	.backend = SNAPD_DIRTY_PAGEMAP,
 	.attach = pagemap_attach,
 	.detach = pagemap_detach,
-	.slot_added = pagemap_slot_added,
+	.slot_adding = pagemap_slot_adding,
+	.slot_cancelled = pagemap_slot_cancelled,
 	.slot_deleted = pagemap_slot_deleted,
 	.harvest = pagemap_harvest,
 	.pause = pagemap_pause,

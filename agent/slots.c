@@ -243,22 +243,6 @@ static int view_back(struct snapd_vm *vm, struct view *v, struct err *e)
 	return r;
 }
 
-/* Out of KVM and of views[]; its runs are the caller's then. */
-static int slot_forget(struct snapd_vm *vm, struct view *v)
-{
-	struct view gone = *v;
-	int r;
-
-	sources_slot_deleting(vm, &gone);
-	r = kvm_set_slot(vm, v, 0);
-	if (r >= 0) {
-		table_kill(vm, v);
-		*v = vm->views[--vm->nr_views];
-	}
-	sources_slot_deleted(vm, &gone, r);
-	return r;
-}
-
 int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 {
 	struct view v = {.m = *m, .kvm_hva = m->hva};
@@ -276,19 +260,19 @@ int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 		free(v.runs);
 		return err_errno(e, -r, "slot %u: no kernel slot id", m->slot);
 	}
-	r = kvm_set_slot(vm, &v, m->size_bytes);
+	r = sources_slot_adding(vm, &v, e);
+	if (r >= 0) {
+		r = kvm_set_slot(vm, &v, m->size_bytes);
+		if (r < 0)
+			err_errno(e, -r, "KVM refused slot %u", m->slot);
+	}
 	if (r < 0) {
+		sources_slot_cancelled(vm, &v);
 		table_cancel(vm, &v);
 		free(v.runs);
-		return err_errno(e, -r, "KVM refused slot %u", m->slot);
-	}
-	vm->views[vm->nr_views++] = v;
-	r = sources_slot_added(vm, &v, e);
-	if (r < 0) {
-		if (slot_forget(vm, &vm->views[vm->nr_views - 1]) >= 0)
-			free(v.runs);
 		return r;
 	}
+	vm->views[vm->nr_views++] = v;
 	gpamap_show(vm, &v);
 	count(&vm->shm->slot_changes, 1);
 	return 0;
@@ -297,8 +281,15 @@ int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
 int view_delete(struct snapd_vm *vm, struct view *v, struct err *e)
 {
 	struct view gone = *v;
-	int r = slot_forget(vm, v);
+	int r;
 
+	sources_slot_deleting(vm, &gone);
+	r = kvm_set_slot(vm, v, 0);
+	if (r >= 0) {
+		table_kill(vm, v);
+		*v = vm->views[--vm->nr_views];
+	}
+	sources_slot_deleted(vm, &gone, r);
 	if (r < 0)
 		return err_errno(e, -r, "KVM did not delete slot %u", gone.m.slot);
 	gpamap_hide(vm, &gone);

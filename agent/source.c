@@ -67,14 +67,21 @@ void sources_vcpu_detach(struct snapd_vcpu *v)
 			v->vm->sources[i]->vcpu_detach(v);
 }
 
-int sources_slot_added(struct snapd_vm *vm, const struct view *v, struct err *e)
+int sources_slot_adding(struct snapd_vm *vm, const struct view *v, struct err *e)
 {
 	int r = 0;
 
 	for (uint32_t i = 0; i < vm->nr_sources && r >= 0; i++)
-		if (vm->sources[i]->slot_added)
-			r = vm->sources[i]->slot_added(vm, v, e);
+		if (vm->sources[i]->slot_adding)
+			r = vm->sources[i]->slot_adding(vm, v, e);
 	return r;
+}
+
+void sources_slot_cancelled(struct snapd_vm *vm, const struct view *v)
+{
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->slot_cancelled)
+			vm->sources[i]->slot_cancelled(vm, v);
 }
 
 void sources_slot_deleting(struct snapd_vm *vm, const struct view *v)

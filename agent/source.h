@@ -14,8 +14,9 @@
  *
  *   attach        no vCPU, no slot yet.  -ENOTSUP: not on this host
  *   vcpu_attach   the vCPU is in no list yet, and has not run
- *   slot_added    slots_lock; KVM has the slot, vm.views[] too.  vCPUs may run: what they
- *                 wrote since must come with the next harvest.  On failure the slot goes
+ *   slot_adding   slots_lock; KVM gets the slot right after, and from then on vCPUs may
+ *                 write through it: a harvest must know of the slot before it exists
+ *   slot_cancelled  slots_lock; KVM did not take the slot, or a source did not
  *   slot_deleting slots_lock; KVM still has the slot.  Read what would go with it.
  *   slot_deleted  slots_lock; with what KVM said.  Follows slot_deleting always, in the
  *                 reverse order of the sources
@@ -53,7 +54,8 @@ struct dirty_ops {
 	void (*detach)(struct snapd_vm *vm);
 	int (*vcpu_attach)(struct snapd_vcpu *v, struct err *e);
 	void (*vcpu_detach)(struct snapd_vcpu *v);
-	int (*slot_added)(struct snapd_vm *vm, const struct view *v, struct err *e);
+	int (*slot_adding)(struct snapd_vm *vm, const struct view *v, struct err *e);
+	void (*slot_cancelled)(struct snapd_vm *vm, const struct view *v);
 	void (*slot_deleting)(struct snapd_vm *vm, const struct view *v);
 	void (*slot_deleted)(struct snapd_vm *vm, const struct view *v, int result);
 	uint32_t (*look)(struct snapd_vm *vm);
@@ -71,7 +73,8 @@ int sources_attach(struct snapd_vm *vm, struct err *e);
 void sources_detach(struct snapd_vm *vm);
 int sources_vcpu_attach(struct snapd_vcpu *v, struct err *e);
 void sources_vcpu_detach(struct snapd_vcpu *v);
-int sources_slot_added(struct snapd_vm *vm, const struct view *v, struct err *e);
+int sources_slot_adding(struct snapd_vm *vm, const struct view *v, struct err *e);
+void sources_slot_cancelled(struct snapd_vm *vm, const struct view *v);
 void sources_slot_deleting(struct snapd_vm *vm, const struct view *v);
 void sources_slot_deleted(struct snapd_vm *vm, const struct view *v, int result);
 /* The fullest of them. */

@@ -3,11 +3,13 @@
  * callbacks: what the agent asks of a VMM around a snapshot, a rollback, a restore.
  * All run on the agent's thread.
  *
- * quiesce takes write_lock and unquiesce gives it back: in between no host thread
- * writes guest memory, and the state of device and puncher stands still.
+ * quiesce waits until the machine is complete: before, there is no state to save, and
+ * its memory is being filled.  It takes write_lock and unquiesce gives it back: in between no host
+ * thread writes guest memory, and the state of device and puncher stands still.
  */
 #include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "vmm/machine.h"
 
@@ -15,6 +17,11 @@ static int on_quiesce(void *opaque)
 {
 	struct machine *m = opaque;
 
+	while (!atomic_load(&m->started)) {
+		if (atomic_load(&m->stopping))
+			return -ECANCELED;
+		usleep(1000);
+	}
 	pthread_mutex_lock(&m->write_lock);
 	return 0;
 }

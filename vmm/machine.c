@@ -152,6 +152,9 @@ static int fill(struct machine *m)
 	uint32_t i;
 	int rc = m->restoring ? 0 : guest_load(m);
 
+	/* The service may have copied some of it already. */
+	if (rc == 0 && !m->restoring)
+		snapd_vm_mark_dirty(m->agent, 0, m->low.len_bytes);
 	for (i = 0; rc == 0 && i < m->opt->nr_vcpus; i++)
 		rc = guest_set_vcpu(m, &m->vcpus[i]);
 	return rc;
@@ -206,6 +209,7 @@ int machine_start(struct machine *m)
 		rc = epochs_start(m);
 	if (rc)
 		fprintf(stderr, "snapvm: cannot start threads: %s\n", strerror(-rc));
+	atomic_store(&m->started, rc == 0);
 	return rc;
 }
 

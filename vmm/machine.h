@@ -94,6 +94,7 @@ struct machine {
 
 	pthread_mutex_t write_lock;
 	_Atomic uint64_t layout_gen; /* counts loads: rollbacks and restores */
+	_Atomic bool started;	     /* every thread runs */
 	_Atomic bool stopping;
 	_Atomic bool live;  /* host threads may write guest memory: false until a restore is done */
 	_Atomic bool fatal; /* see machine_fail() */
