@@ -78,6 +78,11 @@ uint8_t *bench_guest_ram(size_t bytes, uint64_t seed)
 	return (uint8_t *)p;
 }
 
+void bench_guest_free(uint8_t *ram, size_t bytes)
+{
+	munmap(ram, bytes);
+}
+
 uint32_t *bench_scattered(uint32_t nr, uint32_t nr_pages, uint64_t seed)
 {
 	uint32_t *pages = malloc(nr * sizeof(*pages));

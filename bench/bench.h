@@ -24,6 +24,7 @@ void bench_pin(unsigned int cpu);
 /* Shared anonymous file memory of `bytes`, as guest RAM is, every page present and
  * filled with pseudo-random bytes; exits with a reason when there is none. */
 uint8_t *bench_guest_ram(size_t bytes, uint64_t seed);
+void bench_guest_free(uint8_t *ram, size_t bytes);
 /* splitmix64 */
 uint64_t bench_rand(uint64_t *state);
 /* `nr` different page numbers below `nr_pages`, ascending, at random; malloc()ed. */

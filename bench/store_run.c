@@ -80,6 +80,15 @@ void store_run_init(struct store_run *s, const struct store_config *config)
 	run_check(pagemap_create(true, &s->live), &e);
 }
 
+static void move_tree(const char *from, const char *to)
+{
+	char command[2 * sizeof(base_dir) + 64];
+
+	snprintf(command, sizeof(command), "mv '%s' '%s' && sync -f '%s'", from, to, to);
+	if (system(command))
+		bench_die("failed: %s", command);
+}
+
 void store_run_reopen(struct store_run *s, const struct store_config *config)
 {
 	struct store_timeline tl;
@@ -87,6 +96,11 @@ void store_run_reopen(struct store_run *s, const struct store_config *config)
 
 	pagemap_destroy(s->live);
 	store_close(s->store);
+	if (strcmp(s->dir, config->dir)) {
+		move_tree(s->dir, config->dir);
+		free(s->dir);
+		s->dir = strdup(config->dir);
+	}
 	open_vm(s, config);
 	run_check(store_timeline_get(s->store, s->timeline, &tl, &e), &e);
 	run_check(store_map_load(s->store, (struct snapd_point){tl.id, tl.head}, true, &s->live,

@@ -26,7 +26,8 @@ void run_check(int r, const struct err *e);
 const char *run_dir(const char *prefix);
 /* Opens a new store at `config->dir` (borrowed during the call). */
 void store_run_init(struct store_run *s, const struct store_config *config);
-/* Closes it and opens it again, as the same VM on the same timeline. */
+/* Closes it, and opens it, or what was moved to another `config->dir`, as the same VM on
+ * the same timeline. */
 void store_run_reopen(struct store_run *s, const struct store_config *config);
 /* Removes the store, too. */
 void store_run_deinit(struct store_run *s);

@@ -59,7 +59,7 @@ static struct world *make_world(uint64_t seed, struct store_config config)
 	CHECK(w);
 	memset(w, 0, sizeof(*w));
 	w->rand = rand_of(seed);
-	w->dir = temp_dir();
+	w->dir = memory_dir();
 	w->config = config;
 	w->config.dir = w->dir;
 	w->config.create = true;
