@@ -686,7 +686,7 @@ static int ablate(uint64_t seed)
 		pid = fork();
 		if (!pid) {
 			snapd_ablation = which[i];
-			run(seed, 3000, true);
+			run(seed, 30000, true);
 			printf("not noticed\n");
 			exit(0);
 		}
