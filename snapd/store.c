@@ -675,6 +675,25 @@ int store_timeline_create(struct store *s, const uint8_t vm[16], struct snapd_po
 	return r;
 }
 
+static int timeline_drop(struct ix_txn *t, void *arg, struct err *e)
+{
+	struct ix_key k = ix_key_u64(*(const uint64_t *)arg);
+	struct rec_timeline rec;
+	int r = index_get(t, IX_TIMELINES, &k, &rec, sizeof(rec), NULL, NULL, e);
+
+	if (r == -ENOENT || (!r && rec.last))
+		return 0;
+	return r ? r : index_del(t, IX_TIMELINES, &k, e);
+}
+
+/* Nothing can refer to it: a fork of {id, 0} has the epoch behind that for a parent. */
+int store_timeline_drop(struct store *s, uint64_t id, struct err *e)
+{
+	scoped_lock(&s->roots_lock);
+
+	return index_update(s->index, timeline_drop, &id, e);
+}
+
 int store_timeline_get(struct store *s, uint64_t id, struct store_timeline *ret, struct err *e)
 {
 	struct ix_key k = ix_key_u64(id);

@@ -100,6 +100,9 @@ struct store_timeline {
 };
 int store_timeline_create(struct store *s, const uint8_t vm[16], struct snapd_point parent,
 			  uint64_t *ret, struct err *e);
+/* Take one back that nothing was committed to: a failed first epoch, a failed fork.
+ * One that has epochs, or is gone already, is left as it is. */
+int store_timeline_drop(struct store *s, uint64_t id, struct err *e);
 int store_timeline_get(struct store *s, uint64_t id, struct store_timeline *ret, struct err *e);
 
 /* ---- writing an epoch ---- */

@@ -21,6 +21,8 @@
 
 void goal_deinit(struct goal *g)
 {
+	if (g->store && g->fork)
+		store_timeline_drop(g->store, g->fork, NULL);
 	if (g->store)
 		store_unpin(g->store, g->at);
 	pagemap_destroy(g->map);
@@ -260,6 +262,7 @@ int goal_enter(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_loa
 	map = vm->live;
 	vm->live = NULL;
 	err = vm_set_point(vm, (struct snapd_point){g->fork, 0}, steal_ptr(&g->map), e);
+	g->fork = 0;
 	g->map = map;
 	if (err)
 		vm_say_error(vm, SNAPD_MSG_ERROR, e);

@@ -137,6 +137,8 @@ void postmortem(struct vm *vm)
 	if (!err)
 		err = commit(&pm, &e);
 	epoch_abort(pm.ep);
+	if (err && pm.timeline && pm.timeline != vm->point.timeline)
+		store_timeline_drop(vm->d->store, pm.timeline, NULL);
 	if (err)
 		log_err("%s: the VMM is dead, and its memory cannot be kept: %s", vm->name, e.text);
 	else

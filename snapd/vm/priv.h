@@ -205,7 +205,7 @@ struct goal {
 	int state_fd;			  /* owned; a sealed memfd of the state, for LOAD */
 	const struct state_piece *pieces; /* what its memory consists of; borrowed from state */
 	size_t nr_pieces;
-	uint64_t fork; /* the timeline that starts there; 0: not made */
+	uint64_t fork; /* the timeline that starts there, until the VM is on it; 0: none */
 };
 #define GOAL_NONE ((struct goal){.state_fd = -1})
 /*

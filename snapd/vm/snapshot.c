@@ -178,6 +178,8 @@ static void finish(struct snapshot *s, int err)
 	s->pause.pages = s->captured.paused_pages;
 	epoch_abort(s->ep);
 	free(s->state);
+	if (err && s->timeline && s->timeline != vm->point.timeline)
+		store_timeline_drop(vm->d->store, s->timeline, NULL);
 	if (err && vm->shm.map && vm_shm_merge(&vm->shm, vm->mem.frames_end, false))
 		vm_disconnect(vm);
 	vm_keep_timeline(vm, 0);

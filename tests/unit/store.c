@@ -216,6 +216,8 @@ static void test_fork_of_beginning(void)
 	snapshot("base", 1, 1);
 	CHECK_OK(store_timeline_create(f.s, f.vm, f.point, &first, &e));
 	CHECK_OK(store_timeline_create(f.s, f.vm, (struct snapd_point){first, 0}, &second, &e));
+	CHECK_OK(store_timeline_drop(f.s, f.timeline, &e));
+	CHECK_OK(store_timeline_get(f.s, f.timeline, &(struct store_timeline){}, &e));
 	CHECK_OK(store_timeline_get(f.s, second, &tl, &e));
 	CHECK(tl.parent.timeline == f.point.timeline && tl.parent.epoch == f.point.epoch);
 }

@@ -31,6 +31,14 @@ static uint64_t snapshot(struct fake_agent *a)
 	return id;
 }
 
+static uint64_t nr_timelines(void)
+{
+	struct store_stats s;
+
+	check(!store_get_stats(service.d.store, &s, NULL), "figures");
+	return s.timelines;
+}
+
 static void reattach(struct fake_agent *a)
 {
 	fa_disconnect(a);
@@ -305,6 +313,31 @@ static void test_lying_base(void)
 	fa_deinit(&b);
 }
 
+/* What fails leaves no timeline without epochs behind. */
+static void test_timelines(void)
+{
+	uint64_t before = nr_timelines(), id;
+	struct fake_agent a;
+	struct err e = {};
+
+	fa_init(&a, "forking", 300, 0);
+	check(service_attach(&service, &a), "attach");
+	a.fail_at = SNAPD_MSG_PAUSE;
+	check(service_snapshot(&service, &a, NULL, &id, &e) < 0, "the first snapshot fails");
+	check(nr_timelines() == before, "its timeline is gone");
+	id = snapshot(&a);
+	check(nr_timelines() == before + 1, "one timeline");
+	a.fail_at = SNAPD_MSG_PAUSE;
+	check(service_rollback(&service, &a, id, &e) < 0, "the rollback fails");
+	check(nr_timelines() == before + 1, "its fork is gone");
+	a.fail_at = SNAPD_MSG_LOAD;
+	check(service_rollback(&service, &a, id, &e) < 0, "the rollback fails half way");
+	check(nr_timelines() == before + 1, "its fork is gone");
+	check(!service_rollback(&service, &a, id, NULL), "rolled back");
+	check(nr_timelines() == before + 2, "its fork is there");
+	fa_deinit(&a);
+}
+
 static void small(struct daemon_config *c)
 {
 	c->early_min_frames = 64;
@@ -324,6 +357,7 @@ int main(void)
 	test_staging_too_small();
 	test_names();
 	test_lying_base();
+	test_timelines();
 	service_stop(&service);
 	puts("failures cost the job, and nothing else");
 	return 0;
