@@ -107,6 +107,7 @@ static int reap_locked(struct snapd_vm *vm, bool stopped)
 	if (r == 0)
 		slot_table_pass(&vm->table);
 	count(&vm->shm->harvest_ns, now_ns() - begin);
+	/* Release: who acquires it finds the bits of this harvest. */
 	atomic_fetch_add_explicit(&vm->shm->publish_seq, 1, memory_order_release);
 	return MIN(r, 0);
 }

@@ -173,10 +173,11 @@ static int save_devices(struct snapd_vm *vm, struct snapd_state_writer *w, struc
 
 static int save_all(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e)
 {
+	const struct arch_vm whole = arch_vm_whole(vm);
 	int r = save_vcpus(vm, w, e);
 
 	if (r >= 0)
-		r = vm->arch->vm_save(&vm->kvm, w, e);
+		r = vm->arch->vm_save(&whole, w, e);
 	if (r >= 0)
 		r = append_saved(&vm->host, w, "the host", e);
 	if (r >= 0)
@@ -335,6 +336,7 @@ static int load_devices(struct snapd_vm *vm, const struct snapd_state_reader *r,
 static int load_all(struct snapd_vm *vm, const struct snapd_state_reader *r,
 		    struct snapd_msg_loaded *out, struct err *e)
 {
+	const struct arch_vm whole = arch_vm_whole(vm);
 	int ret = vm->arch->host_check(&vm->kvm, &vm->host_said, r, e);
 	uint64_t begin;
 
@@ -342,7 +344,7 @@ static int load_all(struct snapd_vm *vm, const struct snapd_state_reader *r,
 		ret = layout_load(vm, r, &out->layout_ns, &out->cure_ns, e);
 	begin = now_ns();
 	if (ret >= 0)
-		ret = vm->arch->vm_load(&vm->kvm, r, e);
+		ret = vm->arch->vm_load(&whole, r, e);
 	if (ret >= 0)
 		ret = load_vcpus(vm, r, e);
 	if (ret >= 0)

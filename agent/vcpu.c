@@ -482,6 +482,7 @@ static enum next run_once(struct snapd_vcpu *v, int *ret)
 {
 	if (atomic_load(&v->vm->attention))
 		return attend(v, ret);
+	/* Relaxed: a round more or less in the guest makes no difference. */
 	if (atomic_load_explicit(&v->vm->tracking_dead, memory_order_relaxed)) {
 		*ret = err_set(&agent_err, EIO, "vCPU %u: the dirty rings are dead", v->id);
 		return NEXT_LEAVE;
@@ -569,10 +570,11 @@ static int vcpu_link(struct snapd_vcpu *v, struct err *e)
 	v->index = atomic_load(&vm->nr_vcpus);
 	if (v->index == vm->max_vcpus)
 		r = err_set(e, ENOSPC, "more than %u vCPUs: raise max_vcpus", vm->max_vcpus);
-	else
+	if (!r) {
 		vm->vcpus[v->index] = v;
-	if (!r)
+		vm->vcpu_fds[v->index] = v->fd;
 		atomic_store(&vm->nr_vcpus, v->index + 1);
+	}
 	pthread_mutex_unlock(&vm->harvest_lock);
 	pthread_mutex_unlock(&vm->run_lock);
 	return r;

@@ -253,12 +253,13 @@ static int tables_create(struct snapd_vm *vm, struct err *e)
 		return err_set(e, ENOMEM, "no memory for the slot table");
 	vm->frames = malloc(REAP_FRAMES * sizeof(*vm->frames));
 	vm->vcpus = calloc(vm->max_vcpus, sizeof(struct snapd_vcpu *));
+	vm->vcpu_fds = calloc(vm->max_vcpus, sizeof(int));
 	vm->conn.buf = malloc(SNAPD_MSG_MAX);
 	vm->unplugged_mem = set_create(&vm->unplugged);
 	vm->conn_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	vm->harvest_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!vm->frames || !vm->vcpus || !vm->conn.buf || !vm->unplugged_mem || vm->conn_wake < 0 ||
-	    vm->harvest_wake < 0)
+	if (!vm->frames || !vm->vcpus || !vm->vcpu_fds || !vm->conn.buf || !vm->unplugged_mem ||
+	    vm->conn_wake < 0 || vm->harvest_wake < 0)
 		return err_set(e, ENOMEM, "no memory or descriptors for the VM's tables");
 	if (getrandom(vm->instance, sizeof(vm->instance), 0) != (ssize_t)sizeof(vm->instance))
 		return err_errno(e, errno, "getrandom");
@@ -430,6 +431,7 @@ void snapd_vm_detach(struct snapd_vm *vm)
 	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
 		vcpu_free(vm->vcpus[i]);
 	free(vm->vcpus);
+	free(vm->vcpu_fds);
 	sources_detach(vm);
 	slots_deinit(vm);
 	backing_deinit(vm);

@@ -7,6 +7,7 @@
  *   slots.c    memslots
  *   gpamap.c   which frames are at which GPA
  *   writers.c  who writes without a vCPU: marks, discards, device logs, backup bitmaps
+ *   devices.c  what KVM emulates and the VMM handed over
  *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
  *   reap.c     sources → sets; the harvest thread; consumers' sets
  *   source.c   the dirty sources of a VM (source.h): ring.c, dirtylog.c,
@@ -245,6 +246,9 @@ struct snapd_vm {
 	struct gpaset dirty;
 	struct gpaset discarded; /* frames that the VMM gave back: hints for the service */
 
+	struct arch_device devices[SNAPD_DEVICES_MAX]; /* grows under slots_lock */
+	_Atomic uint32_t nr_devices;
+
 	/* slots_lock */
 	pthread_mutex_t slots_lock;
 	pthread_cond_t slots_thawed;
@@ -284,6 +288,7 @@ struct snapd_vm {
 	_Atomic bool tracking_dead; /* KVM and a source disagree for good */
 	_Atomic uint32_t nr_vcpus;  /* grows under harvest_lock */
 	struct snapd_vcpu **vcpus;  /* max_vcpus */
+	int *vcpu_fds;		    /* theirs, borrowed */
 
 	/* run_lock */
 	pthread_mutex_t run_lock;
@@ -329,6 +334,7 @@ int vm_enable_cap(struct snapd_vm *vm, uint32_t cap, uint64_t arg);
 void wake_fd(int fd);
 bool grow_array(void *array_ptr, size_t *cap, size_t want, size_t elem_bytes);
 #define GROW(array, nr, cap) grow_array(&(array), &(cap), (nr) + 1, sizeof(*(array)))
+/* Relaxed: a figure; nothing else is read on its strength. */
 static inline void count(_Atomic uint64_t *c, uint64_t n)
 {
 	atomic_fetch_add_explicit(c, n, memory_order_relaxed);
@@ -388,6 +394,9 @@ void devlogs_deinit(struct snapd_vm *vm);
  * with the slot; and saving or loading device state may set bits. */
 int backup_collect(struct snapd_vm *vm);
 int backup_collect_view(struct snapd_vm *vm, const struct view *v);
+
+/* devices.c: the VM with its vCPUs and devices, for arch_ops.vm_save and .vm_load */
+struct arch_vm arch_vm_whole(struct snapd_vm *vm);
 
 /* layout.c, connection thread, vCPUs stopped; take slots_lock */
 int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e);

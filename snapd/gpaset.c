@@ -6,7 +6,8 @@
  * set summary if clear", take is "clear summary; look at bits".  Both are a
  * store followed by a load of the other's variable: with anything weaker add
  * could see the old summary bit while take sees the old word, and the frame would
- * stay behind unseen.  The read-modify-writes order it on every architecture, and
+ * stay behind unseen.  The read-modify-writes order it on every architecture (on arm64
+ * the load is an LDAR, which may not overtake the STLXR or LDSETAL before it), and
  * spare add the second locked instruction when the summary bit is set already,
  * which is nearly always.
  *
@@ -255,7 +256,9 @@ void gpaset_rebuild(struct gpaset *set, uint64_t limit)
 {
 	uint64_t end = DIV_ROUND_UP(MIN(limit, set->nr_frames), WORD_FRAMES), word;
 
+	/* Sequentially consistent, as take's look is: the agent adds on, and may have seen
+	 * the summary bit that a taker cleared before it died. */
 	for (word = 0; word < end; word++)
-		if (atomic_load_explicit(&set->bits[word], memory_order_relaxed))
+		if (atomic_load(&set->bits[word]))
 			summary_set(set, word / 64, 1ull << (word % 64));
 }

@@ -191,7 +191,8 @@ enum slot_resolve slot_table_resolve(const struct slot_table *t, uint32_t slot, 
 	return SLOT_RESOLVED;
 }
 
-/* Collectable: published by the kernel, and not handed back by us already. */
+/* Collectable: published by the kernel, and not handed back by us already.  Acquire pairs
+ * with KVM's write barrier between slot, offset and flags (kvm_dirty_ring_push()). */
 static bool entry_is_dirty(const struct kvm_dirty_gfn *e)
 {
 	uint32_t flags = __atomic_load_n(&e->flags, __ATOMIC_ACQUIRE);
@@ -214,6 +215,8 @@ size_t harvest_ring(struct harvest_ring *ring, const struct slot_table *t, uint6
 			break;
 		how = slot_table_resolve(t, __atomic_load_n(&e->slot, __ATOMIC_RELAXED),
 					 __atomic_load_n(&e->offset, __ATOMIC_RELAXED), &frames[n]);
+		/* Release: KVM may fill the entry anew once it sees this, so slot and offset
+		 * were read by then (its load-acquire: kvm_dirty_gfn_harvested()). */
 		__atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
 		ring->next++;
 		n += how == SLOT_RESOLVED;

@@ -221,6 +221,20 @@ void snapd_vm_detach(struct snapd_vm *vm);
 int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot);
 
 /*
+ * Hand over a device that KVM emulates and whose state only its own descriptor
+ * gives: on arm64 the interrupt controller and each ITS (`type` is KVM's
+ * KVM_DEV_TYPE_ARM_VGIC_V3, KVM_DEV_TYPE_ARM_VGIC_ITS).  After KVM_CREATE_DEVICE, and
+ * before a vCPU runs; ITSes in the same order in every VMM that is to restore the
+ * snapshot.  The VMM initializes the device (KVM_DEV_ARM_VGIC_CTRL_INIT) itself, before
+ * it first calls snapd_vcpu_run().  `device_fd` is borrowed until detach.
+ *
+ * -EOPNOTSUPP  this architecture has no such device to save
+ * -ENOSPC      more than SNAPD_DEVICES_MAX
+ */
+#define SNAPD_DEVICES_MAX 16
+int snapd_vm_device(struct snapd_vm *vm, uint32_t type, int device_fd);
+
+/*
  * Tell that the VMM itself wrote guest memory [gpa, gpa + len) in address
  * space 0: KVM never sees such writes.  Call it *after* the write, and before
  * the quiesce callback returns.  Cheap (an atomic OR per page and consumer).

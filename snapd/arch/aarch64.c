@@ -7,20 +7,29 @@
  * floating point or SVE, firmware.  Each goes into the record with its id, whose
  * size field says how long the value is, so a loader needs no table.  On load a
  * register that KVM refuses is right all the same if it holds that value already
- * (ID registers, the SVE vector lengths after finalizing); any other refusal is
- * this host's "no": ID registers are how features are compared here.
+ * (ID registers of a vCPU that ran, the SVE vector lengths after finalizing); any
+ * other refusal is this host's "no": ID registers are how features are compared here.
+ *
+ * Order of loading (Documentation/virt/kvm/api.rst):
+ *   R1  interrupt controllers (aarch64_vgic.c) and the VM's counter, then vCPUs;
+ *   R2  firmware registers, SVE vector lengths and ID registers before the others,
+ *       whose existence and meaning depend on them;
+ *   R3  the timers' counts last, so that the guest's time stands still the longest;
+ *   R4  pending SErrors and the power state after the registers.
+ *
+ * Time.  The guest's counters go on where they stood.  Where the VMM has fixed one
+ * offset for the VM (KVM_ARM_SET_COUNTER_OFFSET, Linux 6.4) KVM ignores writes of the
+ * counts without a word, so that offset is set anew.  Which of the two it was shows in
+ * the snapshot: only with one offset for both are virtual and physical count equal.
+ * A count that does not take is noticed (check_count()).
  *
  * The VMM has made the vCPUs as it did before the snapshot (KVM_ARM_VCPU_INIT,
- * KVM_ARM_VCPU_FINALIZE), as it has the VM.
+ * KVM_ARM_VCPU_FINALIZE), as it has the VM and its interrupt controllers.
  *
- * Left out: the in-kernel GIC.  Its state is reached through its device
- * descriptor, which belongs to the VMM and which no call on the VM's gives back.
- * A snapshot without it would lose interrupts, so such a VM is refused; whether
- * there is one shows in what KVM_IRQ_LINE answers (vgic_in_kernel()).
+ * Refused: guests with memory tags (MTE), which are memory that no page holds.
  */
-#include "snapd/arch/arch.h"
+#include "snapd/arch/aarch64.h"
 
-#include <linux/kvm.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -58,40 +67,6 @@ static int arm_host_check(const struct arch_vm *vm, const struct snapd_state_rea
 	return host_machine_check(r, e);
 }
 
-/*
- * Raise SPI 0: no such interrupt exists (SPIs begin at 32), so nothing happens;
- * but without an in-kernel GIC the answer is ENXIO, with one EINVAL
- * (arch/arm64/kvm/arm.c, kvm_vm_ioctl_irq_line()).
- */
-static bool vgic_in_kernel(const struct arch_vm *vm)
-{
-	struct kvm_irq_level irq = {
-		.irq = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT,
-		.level = 1,
-	};
-
-	return arch_ioctl(vm, vm->vm_fd, KVM_IRQ_LINE, &irq) == -EINVAL;
-}
-
-static int refuse_vgic(const struct arch_vm *vm, struct err *e)
-{
-	if (!vgic_in_kernel(vm))
-		return 0;
-	return err_set(e, ENOTSUP,
-		       "this VM has an in-kernel interrupt controller (vGIC), whose state cannot "
-		       "be saved yet");
-}
-
-static int arm_vm_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e)
-{
-	return refuse_vgic(vm, e);
-}
-
-static int arm_vm_load(const struct arch_vm *vm, const struct snapd_state_reader *r, struct err *e)
-{
-	return refuse_vgic(vm, e);
-}
-
 static size_t value_bytes(uint64_t id)
 {
 	return KVM_REG_SIZE(id);
@@ -102,8 +77,8 @@ static size_t entry_bytes(uint64_t id)
 	return sizeof(struct reg_entry) + ALIGN_UP(value_bytes(id), 8);
 }
 
-static int reg_call(const struct arch_vm *vm, int vcpu_fd, unsigned long request, uint64_t id,
-		    void *value)
+int arm_reg_call(const struct arch_vm *vm, int vcpu_fd, unsigned long request, uint64_t id,
+		 void *value)
 {
 	struct kvm_one_reg reg = {.id = id, .addr = (uintptr_t)value};
 
@@ -117,6 +92,10 @@ static int reg_list(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
 	struct kvm_reg_list probe = {0}, *list;
 	int r = arch_ioctl(vm, vcpu_fd, KVM_GET_REG_LIST, &probe);
 
+	if (r == -EPERM)
+		return err_set(e, EPERM,
+			       "vCPU %u: SVE is not finalized: KVM_ARM_VCPU_FINALIZE comes first",
+			       index);
 	if (r < 0 && r != -E2BIG)
 		return err_errno(e, -r, "vCPU %u: KVM_GET_REG_LIST", index);
 	if (probe.n > REGS_MAX)
@@ -144,6 +123,20 @@ static size_t regs_bytes(const struct kvm_reg_list *list)
 	return n;
 }
 
+/* Memory tags would be lost. */
+static int refuse_mte(uint64_t id, const uint8_t *value, uint32_t index, struct err *e)
+{
+	uint64_t pfr1;
+
+	if (id != REG_ID_AA64PFR1_EL1)
+		return 0;
+	memcpy(&pfr1, value, sizeof(pfr1));
+	if ((pfr1 >> 8 & 0xf) < 2)
+		return 0;
+	return err_set(e, ENOTSUP, "vCPU %u: the guest has memory tags (MTE), which are not saved",
+		       index);
+}
+
 static int regs_save(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
 		     struct snapd_state_writer *w, struct err *e)
 {
@@ -162,10 +155,13 @@ static int regs_save(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
 		uint64_t id = list->reg[i];
 
 		memcpy(buf + at, &id, sizeof(id));
-		r = reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, id, buf + at + sizeof(id));
+		r = arm_reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, id, buf + at + sizeof(id));
 		if (r < 0)
 			return err_errno(e, -r, "vCPU %u: KVM_GET_ONE_REG 0x%llx", index,
 					 (unsigned long long)id);
+		r = refuse_mte(id, buf + at + sizeof(id), index, e);
+		if (r)
+			return r;
 		at += entry_bytes(id);
 	}
 	r = state_put(w, "arm64.regs", index, RECORD_VERSION, buf, len);
@@ -179,10 +175,10 @@ static int reg_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index, uint6
 	int r;
 
 	memcpy(value, saved, value_bytes(id));
-	r = reg_call(vm, vcpu_fd, KVM_SET_ONE_REG, id, value);
+	r = arm_reg_call(vm, vcpu_fd, KVM_SET_ONE_REG, id, value);
 	if (r >= 0)
 		return 0;
-	if (reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, id, now) >= 0 &&
+	if (arm_reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, id, now) >= 0 &&
 	    memcmp(now, value, value_bytes(id)) == 0)
 		return 0;
 	return err_set(e, ENOTSUP, "vCPU %u: this host refuses register 0x%llx of the snapshot: %s",
@@ -204,35 +200,189 @@ static int find(const struct snapd_state_reader *reader, const char *name, uint3
 	return 1;
 }
 
-static int regs_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
-		     const struct snapd_state_reader *reader, struct err *e)
+/* ---- walking a record of registers ---- */
+
+struct regs {
+	const uint8_t *p;
+	size_t len;
+};
+
+/* The next register: 1 with its id and value, 0 at the end, or -E_CORRUPT. */
+static int regs_next(struct regs *it, uint64_t *id, const uint8_t **value)
+{
+	if (!it->len)
+		return 0;
+	if (it->len < sizeof(*id))
+		return -E_CORRUPT;
+	memcpy(id, it->p, sizeof(*id));
+	if (value_bytes(*id) > REG_BYTES_MAX || entry_bytes(*id) > it->len)
+		return -E_CORRUPT;
+	*value = it->p + sizeof(*id);
+	it->p += entry_bytes(*id);
+	it->len -= entry_bytes(*id);
+	return 1;
+}
+
+static int regs_find(const struct snapd_state_reader *reader, uint32_t index, struct regs *ret,
+		     struct err *e)
 {
 	const void *data;
-	const uint8_t *p;
 	size_t len;
 	int r = find(reader, "arm64.regs", index, &data, &len, e);
 
 	if (r == 0)
 		return err_set(e, E_CORRUPT, "vCPU %u: the snapshot has no registers for it",
 			       index);
-	for (p = data; r > 0 && len;) {
-		uint64_t id;
-		int ret;
-
-		if (len < sizeof(id))
-			return err_set(e, E_CORRUPT, "vCPU %u: record arm64.regs is cut off",
-				       index);
-		memcpy(&id, p, sizeof(id));
-		if (value_bytes(id) > REG_BYTES_MAX || entry_bytes(id) > len)
-			return err_set(e, E_CORRUPT, "vCPU %u: record arm64.regs is cut off",
-				       index);
-		ret = reg_load(vm, vcpu_fd, index, id, p + sizeof(id), e);
-		if (ret)
-			return ret;
-		p += entry_bytes(id);
-		len -= entry_bytes(id);
-	}
+	if (r > 0)
+		*ret = (struct regs){data, len};
 	return r < 0 ? r : 0;
+}
+
+/* A 64-bit register of the record; false: not there. */
+static bool regs_get(struct regs it, uint64_t id, uint64_t *ret)
+{
+	const uint8_t *value;
+	uint64_t at;
+
+	while (regs_next(&it, &at, &value) > 0)
+		if (at == id) {
+			memcpy(ret, value, sizeof(*ret));
+			return true;
+		}
+	return false;
+}
+
+/* ---- the guest's time ---- */
+
+#define COUNT_NEAR_HZ_SHIFT 4  /* counts within 1/16 s are the same one, read twice */
+#define COUNT_AGE_MAX_S	    60 /* of a count that was just written */
+
+static uint64_t host_count(void)
+{
+	uint64_t v;
+
+	__asm__ volatile("isb; mrs %0, cntvct_el0" : "=r"(v)::"memory");
+	return v;
+}
+
+static uint64_t host_frequency(void)
+{
+	uint64_t v;
+
+	__asm__("mrs %0, cntfrq_el0" : "=r"(v));
+	return v;
+}
+
+/* Had the VM one offset for both counters?  *count: what they were. */
+static bool one_offset(struct regs regs, uint64_t *count)
+{
+	uint64_t physical;
+
+	if (!regs_get(regs, KVM_REG_ARM_TIMER_CNT, count) ||
+	    !regs_get(regs, KVM_REG_ARM_PTIMER_CNT, &physical))
+		return false;
+	return (physical > *count ? physical - *count : *count - physical) < host_frequency() >>
+	       COUNT_NEAR_HZ_SHIFT;
+}
+
+static int offset_load(const struct arch_vm *vm, const struct snapd_state_reader *reader,
+		       struct err *e)
+{
+	struct kvm_arm_counter_offset off = {0};
+	struct regs regs;
+	uint64_t count;
+	int r = regs_find(reader, 0, &regs, e);
+
+	if (r || !one_offset(regs, &count))
+		return r;
+	if (arch_cap(vm, KVM_CAP_COUNTER_OFFSET) <= 0)
+		return err_set(e, ENOTSUP,
+			       "the snapshot's VM had one offset for its counters "
+			       "(KVM_ARM_SET_COUNTER_OFFSET), which this host lacks");
+	off.counter_offset = host_count() - count;
+	r = arch_ioctl(vm, vm->vm_fd, KVM_ARM_SET_COUNTER_OFFSET, &off);
+	return r < 0 ? err_errno(e, -r, "KVM_ARM_SET_COUNTER_OFFSET") : 0;
+}
+
+/* Does the virtual count go on from there? */
+static int check_count(const struct arch_vm *vm, int vcpu_fd, uint32_t index, uint64_t count,
+		       struct err *e)
+{
+	uint64_t now = 0;
+	int r = arm_reg_call(vm, vcpu_fd, KVM_GET_ONE_REG, KVM_REG_ARM_TIMER_CNT, &now);
+
+	if (r < 0)
+		return err_errno(e, -r, "vCPU %u: the virtual count", index);
+	if (now - count < host_frequency() * COUNT_AGE_MAX_S)
+		return 0;
+	return err_set(e, ENOTSUP,
+		       "vCPU %u: its virtual count stays %llu instead of %llu: this VMM has fixed "
+		       "the counters' offset, the snapshot's had not",
+		       index, (unsigned long long)now, (unsigned long long)count);
+}
+
+/* ---- registers in ---- */
+
+enum reg_rank { RANK_FIRST, RANK_PLAIN, RANK_COUNT, NR_RANKS };
+
+static bool is_id_register(uint64_t id)
+{
+	/* op0 3, op1 0, CRn 0 */
+	return (id & KVM_REG_ARM_COPROC_MASK) == KVM_REG_ARM64_SYSREG &&
+	       (id & (KVM_REG_ARM64_SYSREG_OP0_MASK | KVM_REG_ARM64_SYSREG_OP1_MASK |
+		      KVM_REG_ARM64_SYSREG_CRN_MASK)) == 3ull << KVM_REG_ARM64_SYSREG_OP0_SHIFT;
+}
+
+/* R2, R3 */
+static enum reg_rank reg_rank(uint64_t id)
+{
+	uint64_t kind = id & KVM_REG_ARM_COPROC_MASK;
+
+	if (kind == KVM_REG_ARM_FW || kind == KVM_REG_ARM_FW_FEAT_BMAP ||
+	    id == KVM_REG_ARM64_SVE_VLS || is_id_register(id))
+		return RANK_FIRST;
+	if (id == KVM_REG_ARM_TIMER_CNT || id == KVM_REG_ARM_PTIMER_CNT)
+		return RANK_COUNT;
+	return RANK_PLAIN;
+}
+
+/* Registers of one rank; of the physical count, whatever KVM (before 6.4) says. */
+static int rank_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index, struct regs it,
+		     enum reg_rank rank, struct err *e)
+{
+	const uint8_t *value;
+	uint64_t id;
+	int r;
+
+	while ((r = regs_next(&it, &id, &value)) > 0) {
+		if (reg_rank(id) != rank)
+			continue;
+		r = reg_load(vm, vcpu_fd, index, id, value, e);
+		if (r && id == KVM_REG_ARM_PTIMER_CNT)
+			err_clear(e);
+		else if (r)
+			return r;
+	}
+	return r < 0 ? err_set(e, E_CORRUPT, "vCPU %u: record arm64.regs is cut off", index) : 0;
+}
+
+static int regs_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index,
+		     const struct snapd_state_reader *reader, struct err *e)
+{
+	struct regs regs;
+	uint64_t count;
+	int r = regs_find(reader, index, &regs, e);
+
+	if (!r)
+		r = rank_load(vm, vcpu_fd, index, regs, RANK_FIRST, e);
+	if (!r)
+		r = rank_load(vm, vcpu_fd, index, regs, RANK_PLAIN, e);
+	if (r || one_offset(regs, &count))
+		return r;
+	r = rank_load(vm, vcpu_fd, index, regs, RANK_COUNT, e);
+	if (!r && regs_get(regs, KVM_REG_ARM_TIMER_CNT, &count))
+		r = check_count(vm, vcpu_fd, index, count, e);
+	return r;
 }
 
 static int fixed_save(const struct arch_vm *vm, int vcpu_fd, uint32_t index, const char *name,
@@ -269,6 +419,22 @@ static int fixed_load(const struct arch_vm *vm, int vcpu_fd, uint32_t index, con
 	return r < 0 ? err_errno(e, -r, "vCPU %u: setting %s", index, name) : 0;
 }
 
+/* ---- the VM ---- */
+
+static int arm_vm_save(const struct arch_vm *vm, struct snapd_state_writer *w, struct err *e)
+{
+	return vgic_save(vm, w, e);
+}
+
+static int arm_vm_load(const struct arch_vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	int ret = vgic_load(vm, r, e);
+
+	return ret ? ret : offset_load(vm, r, e);
+}
+
+/* ---- vCPUs ---- */
+
 static int arm_vcpu_save(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *run, uint32_t index,
 			 struct snapd_state_writer *w, struct err *e)
 {
@@ -291,13 +457,13 @@ static int arm_vcpu_load(const struct arch_vm *vm, int vcpu_fd, struct kvm_run *
 	int r = arch_discard_pending(vm, vcpu_fd, run, index, e);
 
 	if (!r)
-		r = fixed_load(vm, vcpu_fd, index, "arm64.mp_state", KVM_SET_MP_STATE,
-			       sizeof(struct kvm_mp_state), reader, e);
-	if (!r)
 		r = regs_load(vm, vcpu_fd, index, reader, e);
-	if (!r)
+	if (!r) /* R4 */
 		r = fixed_load(vm, vcpu_fd, index, "arm64.events", KVM_SET_VCPU_EVENTS,
 			       sizeof(struct kvm_vcpu_events), reader, e);
+	if (!r)
+		r = fixed_load(vm, vcpu_fd, index, "arm64.mp_state", KVM_SET_MP_STATE,
+			       sizeof(struct kvm_mp_state), reader, e);
 	return r;
 }
 
@@ -330,10 +496,14 @@ static bool arm_shadows(const struct arch_vm *vm, const struct snapd_state_reade
 	return false;
 }
 
+static const uint32_t devices[] = {KVM_DEV_TYPE_ARM_VGIC_V3, KVM_DEV_TYPE_ARM_VGIC_ITS};
+
 const struct arch_ops arch_aarch64 = {
 	.name = "aarch64",
 	.address_spaces = 1,
 	.ring_page_offset = RING_PAGE_OFFSET,
+	.devices = devices,
+	.nr_devices = ARRAY_SIZE(devices),
 	.host_save = arm_host_save,
 	.host_check = arm_host_check,
 	.vm_save = arm_vm_save,

@@ -63,6 +63,7 @@ int arch_complete_pending(const struct arch_vm *vm, int vcpu_fd, struct kvm_run 
 {
 	int r;
 
+	/* Relaxed: KVM_RUN, which reads it, is of this thread; a kick of another is atomic too. */
 	__atomic_fetch_or(&run->immediate_exit, EXIT_BIT, __ATOMIC_RELAXED);
 	r = arch_ioctl(vm, vcpu_fd, KVM_RUN, NULL);
 	__atomic_fetch_and(&run->immediate_exit, (uint8_t)~EXIT_BIT, __ATOMIC_RELAXED);

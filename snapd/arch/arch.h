@@ -26,16 +26,29 @@
 
 struct kvm_run;
 
+/* A device inside KVM whose state only its own descriptor gives. */
+struct arch_device {
+	uint32_t type; /* KVM_DEV_TYPE_* */
+	int fd;	       /* borrowed: the VMM's */
+};
+
 struct arch_vm {
 	const struct snapd_kvm_ops *kvm; /* never NULL here */
 	int kvm_fd;
 	int vm_fd;
+	/* for vm_save and vm_load; borrowed */
+	const int *vcpu_fds; /* by index */
+	uint32_t nr_vcpus;
+	const struct arch_device *devices; /* in the order in which the VMM told of them */
+	uint32_t nr_devices;
 };
 
 struct arch_ops {
 	const char *name;	   /* "x86_64" */
 	uint32_t address_spaces;   /* that KVM may number here: 2 on x86 (SMM) */
 	uint32_t ring_page_offset; /* of the dirty ring in the vCPU fd, in pages */
+	const uint32_t *devices;   /* KVM_DEV_TYPE_* that it saves and loads; borrowed */
+	uint32_t nr_devices;
 
 	/* Describe the host: "host.*" records.  The same for all the VM's life, and slow
 	 * (CPUID traps under nested virtualisation): not to be done in a pause. */

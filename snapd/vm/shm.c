@@ -159,6 +159,8 @@ static void do_set_base(void *arg)
 		return;
 	}
 	__atomic_store_n(&m->base.timeline, 0, __ATOMIC_SEQ_CST);
+	/* A store-release holds earlier stores back, not later ones. */
+	atomic_thread_fence(memory_order_release);
 	memcpy(m->store, b->store, sizeof(m->store));
 	__atomic_store_n(&m->base.epoch, b->point.epoch, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&m->base.timeline, b->point.timeline, __ATOMIC_SEQ_CST);

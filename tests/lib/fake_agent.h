@@ -18,7 +18,9 @@
 #include "include/snapd/protocol.h"
 #include "snapd/gpaset.h"
 
-#define FA_PAGE		 4096u
+#ifndef FA_PAGE
+#define FA_PAGE 4096u /* tests are built with the page sizes of arm64 hosts, too */
+#endif
 #define FA_BLOCKS	 2 /* with a gap in guest addresses between them */
 #define FA_MAX_WRITERS	 4
 /* Where its layout has a block mapped; slot is 7 + block, generation 100 + block. */
