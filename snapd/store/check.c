@@ -865,7 +865,8 @@ static int tell_losses(struct check *k, struct err *e)
 	size_t nr = 0;
 	int r = list_snapshots(k, &rows, &nr, e);
 
-	qsort(k->pages, k->nr_pages, sizeof(*k->pages), compare_locs);
+	if (k->nr_pages)
+		qsort(k->pages, k->nr_pages, sizeof(*k->pages), compare_locs);
 	for (size_t i = 0; !r && i < nr; i++)
 		r = tell_loss(k, rows[i].id, &rows[i].rec, e);
 	return r;
