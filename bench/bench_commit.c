@@ -6,9 +6,9 @@
  * clock starts when the disk has them: the time of epoch_commit() is the manifest,
  * the records, three flushes one after another (segment, index, the index's meta
  * page), and bringing the live map and the table of duplicates up to date.  Beside
- * it, in the same round, three small writes, each made durable: what the disk takes
- * of it.  The figure is the difference, against a goal in milliseconds; the ratio is
- * goal over measured.
+ * it, in the same round, three small writes, each made durable: what the disk takes of
+ * it, and with what scatter.  The figure is the CPU time of the commit, all system calls
+ * included, against a goal in milliseconds: the rest is the disk's.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -98,23 +98,20 @@ static double median(const struct sample *x, size_t offset)
 	return bench_median(v, ROUNDS);
 }
 
-/* Median of the commit's own time, ms. */
+/* Median of the commit's CPU time, ms. */
 static double measure(struct store_run *s, uint8_t *ram, uint32_t nr, int fd)
 {
 	struct sample x[ROUNDS];
-	double own[ROUNDS];
 
-	for (uint32_t i = 0; i < ROUNDS; i++) {
+	for (uint32_t i = 0; i < ROUNDS; i++)
 		x[i] = run_round(s, ram, nr, i, fd);
-		own[i] = x[i].commit - x[i].syncs;
-	}
 #define MEDIAN(field) median(x, offsetof(struct sample, field))
 	bench_note("%5u pages: put %.2f ms, commit %.2f ms (CPU %.2f; three syncs %.2f); all at "
 		   "once, with the writing of %.1f MB: %.2f ms",
 		   nr, MEDIAN(put), MEDIAN(commit), MEDIAN(cpu), MEDIAN(syncs),
 		   nr * (double)RUN_PAGE / 1e6, MEDIAN(whole));
+	return MEDIAN(cpu);
 #undef MEDIAN
-	return bench_median(own, ROUNDS);
 }
 
 int main(void)
@@ -124,7 +121,7 @@ int main(void)
 	uint8_t *ram = bench_guest_ram((size_t)GUEST_PAGES * RUN_PAGE, 3);
 	struct epoch_stats stats;
 	struct store_run s;
-	double own;
+	double cpu;
 	int fd;
 
 	snprintf(path, sizeof(path), "%s/store", dir);
@@ -135,9 +132,8 @@ int main(void)
 	store_run_init(&s, &(struct store_config){.dir = path, .compression = "none"});
 	run_epoch(&s, ram, NULL, GUEST_PAGES, &stats);
 	measure(&s, ram, 10, fd);
-	own = measure(&s, ram, 10000, fd);
-	bench_note("own time of a commit of 10000 pages, beyond three syncs: %.2f ms", own);
-	bench_ratio("commit", own / GOAL_MS, BENCH_AT_MOST, 1);
+	cpu = measure(&s, ram, 10000, fd);
+	bench_ratio("commit", cpu / GOAL_MS, BENCH_AT_MOST, 1);
 	store_run_deinit(&s);
 	close(fd);
 	return 0;
