@@ -109,6 +109,7 @@ static int next_segment(struct appender *a, struct err *e)
 	r = seg_take(a->s, &seg, e);
 	if (r)
 		return r;
+	assert(a->segs);
 	x = &a->segs[a->nr_segs++];
 	*x = (struct append_seg){.seg = seg, .fd = seg->fd, .start = seg->tail, .tail = seg->tail};
 	x->ident = (struct seg_ident){.segment = seg->id,

@@ -158,7 +158,7 @@ static int key_file_unwrap(struct seal *s, const char *path, const char *dir,
 	uint8_t wrap[32];
 	int r;
 
-	if (memcmp(f->magic, KEY_MAGIC, sizeof(f->magic)) || f->hash != key_file_hash(f))
+	if (memcmp(f->magic, KEY_MAGIC, sizeof(f->magic)) != 0 || f->hash != key_file_hash(f))
 		return err_set(e, E_CORRUPT, "%s/key is damaged", dir);
 	if (f->major != FMT_MAJOR)
 		return err_set(e, EPROTO, "%s/key has format %u; this snapd knows %u", dir,
