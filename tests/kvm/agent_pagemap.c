@@ -195,6 +195,7 @@ static void test_unmapped(void)
 	check(mmap(page(HALF), len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
 		   -1, 0) != MAP_FAILED,
 	      "mmap");
+	snapshot("gone, and its memory unmapped");
 	high_slot(other);
 	snapshot("shown through another mapping");
 	other[8 * KVM_GUEST_PAGE] = 8;
