@@ -58,7 +58,7 @@ def sockets(b, args, rng):
     for path, kind in ((b.api_socket, socket.SOCK_STREAM), (b.agent_socket, socket.SOCK_SEQPACKET)):
         for i in range(60):
             s = socket.socket(socket.AF_UNIX, kind)
-            s.settimeout(2)
+            s.settimeout(0.4)
             try:
                 s.connect(path)
                 n = rng.choice([0, 1, 7, 16, 100, 4096, 60000])
@@ -196,11 +196,11 @@ def full_disk(args, build):
     """A store on a small tmpfs: the epoch fails with the reason, the VM and what is committed stay."""
     with Bench(build) as b:
         os.mkdir(b.store)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "snapd-test", b.store]).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "snapd-test", b.store]).returncode:
             print("full disk: skipped: cannot mount a tmpfs here")
             return
         try:
-            b.service_args = ["--segment", "4M"]
+            b.service_args = ["--segment", "4M", "--compression", "none"]
             b.start()
             vm = boot(b, args)
             good = []
@@ -212,7 +212,7 @@ def full_disk(args, build):
                 except Failed as e:
                     failed = e
                     break
-            check(failed, "48 MiB never became full")
+            check(failed, "96 MiB never became full")
             check("space" in failed.text.lower() or "full" in failed.text.lower(), f"unclear: {failed.text}")
             for _ in range(20):  # what a failed epoch took is free again: a smaller one may fit
                 p = b.snapctl("snapshot", "guest", "--json", check=False)
@@ -246,7 +246,8 @@ def main():
     args = p.parse_args()
     need_accel(args.accel)
     rng = random.Random(seed_from(args.seed))
-    with Bench(args.build) as b:
+    # Small segments: every damage is done to a copy.
+    with Bench(args.build, service_args=["--segment", "4M"]) as b:
         b.start()
         vm = boot(b, args, seed=rng.getrandbits(30))
         sockets(b, args, rng)

@@ -68,7 +68,7 @@ def by_itself(b, hooks):
               f"pre_hook=echo pre $SNAPD_VM $SNAPD_PHASE >>{hooks}",
               f"post_hook=echo post $SNAPD_VM $SNAPD_SNAPSHOT $SNAPD_FAILED >>{hooks}")
     for vm in ("web1", "web2"):
-        one = until_runs(b, "fast", vm, 5)
+        one = until_runs(b, "fast", vm, 4)
         check(one["failures"] == 0 and one["said"] == "" and one["pruned"] > 0, f"{vm}: {one}")
         check(len(of_policy(b, vm, "fast")) <= 4, f"{vm} keeps {of_policy(b, vm, 'fast')}")
         check("auto" in b.snapshots(vm)[-1]["tags"].split(","), "no tag of the policy's own")
