@@ -19,7 +19,7 @@ struct api {
 	struct daemon *daemon;
 	struct MHD_Daemon *mhd;
 	struct loop_source listen_src, mhd_src, timer_src;
-	int spare_fd; /* given up for a moment when descriptors run out */
+	int spare_fd;	/* given up for a moment when descriptors run out */
 	bool inherited; /* the socket file is the service manager's */
 	char *path;
 	struct conn *conns;

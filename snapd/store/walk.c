@@ -56,8 +56,8 @@ static int fill(struct seg_walk *w, uint32_t block, uint32_t ahead, uint8_t **re
 static int look(struct seg_walk *w, uint32_t block, uint32_t ahead, const struct batch_header **ret,
 		const struct batch_page **pages, struct err *e)
 {
-	uint8_t *bytes;
-	size_t len;
+	uint8_t *bytes = NULL;
+	size_t len = 0;
 	int r = fill(w, block, ahead, &bytes, &len, e);
 
 	if (!r)

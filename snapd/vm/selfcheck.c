@@ -377,8 +377,8 @@ void selfcheck_locate(struct selfcheck *s, const void *state, size_t len, uint64
 		struct missed *m = &s->shown[i];
 
 		m->gpa = m->home_gfn * page_size;
-		locate(m, page_size, slots, slots_len / sizeof(*slots), notes,
-		       notes_len / sizeof(*notes));
+		locate(m, page_size, slots, slots ? slots_len / sizeof(*slots) : 0, notes,
+		       notes ? notes_len / sizeof(*notes) : 0);
 		if (i < MISSED_LOGGED)
 			log_missed(s, m);
 	}
