@@ -25,6 +25,7 @@
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/job.h"
 #include "snapd/daemon/systemd.h"
+#include "snapd/daemon/tags.h"
 #include "snapd/store.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/log.h"
@@ -37,6 +38,15 @@ static struct signals {
 	struct daemon *d;
 } signals;
 
+static void reload(struct daemon *d)
+{
+	struct err e = {};
+
+	if (vm_tags_reload(d->tags, &e))
+		log_err("tags of VMs stay as they were: %s", e.text);
+	policies_reload(d);
+}
+
 static void on_signal(struct loop_source *src, uint32_t events)
 {
 	struct signals *s = (struct signals *)src;
@@ -46,7 +56,7 @@ static void on_signal(struct loop_source *src, uint32_t events)
 		return;
 	if (si.ssi_signo == SIGHUP) {
 		systemd_notify("RELOADING=1");
-		policies_reload(s->d);
+		reload(s->d);
 		systemd_notify("READY=1");
 		return;
 	}
@@ -117,6 +127,8 @@ static int start(struct daemon *d, struct err *e)
 	if (!err)
 		err = jobs_start(d);
 	if (!err)
+		err = vm_tags_open(d->config.vm_tags, d->config.store_dir, &d->tags, e);
+	if (!err)
 		err = policies_start(d, e);
 	if (!err)
 		err = api_start(d, e);
@@ -133,6 +145,7 @@ static void stop(struct daemon *d)
 	api_stop(d);
 	if (d->jobs)
 		jobs_stop(d);
+	vm_tags_close(d->tags);
 	systemd_watchdog_stop();
 	if (signals.src.fd > 0)
 		close(signals.src.fd);

@@ -60,6 +60,7 @@ int fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* verbs */
 int verb_vms(const struct args *a);
+int verb_tag(const struct args *a);
 int verb_snapshot(const struct args *a);
 int verb_self_check(const struct args *a);
 int verb_rollback(const struct args *a);

@@ -13,13 +13,14 @@
 
 int verb_vms(const struct args *a)
 {
-	static const char *const heads[] = {"VM",  "STATE", "RAM", "VCPUS",
-					    "PID", "DIRTY", "BY",  "LAST SNAPSHOT"};
-	static const bool right[] = {false, false, true, true, true, true, false, true};
+	static const char *const heads[] = {"VM",    "STATE", "RAM",	       "VCPUS", "PID",
+					    "DIRTY", "BY",    "LAST SNAPSHOT", "TAGS"};
+	static const bool right[] = {false, false, true, true, true, true, false, true, false};
 	_cleanup_(cleanup_json) json_t *o = NULL;
+	const char *tag = opt(a, "tag");
 	json_t *vm;
 	size_t i;
-	int rc = call(a, "GET", NULL, &o, "/v1/vms", NULL, NULL);
+	int rc = call(a, "GET", NULL, &o, tag ? "/v1/vms?tag=%s" : "/v1/vms", tag, NULL);
 
 	if (rc || a->json)
 		return rc ? rc : print_json(o);
@@ -39,7 +40,7 @@ int verb_vms(const struct args *a)
 				     text_u64(pid, sizeof(pid), get_u64(vm, "pid")),
 				     human_bytes(dirty, sizeof(dirty),
 						 get_u64(vm, "dirty_frames") * page_size),
-				     get_text(vm, "dirty_backend"), head});
+				     get_text(vm, "dirty_backend"), head, get_text(vm, "tags")});
 	}
 	table_print(t);
 	return EXIT_DONE;
@@ -49,6 +50,27 @@ static void set_text(json_t *o, const char *key, const char *value)
 {
 	if (value)
 		json_object_set_new(o, key, json_string(value));
+}
+
+int verb_tag(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	json_t *body = json_object();
+	int rc;
+
+	set_text(body, "tags", opt(a, "set"));
+	set_text(body, "add", opt(a, "add"));
+	set_text(body, "remove", opt(a, "remove"));
+	if (json_object_size(body)) {
+		rc = call(a, "PATCH", body, &o, "/v1/vms/%s/tags", a->pos[0], NULL);
+	} else {
+		json_decref(body);
+		rc = call(a, "GET", NULL, &o, "/v1/vms/%s/tags", a->pos[0], NULL);
+	}
+	if (rc || a->json)
+		return rc ? rc : print_json(o);
+	puts(get_text(o, "tags"));
+	return EXIT_DONE;
 }
 
 static void print_missed(json_t *check)

@@ -20,19 +20,21 @@ _snapctl_jobs() {
 
 _snapctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
-	local verbs='vms snapshot self-check list show diff rollback restore export import set delete prune verify policy store doctor jobs cancel version'
+	local verbs='vms tag snapshot self-check list show diff rollback restore export import set delete prune verify policy store doctor jobs cancel version'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --rate) ((i++)) ;;
+		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --rate | --set | --add | --remove) ((i++)) ;;
 		-*) ;;
 		*) if [ -z "$verb" ]; then verb=$word; else ((npos++)); fi ;;
 		esac
 	done
 	case $verb in
+	vms) options+=' --tag' ;;
+	tag) options+=' --set --add --remove' ;;
 	snapshot) options+=' --name --note --tag --pin --self-check' ;;
 	set) options+=' --name --note --tag --add-tag --remove-tag --pin --unpin' ;;
 	delete) options+=' --vm' ;;
@@ -50,7 +52,7 @@ _snapctl() {
 	case $prev in
 	--socket) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
 	--vm) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") && return ;;
-	--name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --keep-*) return ;;
+	--name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --set | --add | --remove | --keep-*) return ;;
 	esac
 	if [[ $cur == -* ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
@@ -58,7 +60,7 @@ _snapctl() {
 	fi
 	case $verb:$npos in
 	:*) mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur") ;;
-	snapshot:0 | self-check:0 | list:0 | rollback:0 | prune:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") ;;
+	tag:0 | snapshot:0 | self-check:0 | list:0 | rollback:0 | prune:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") ;;
 	show:0 | diff:[01] | rollback:1 | restore:0 | export:0 | set:0 | delete:* | verify:0)
 		mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_snaps)" -- "$cur")
 		;;

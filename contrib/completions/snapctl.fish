@@ -21,6 +21,7 @@ complete -c snapctl -l no-progress -d 'no progress bar'
 complete -c snapctl -l help -d help
 
 complete -c snapctl -n __fish_use_subcommand -a vms -d 'list the attached VMs'
+complete -c snapctl -n __fish_use_subcommand -a tag -d 'show and change the tags of a VM'
 complete -c snapctl -n __fish_use_subcommand -a snapshot -d 'take a snapshot of a running VM'
 complete -c snapctl -n __fish_use_subcommand -a self-check -d 'compare all memory with the store'
 complete -c snapctl -n __fish_use_subcommand -a list -d 'list snapshots'
@@ -41,6 +42,10 @@ complete -c snapctl -n __fish_use_subcommand -a jobs -d 'list jobs'
 complete -c snapctl -n __fish_use_subcommand -a cancel -d 'cancel a job'
 complete -c snapctl -n __fish_use_subcommand -a version -d 'versions'
 
+complete -c snapctl -n '__fish_seen_subcommand_from vms' -l tag -x -d 'only with this tag'
+complete -c snapctl -n '__fish_seen_subcommand_from tag' -l set -x -d 'in place of all'
+complete -c snapctl -n '__fish_seen_subcommand_from tag' -l add -x -d 'more tags'
+complete -c snapctl -n '__fish_seen_subcommand_from tag' -l remove -x -d 'fewer tags'
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l name -x -d 'name'
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l note -x -d 'note'
 complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l tag -x -d 'tags'
@@ -84,7 +89,7 @@ complete -c snapctl -n '__fish_seen_subcommand_from store' -l dry-run -d 'only t
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l exact -d 'whose the bytes are'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l rate -x -d 'bytes a second'
 
-complete -c snapctl -n '__fish_seen_subcommand_from snapshot self-check list rollback prune' -a '(__snapctl_vms)'
+complete -c snapctl -n '__fish_seen_subcommand_from tag snapshot self-check list rollback prune' -a '(__snapctl_vms)'
 complete -c snapctl -n '__fish_seen_subcommand_from show diff rollback restore export set delete verify' -a '(__snapctl_snaps)'
 complete -c snapctl -n '__fish_seen_subcommand_from export import' -F
 complete -c snapctl -n '__fish_seen_subcommand_from policy' -a 'list show set run pause resume rm'

@@ -13,6 +13,8 @@ const struct api_route api_routes[] = {
 	{"GET", "/v1/vms", api_get_vms},
 	{"GET", "/v1/vms/{name}", api_get_vm},
 	{"DELETE", "/v1/vms/{name}", api_delete_vm},
+	{"GET", "/v1/vms/{name}/tags", api_get_tags},
+	{"PATCH", "/v1/vms/{name}/tags", api_patch_tags},
 	{"POST", "/v1/vms/{name}/snapshots", api_post_snapshot},
 	{"POST", "/v1/vms/{name}/rollback", api_post_rollback},
 	{"POST", "/v1/vms/{name}/self-check", api_post_self_check},

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "snapd/daemon/name.h"
+#include "snapd/daemon/tags.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/daemon/upkeep.h"
 #include "snapd/vm/vm.h"
@@ -24,8 +25,14 @@ static void cleanup_vm(struct vm **vm)
 
 int api_get_vms(struct api_request *req)
 {
+	_cleanup_free_ char *tag = api_query(req, "tag");
 	json_t *vms = vm_list_json(req->daemon, req->view);
 
+	for (size_t i = json_array_size(vms); tag && i-- > 0;)
+		if (!keep_has_tag(
+			    json_string_value(json_object_get(json_array_get(vms, i), "tags")),
+			    tag))
+			json_array_remove(vms, i);
 	return api_reply_json(req, 200, vms ? json_pack("{so}", "vms", vms) : NULL);
 }
 
@@ -201,6 +208,46 @@ static int stored_vm(struct api_request *req, const char **name, uint32_t *uid)
 			return 0;
 		}
 	return rc ? rc : err_set(&req->err, ENOENT, "there is no VM %.64s", *name);
+}
+
+static int reply_tags(struct api_request *req, const char *vm, uint32_t uid)
+{
+	char tags[VM_TAGS_MAX], set[VM_TAGS_MAX];
+
+	vm_tags_of(req->daemon->tags, vm, uid, tags);
+	vm_tags_set_ones(req->daemon->tags, vm, uid, set);
+	return api_reply_json(req, 200,
+			      json_pack("{ss sI ss ss}", "vm", vm, "uid", (json_int_t)uid, "tags",
+					tags, "set", set));
+}
+
+int api_get_tags(struct api_request *req)
+{
+	const char *name;
+	uint32_t uid;
+	int rc = stored_vm(req, &name, &uid);
+
+	return rc ? rc : reply_tags(req, name, uid);
+}
+
+int api_patch_tags(struct api_request *req)
+{
+	static const char *const keys[] = {"tags", "add", "remove", NULL};
+	const char *name, *tags, *add, *remove;
+	uint32_t uid;
+	int rc = api_body_keys(req, keys);
+
+	if (!rc)
+		rc = api_body_text(req, "tags", &tags);
+	if (!rc)
+		rc = api_body_text(req, "add", &add);
+	if (!rc)
+		rc = api_body_text(req, "remove", &remove);
+	if (!rc)
+		rc = stored_vm(req, &name, &uid);
+	if (!rc)
+		rc = vm_tags_change(req->daemon->tags, name, uid, tags, add, remove, &req->err);
+	return rc ? rc : reply_tags(req, name, uid);
 }
 
 int api_delete_vm(struct api_request *req)

@@ -22,6 +22,7 @@
 #define STORE_DEFAULT	   "/var/lib/snapd"
 #define CREDENTIAL	   "snapd.encryption-key"
 #define POLICY_DIR_DEFAULT "/etc/snapd/policies.d"
+#define VM_TAGS_DEFAULT	   "/etc/snapd/vm-tags.conf"
 
 enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, WORD };
 
@@ -50,6 +51,7 @@ static const struct setting {
 	{"socket", "socket", TEXT, AT(api_socket), 0, 0},
 	{"agent_socket", "agent-socket", TEXT, AT(agent_socket), 0, 0},
 	{"policies", "policies", TEXT, AT(policy_dir), 0, 0},
+	{"vm_tags", "vm-tags", TEXT, AT(vm_tags), 0, 0},
 	{"socket_group", "socket-group", TEXT, AT(socket_group), 0, 0},
 	{"staging_max", "staging-max", BYTES, AT(staging_max_bytes), 4 << 20, 1ull << 44},
 	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
@@ -214,6 +216,8 @@ static void usage(void)
 	     "                          each user sees its own VMs only)\n"
 	     "  --policies DIR          a file NAME.conf for each policy (default\n"
 	     "                          " POLICY_DIR_DEFAULT ")\n"
+	     "  --vm-tags FILE          tags of VMs, for policies (default\n"
+	     "                          " VM_TAGS_DEFAULT ")\n"
 	     "  --staging-max BYTES     memory a VM, for pages copied in the pause (default 1G)\n"
 	     "  --store-max BYTES       limit of the store on disk (default 0: none)\n"
 	     "  --compression HOW       none, lz4, zstd[:LEVEL] for what is stored from now on\n"
@@ -267,6 +271,8 @@ static int fill_defaults(struct daemon_config *c, struct err *e)
 		err = set_text(&c->store_dir, STORE_DEFAULT, e);
 	if (!err && !c->policy_dir)
 		err = set_text(&c->policy_dir, POLICY_DIR_DEFAULT, e);
+	if (!err && !c->vm_tags)
+		err = set_text(&c->vm_tags, VM_TAGS_DEFAULT, e);
 	if (!err && !c->api_socket)
 		err = set_text(&c->api_socket, SNAPD_API_SOCKET_DEFAULT, e);
 	if (!err && !c->agent_socket)

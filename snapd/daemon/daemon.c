@@ -53,6 +53,7 @@ void daemon_deinit(struct daemon *d)
 	free(d->config.agent_socket);
 	free(d->config.socket_group);
 	free(d->config.policy_dir);
+	free(d->config.vm_tags);
 	free(d->config.compression);
 	free(d->config.encryption_key);
 	free(d->config.rekey);

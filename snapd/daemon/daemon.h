@@ -17,6 +17,7 @@ struct vm;
 struct api;
 struct pool;
 struct policies;
+struct vm_tags;
 
 struct daemon_config {
 	char *store_dir; /* owned strings */
@@ -24,6 +25,7 @@ struct daemon_config {
 	char *agent_socket;
 	char *socket_group;	    /* who may connect to either socket, besides root; NULL: all */
 	char *policy_dir;	    /* one file a policy */
+	char *vm_tags;		    /* file of patterns and tags */
 	char *encryption_key;	    /* key file; NULL: the store is not encrypted */
 	char *rekey;		    /* only change to this key file, then end; NULL: serve */
 	char *compression;	    /* of new pages; NULL: as the store says */
@@ -52,6 +54,7 @@ struct daemon {
 	pthread_cond_t vms_changed; /* a VM's thread ended, a VM was lost */
 	struct vm *vms;
 
+	struct vm_tags *tags;	   /* vm_tags_open() in tags.h; NULL: none */
 	struct policies *policies; /* policies_start() in policy/scheduler.h */
 	struct jobs *jobs;	   /* registry: jobs_start(), jobs_stop() in job.h */
 };

@@ -13,6 +13,7 @@
 
 #include "snapd/api/json.h"
 #include "snapd/daemon/daemon.h"
+#include "snapd/daemon/tags.h"
 #include "snapd/store/account.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm/vm.h"
@@ -80,6 +81,8 @@ int remove_vm_job(struct job *job, struct err *e)
 		return err_set(e, EBUSY, "VM %s is attached: end its VMM first", name);
 	}
 	rc = store_vm_remove(d->store, id, &nr_snapshots, e);
+	if (!rc && d->tags)
+		rc = vm_tags_change(d->tags, name, uid, "", NULL, NULL, e);
 	if (rc)
 		return rc;
 	job->result = json_pack("{ss sI}", "vm", name, "snapshots", (json_int_t)nr_snapshots);

@@ -186,6 +186,7 @@ static const struct {
 	int (*set)(struct policy *p, const char *key, const char *value, struct err *e);
 } settings[] = {
 	{"vms", set_nothing},
+	{"vm_tags", set_nothing},
 	{"owner", set_owner},
 	{"every", set_every},
 	{"schedule", set_schedule},
@@ -307,26 +308,38 @@ int policy_finish(struct policy *p, struct err *e)
 	return zone_open(by_calendar ? p->calendar.zone : NULL, &p->zone, e);
 }
 
-bool policy_covers(const struct policy *p, const char *vm, uint32_t uid)
+static bool is_like(const char *vm, const char *glob)
 {
-	const char *globs = policy_text(p, "vms");
-	char glob[POLICY_VALUE_MAX];
+	return !fnmatch(glob, vm, 0);
+}
 
-	if (p->owner >= 0 && p->owner != (int64_t)uid)
-		return false;
-	if (!*globs)
+/* Does one of `words`, separated by commas, fit?  No words: everything does. */
+static bool one_fits(const char *words, bool (*fits)(const char *what, const char *word),
+		     const char *what)
+{
+	char word[POLICY_VALUE_MAX];
+
+	if (!*words)
 		return true;
-	while (*globs) {
-		size_t len = strcspn(globs, ", ");
+	while (*words) {
+		size_t len = strcspn(words, ", ");
 
-		memcpy(glob, globs, len);
-		glob[len] = '\0';
-		if (len && !fnmatch(glob, vm, 0))
+		memcpy(word, words, len);
+		word[len] = '\0';
+		if (len && fits(what, word))
 			return true;
-		globs += len;
-		globs += strspn(globs, ", ");
+		words += len;
+		words += strspn(words, ", ");
 	}
 	return false;
+}
+
+bool policy_covers(const struct policy *p, const char *vm, uint32_t uid, const char *vm_tags)
+{
+	if (p->owner >= 0 && p->owner != (int64_t)uid)
+		return false;
+	return one_fits(policy_text(p, "vms"), is_like, vm) &&
+	       one_fits(policy_text(p, "vm_tags"), keep_has_tag, vm_tags);
 }
 
 /* ---- files ---- */

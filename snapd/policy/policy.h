@@ -6,6 +6,7 @@
  *
  *   [policy]
  *   vms = web*, db            globs of names, separated by commas (default *)
+ *   vm_tags = production, eu  only VMs that have one of these (daemon/tags.h)
  *   owner = 1000              only VMs of this uid
  *   every = 5m                either a period, or
  *   schedule = Mon..Fri 02:30 a calendar event (calendar.h)
@@ -38,7 +39,7 @@
 #define POLICY_NAME_MAX	   64
 #define POLICY_VALUE_MAX   256
 #define POLICY_TAG_PREFIX  "policy:"
-#define POLICY_NR_SETTINGS 27
+#define POLICY_NR_SETTINGS 28
 
 struct policy {
 	char name[POLICY_NAME_MAX];
@@ -76,7 +77,8 @@ static inline void cleanup_policy(struct policy **p)
 }
 
 const char *policy_text(const struct policy *p, const char *key);
-bool policy_covers(const struct policy *p, const char *vm, uint32_t uid);
+/* `vm_tags`: separated by commas. */
+bool policy_covers(const struct policy *p, const char *vm, uint32_t uid, const char *vm_tags);
 
 /* DIR/NAME.conf; errors name file and line.  Writing replaces the file as a whole. */
 int policy_read(const char *dir, const char *name, struct policy **ret, struct err *e);

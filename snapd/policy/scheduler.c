@@ -7,8 +7,8 @@
  * than compare two numbers), and no event can be missed: a clock that is set, a VM that comes
  * back, a job that ends.
  *
- * Locks: policies->lock (the list, the lines) → vms_lock, vm.lock; → jobs' locks.  Files are
- * written by the control thread under files_lock alone.
+ * Locks: policies->lock (the list, the lines) → vms_lock, vm.lock; → jobs' locks; → that of tags.
+ * Files are written by the control thread under files_lock alone.
  */
 #include "snapd/policy/scheduler.h"
 
@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "snapd/daemon/daemon.h"
+#include "snapd/daemon/tags.h"
 #include "snapd/policy/line.h"
 #include "snapd/policy/policy.h"
 #include "snapd/util/cleanup.h"
@@ -171,6 +172,15 @@ static void add_line(struct policies *ps, struct entry *en, const struct vm_name
 	lines[en->nr_lines++]->attached = true;
 }
 
+static bool covers(const struct policies *ps, const struct entry *en, const char *vm, uint32_t uid)
+{
+	char tags[VM_TAGS_MAX] = "";
+
+	if (*policy_text(en->policy, "vm_tags"))
+		vm_tags_of(ps->d->tags, vm, uid, tags);
+	return policy_covers(en->policy, vm, uid, tags);
+}
+
 /* A line for each VM that is there; those of VMs that are not stay, but for a policy that
  * does not cover them any more. */
 static void match(struct policies *ps, struct entry *en, const struct vm_name *vms, size_t nr)
@@ -181,7 +191,7 @@ static void match(struct policies *ps, struct entry *en, const struct vm_name *v
 		struct line *l = en->lines[i];
 
 		l->attached = false;
-		if (l->state == LINE_IDLE && !policy_covers(en->policy, l->vm, l->uid)) {
+		if (l->state == LINE_IDLE && !covers(ps, en, l->vm, l->uid)) {
 			line_stop(l);
 			free(l);
 		} else {
@@ -194,7 +204,7 @@ static void match(struct policies *ps, struct entry *en, const struct vm_name *v
 
 		if (l)
 			l->attached = true;
-		else if (policy_covers(en->policy, vms[i].name, vms[i].uid))
+		else if (covers(ps, en, vms[i].name, vms[i].uid))
 			add_line(ps, en, &vms[i]);
 	}
 }

@@ -9,6 +9,7 @@ wrong is refused with the reason.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 
@@ -121,6 +122,27 @@ def bounds(b):
     b.snapctl("policy", "rm", "calm")
 
 
+def by_tags(b):
+    """A policy takes VMs up and leaves them out as their tags change; tags outlive a restart, not the VM."""
+    bad(b, 3, "tag", "nobody", "--add", "gold")
+    bad(b, 2, "tag", "db", "--add", "go ld!")
+    check(b.snapctl("tag", "db").stdout == "\n", "it has tags already")
+    b.snapctl("policy", "set", "tagged", "vm_tags=gold, silver", "every=1s", "keep_last=2")
+    check(b.snapctl("tag", "db", "--add", "gold,eu").stdout == "gold,eu\n", "tags that were set are told")
+    until_runs(b, "tagged", "db", 1)
+    check(line(b, "tagged", "web1") is None, "a VM without the tag is covered")
+    check([v["name"] for v in js(b, "vms", "--tag", "gold")["vms"]] == ["db"], "vms --tag")
+    check(js(b, "vms", "--tag", "go")["vms"] == [] and "gold,eu" in b.snapctl("vms").stdout, "tags of vms")
+    b.snapctl("tag", "db", "--remove", "gold")
+    b.until(lambda: line(b, "tagged", "db") is None, 30, "db to be left out")
+    with open(os.path.join(b.dir, "vm-tags.conf"), "w") as f:
+        f.write("[tags]\nweb* = silver\n")
+    b.service.send_signal(signal.SIGHUP)
+    until_runs(b, "tagged", "web2", 1)
+    check(b.snapctl("tag", "web1", "--set", "x").stdout == "x,silver\n", "both kinds add up")
+    b.snapctl("policy", "rm", "tagged")
+
+
 def restarts(b, options):
     """The service is killed and comes back; a VM ends and another takes its name."""
     b.snapctl("policy", "resume", "fast")
@@ -128,6 +150,7 @@ def restarts(b, options):
     b.service.kill()
     b.service.wait()
     b.start()
+    check(b.snapctl("tag", "db").stdout == "eu\n" and b.snapctl("tag", "web1").stdout == "x,silver\n", "tags are lost")
     one = b.until(lambda: (lambda x: x and x["runs"] >= 1 and x)(line(b, "fast", "web1")), 60, "runs after a restart")
     check(one["snapshot"] > newest, f"{one} after {newest}")
     b.vms[1].stop()
@@ -157,7 +180,7 @@ def main():
     need_accel(args.accel)
     seed = seed_from(args.seed)
     with Bench(args.build) as b:
-        b.service_args += ["--policies", os.path.join(b.dir, "policies")]
+        b.service_args += ["--policies", os.path.join(b.dir, "policies"), "--vm-tags", os.path.join(b.dir, "vm-tags.conf")]
         options = ["--accel", args.accel, "--mem", "8M", "--rate", "500", "--digest", "--seed", seed]
         b.start()
         for name in ("web1", "web2", "db"):
@@ -169,6 +192,7 @@ def main():
         pause_and_run(b)
         hooks_that_go_wrong(b)
         bounds(b)
+        by_tags(b)
         restarts(b, options)
         for vm in b.vms:
             vm.stop()

@@ -173,9 +173,15 @@ static void words(void)
 		check(policy_set(p, bad[i][0], bad[i][1], &e) == -EINVAL && e.text[0],
 		      "%s = %s was taken", bad[i][0], bad[i][1]);
 	}
-	check(policy_covers(p, "web7", 1000) && policy_covers(p, "db", 1000) &&
-		      !policy_covers(p, "db2", 1000) && !policy_covers(p, "web7", 0),
+	check(policy_covers(p, "web7", 1000, "") && policy_covers(p, "db", 1000, "") &&
+		      !policy_covers(p, "db2", 1000, "") && !policy_covers(p, "web7", 0, ""),
 	      "covers the wrong VMs");
+	check(!policy_set(p, "vm_tags", "gold, eu", &e) &&
+		      policy_covers(p, "web7", 1000, "us,eu") &&
+		      policy_covers(p, "db", 1000, "gold") &&
+		      !policy_covers(p, "web7", 1000, "golden,us") &&
+		      !policy_covers(p, "db", 1000, "") && !policy_covers(p, "x", 1000, "eu"),
+	      "covers VMs with the wrong tags");
 	check(policy_new("../x", &q, NULL) == -EINVAL && policy_new("", &q, NULL) == -EINVAL,
 	      "bad names taken");
 	check(!policy_new("both", &q, NULL) && policy_finish(q, NULL) == -EINVAL,
