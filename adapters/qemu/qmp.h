@@ -31,6 +31,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <jansson.h>
+
 #include "snapd/util/err.h"
 
 struct qmp; /* opaque */
@@ -101,10 +103,7 @@ int qmp_save(struct qmp *q, uint32_t timeout_ms, int *fd, size_t *len, struct er
  */
 int qmp_load(struct qmp *q, uint32_t timeout_ms, const void *stream, size_t len, struct err *e);
 
-/*
- * What this QEMU is, as a JSON object (allocated; the caller's):
- *   {"version":"7.2.22","package":"Debian …","machine":"pc-q35-7.2","cpu":"host-x86_64-cpu",
- *    "cpu_features":[…],"ram":[{"id":"…","bytes":N,"shared":true}],"argv":[…]}
- * `argv` is the process's own command line.
- */
-int qmp_describe(struct qmp *q, char **ret, struct err *e);
+/* Any command; takes `args` (may be NULL) over.  *ret (may be NULL) gets what QEMU returned, the
+ * caller's.  -EIO: QEMU refused it; e has its words. */
+int qmp_ask(struct qmp *q, uint32_t timeout_ms, const char *command, json_t *args, json_t **ret,
+	    struct err *e);
