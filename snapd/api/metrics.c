@@ -1,161 +1,404 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * metrics: GET /metrics, the Prometheus text format (version 0.0.4).  Control
- * thread.  A user sees its own VMs; figures of the store and the jobs are sums and
- * are everyone's.
+ * metrics: GET /metrics, for Prometheus.  Control thread.  A user sees its own VMs and their
+ * lines of policies; figures of the store, the jobs and the process are sums and are everyone's.
  *
- * Every number in a VM's description becomes a metric, so that a new counter needs
- * no change here.  Lines of one metric have to stand together: they are gathered
- * by name first.
+ * docs/monitoring.md tells what each is for; tests/e2e/metrics.py holds the document, the
+ * alert rules, the dashboard and this file together.
  */
 #include "snapd/api/request.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
 
+#include "snapd/api/exposition.h"
 #include "snapd/daemon/job.h"
+#include "snapd/policy/scheduler.h"
 #include "snapd/util/cleanup.h"
-#include "snapd/vm/vm.h"
 
-/* What only ever counts up, of a VM's figures; the others are gauges. */
-static const char *const vm_counters[] = {
-	"harvested",  "reset",	   "published", "ring_full",   "unresolved",
-	"host_marks", "kicks",	   "pauses",	"reconnects",  "slot_changes",
-	"harvest_ns", "snapshots", "failures",	"self_checks", "missed_pages",
+/* ---- VMs ---- */
+
+enum scale { PLAIN, PAGES_AS_BYTES };
+
+static const struct vm_metric {
+	const char *name;
+	enum metric_type type;
+	enum scale scale;
+	size_t at; /* of a uint64_t in struct vm_figures */
+	const char *help;
+} vm_metrics[] = {
+#define AT(f) offsetof(struct vm_figures, f)
+	{"snapd_vm_ready", METRIC_GAUGE, PLAIN, AT(ready),
+	 "1 when snapshots of the VM can be taken."},
+	{"snapd_vm_broken", METRIC_GAUGE, PLAIN, AT(broken),
+	 "1 when a rollback failed half way: the VM is paused until another one succeeds."},
+	{"snapd_vm_vcpus", METRIC_GAUGE, PLAIN, AT(nr_vcpus), "vCPUs of the VM."},
+	{"snapd_vm_ram_bytes", METRIC_GAUGE, PLAIN, AT(ram_bytes), "Memory of the VM."},
+	{"snapd_vm_dirty_bytes", METRIC_GAUGE, PAGES_AS_BYTES, AT(agent.dirty_frames),
+	 "Memory known to be written since the newest epoch."},
+	{"snapd_vm_pending_entries", METRIC_GAUGE, PLAIN, AT(agent.pending),
+	 "Ring entries harvested and not yet reset and published."},
+	{"snapd_vm_dirtied_bytes_total", METRIC_COUNTER, PAGES_AS_BYTES, AT(agent.published),
+	 "Memory reported as written, a page once in each harvest; its rate is the dirty rate."},
+	{"snapd_vm_harvested_entries_total", METRIC_COUNTER, PLAIN, AT(agent.harvested),
+	 "Entries collected from dirty rings."},
+	{"snapd_vm_reset_entries_total", METRIC_COUNTER, PLAIN, AT(agent.reset),
+	 "Ring entries whose pages KVM protects again."},
+	{"snapd_vm_unresolved_entries_total", METRIC_COUNTER, PLAIN, AT(agent.unresolved),
+	 "Ring entries that named no memslot in force."},
+	{"snapd_vm_ring_full_total", METRIC_COUNTER, PLAIN, AT(agent.ring_full),
+	 "Exits of a vCPU because its dirty ring was full."},
+	{"snapd_vm_host_marked_pages_total", METRIC_COUNTER, PLAIN, AT(agent.host_marks),
+	 "Pages that the VMM itself reported as written."},
+	{"snapd_vm_kicks_total", METRIC_COUNTER, PLAIN, AT(agent.kicks),
+	 "Times a vCPU was kicked out of the guest."},
+	{"snapd_vm_agent_pauses_total", METRIC_COUNTER, PLAIN, AT(agent.pauses),
+	 "Pauses of the VM, for whatever reason."},
+	{"snapd_vm_reconnects_total", METRIC_COUNTER, PLAIN, AT(agent.reconnects),
+	 "Times that the agent connected again."},
+	{"snapd_vm_slot_changes_total", METRIC_COUNTER, PLAIN, AT(agent.slot_changes),
+	 "Memslots made, moved and deleted."},
+	{"snapd_vm_jobs_queued", METRIC_GAUGE, PLAIN, AT(nr_queued), "Jobs that wait for the VM."},
+	{"snapd_vm_epochs_total", METRIC_COUNTER, PLAIN, AT(epochs.nr),
+	 "Epochs made durable, since the agent connected."},
+	{"snapd_vm_snapshots_total", METRIC_COUNTER, PLAIN, AT(snapshots),
+	 "Snapshots taken, since the agent connected."},
+	{"snapd_vm_snapshot_failures_total", METRIC_COUNTER, PLAIN, AT(failures),
+	 "Snapshots and self-checks that failed, since the agent connected."},
+	{"snapd_vm_self_checks_total", METRIC_COUNTER, PLAIN, AT(self_checks),
+	 "Self-checks done, since the agent connected."},
+	{"snapd_vm_missed_pages_total", METRIC_COUNTER, PLAIN, AT(missed_pages),
+	 "Pages that a self-check found written and never reported. Anything above 0 is a bug."},
+	{"snapd_vm_stored_pages_total", METRIC_COUNTER, PLAIN, AT(epochs.pages_stored),
+	 "Pages of epochs that the store did not have."},
+	{"snapd_vm_written_bytes_total", METRIC_COUNTER, PLAIN, AT(epochs.bytes_written),
+	 "Bytes written to segments for the VM's epochs, headers included."},
+#undef AT
 };
-/* Names of things, not amounts. */
-static const char *const vm_not_metrics[] = {"uid", "pid", "point", "head_snapshot", "attached_ns"};
 
-static bool one_of(const char *name, const char *const *list, size_t nr)
+struct vms {
+	struct vm_figures *list; /* owned */
+	size_t nr;
+	uint64_t now_ns; /* CLOCK_REALTIME */
+};
+
+static const char *labels_of(const struct vm_figures *v, char buf[LABELS_MAX])
 {
-	for (size_t i = 0; i < nr; i++)
-		if (!strcmp(name, list[i]))
-			return true;
-	return false;
+	char uid[16];
+
+	snprintf(uid, sizeof(uid), "%u", v->uid);
+	return metric_labels(buf, "vm", v->name, "uid", uid, NULL);
 }
 
-static void add_vm_number(json_t *by_name, const char *vm, json_int_t uid, const char *key,
-			  json_t *value)
+static void print_vm_metric(FILE *f, const struct vms *vms, const struct vm_metric *m)
 {
-	json_t *lines = json_object_get(by_name, key);
-	char line[256];
+	char labels[LABELS_MAX];
 
-	if (!lines) {
-		lines = json_array();
-		json_object_set_new(by_name, key, lines);
-	}
-	snprintf(line, sizeof(line), "{vm=\"%s\",uid=\"%lld\"} %.17g\n", vm, (long long)uid,
-		 json_number_value(value));
-	json_array_append_new(lines, json_string(line));
-}
+	metric_family(f, m->name, m->type, m->help);
+	for (size_t i = 0; i < vms->nr; i++) {
+		const struct vm_figures *v = &vms->list[i];
+		uint64_t value = *(const uint64_t *)((const char *)v + m->at);
 
-/* Numbers of `o`, and of objects in it under "outer_inner". */
-static void gather(json_t *by_name, const char *vm, json_int_t uid, const char *prefix, json_t *o)
-{
-	char name[96];
-	const char *key;
-	json_t *v;
-
-	json_object_foreach(o, key, v)
-	{
-		snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "_" : "", key);
-		if (json_is_object(v) && !*prefix &&
-		    !one_of(key, vm_not_metrics, ARRAY_SIZE(vm_not_metrics)))
-			gather(by_name, vm, uid, strcmp(key, "counters") ? key : "", v);
-		else if (json_is_number(v) &&
-			 !one_of(key, vm_not_metrics, ARRAY_SIZE(vm_not_metrics)))
-			add_vm_number(by_name, vm, uid, name, v);
+		if (m->scale == PAGES_AS_BYTES)
+			value *= v->page_size;
+		metric_u64(f, m->name, labels_of(v, labels), value);
 	}
 }
 
-static void print_vms(FILE *f, json_t *vms)
+static void print_harvests(FILE *f, const struct vms *vms)
 {
-	json_t *by_name = json_object(), *vm, *lines, *line;
-	const char *key;
-	size_t i;
+	char labels[LABELS_MAX];
 
-	json_array_foreach(vms, i, vm)
-		gather(by_name, json_string_value(json_object_get(vm, "name")),
-		       json_integer_value(json_object_get(vm, "uid")), "", vm);
-	fprintf(f, "# TYPE snapd_vms gauge\nsnapd_vms %zu\n", json_array_size(vms));
-	json_object_foreach(by_name, key, lines)
-	{
-		bool counter = one_of(key, vm_counters, ARRAY_SIZE(vm_counters));
-
-		fprintf(f, "# TYPE snapd_vm_%s%s %s\n", key, counter ? "_total" : "",
-			counter ? "counter" : "gauge");
-		json_array_foreach(lines, i, line)
-			fprintf(f, "snapd_vm_%s%s%s", key, counter ? "_total" : "",
-				json_string_value(line));
+	metric_family(f, "snapd_vm_harvest_seconds", METRIC_SUMMARY,
+		      "Time to harvest the rings, reset them and publish the pages.");
+	for (size_t i = 0; i < vms->nr; i++) {
+		labels_of(&vms->list[i], labels);
+		metric_seconds(f, "snapd_vm_harvest_seconds_sum", labels,
+			       vms->list[i].agent.harvest_ns);
+		metric_u64(f, "snapd_vm_harvest_seconds_count", labels,
+			   vms->list[i].agent.harvests);
 	}
-	json_decref(by_name);
+}
+
+static void print_histograms(FILE *f, const struct vms *vms)
+{
+	char labels[LABELS_MAX];
+
+	metric_family(f, "snapd_vm_pause_seconds", METRIC_HISTOGRAM,
+		      "How long the VM stood still for an epoch.");
+	for (size_t i = 0; i < vms->nr; i++)
+		metric_histogram(f, "snapd_vm_pause_seconds", labels_of(&vms->list[i], labels),
+				 &vms->list[i].epochs.pause_ns, pause_bounds_ns, true);
+	metric_family(f, "snapd_vm_commit_seconds", METRIC_HISTOGRAM,
+		      "From the end of the pause until the epoch was durable.");
+	for (size_t i = 0; i < vms->nr; i++)
+		metric_histogram(f, "snapd_vm_commit_seconds", labels_of(&vms->list[i], labels),
+				 &vms->list[i].epochs.commit_ns, commit_bounds_ns, true);
+	metric_family(f, "snapd_vm_epoch_bytes", METRIC_HISTOGRAM, "Memory that an epoch changed.");
+	for (size_t i = 0; i < vms->nr; i++)
+		metric_histogram(f, "snapd_vm_epoch_bytes", labels_of(&vms->list[i], labels),
+				 &vms->list[i].epochs.epoch_bytes, epoch_bounds_bytes, false);
+}
+
+/* Parts that do not overlap. */
+static void print_last_pause(FILE *f, const struct vms *vms)
+{
+	static const struct {
+		const char *name;
+		size_t at;
+	} parts[] = {
+		{"stop", offsetof(struct vm_pause, stop_ns)},
+		{"state", offsetof(struct vm_pause, state_ns)},
+		{"harvest", offsetof(struct vm_pause, harvest_ns)},
+		{"copy", offsetof(struct vm_pause, copy_ns)},
+	};
+	char labels[LABELS_MAX], uid[16];
+
+	metric_family(f, "snapd_vm_last_pause_seconds", METRIC_GAUGE,
+		      "Parts of the last pause: stop the vCPUs, save state, harvest, copy pages.");
+	for (size_t i = 0; i < vms->nr; i++)
+		for (size_t p = 0; p < ARRAY_SIZE(parts); p++) {
+			const struct vm_figures *v = &vms->list[i];
+
+			snprintf(uid, sizeof(uid), "%u", v->uid);
+			metric_labels(labels, "vm", v->name, "uid", uid, "part", parts[p].name,
+				      NULL);
+			metric_seconds(f, "snapd_vm_last_pause_seconds", labels,
+				       *(const uint64_t *)((const char *)&v->pause + parts[p].at));
+		}
+}
+
+/* A VM that has no point in the store yet has no lag. */
+static void print_lag(FILE *f, const struct vms *vms)
+{
+	char labels[LABELS_MAX];
+
+	metric_family(f, "snapd_vm_capture_lag_seconds", METRIC_GAUGE,
+		      "Age of the newest point in the store: what would be lost with the VM now.");
+	for (size_t i = 0; i < vms->nr; i++) {
+		uint64_t taken_ns = vms->list[i].epochs.taken_ns;
+
+		if (taken_ns)
+			metric_seconds(f, "snapd_vm_capture_lag_seconds",
+				       labels_of(&vms->list[i], labels),
+				       vms->now_ns - MIN(vms->now_ns, taken_ns));
+	}
+	metric_family(f, "snapd_vm_last_epoch_timestamp_seconds", METRIC_GAUGE,
+		      "When the newest point in the store was taken.");
+	for (size_t i = 0; i < vms->nr; i++)
+		if (vms->list[i].epochs.taken_ns)
+			metric_seconds(f, "snapd_vm_last_epoch_timestamp_seconds",
+				       labels_of(&vms->list[i], labels),
+				       vms->list[i].epochs.taken_ns);
+}
+
+static int print_vms(FILE *f, struct api_request *req)
+{
+	_cleanup_free_ struct vm_figures *list = NULL;
+	struct vms vms = {0};
+	struct timespec ts;
+	int rc = vm_list_figures(req->daemon, req->view, &list, &vms.nr);
+
+	if (rc)
+		return rc;
+	clock_gettime(CLOCK_REALTIME, &ts);
+	vms.now_ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+	vms.list = list;
+	metric_family(f, "snapd_vms", METRIC_GAUGE, "Attached VMs.");
+	metric_u64(f, "snapd_vms", "", vms.nr);
+	for (size_t i = 0; i < ARRAY_SIZE(vm_metrics); i++)
+		print_vm_metric(f, &vms, &vm_metrics[i]);
+	print_harvests(f, &vms);
+	print_histograms(f, &vms);
+	print_last_pause(f, &vms);
+	print_lag(f, &vms);
+	return 0;
+}
+
+/* ---- the store ---- */
+
+struct gauge {
+	const char *name;
+	uint64_t value;
+	const char *help;
+};
+
+static void print_gauges(FILE *f, const struct gauge *rows, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		metric_family(f, rows[i].name, METRIC_GAUGE, rows[i].help);
+		metric_u64(f, rows[i].name, "", rows[i].value);
+	}
 }
 
 static void print_store(FILE *f, struct daemon *d)
 {
+	struct statvfs fs = {0};
 	struct store_stats s;
 
-	if (store_get_stats(d->store, &s, NULL))
+	if (store_get_stats(d->store, &s, NULL) || statvfs(d->config.store_dir, &fs))
 		return;
-	const struct {
-		const char *name;
-		uint64_t value;
-	} rows[] = {
-		{"vms", s.vms},
-		{"timelines", s.timelines},
-		{"epochs", s.epochs},
-		{"snapshots", s.snapshots},
-		{"segments", s.segments},
-		{"segments_free", s.segments_free},
-		{"disk_bytes", s.bytes_on_disk},
-		{"used_bytes", s.bytes_used},
-		{"index_bytes", s.bytes_index},
-		{"logical_bytes", s.bytes_logical},
-		{"pages", s.pages_stored},
-		{"dedup_entries", s.dedup_entries},
-		{"limit_bytes", d->config.store_max_bytes},
+	const struct gauge rows[] = {
+		{"snapd_store_vms", s.vms, "VMs that the store knows."},
+		{"snapd_store_timelines", s.timelines, "Lines of epochs."},
+		{"snapd_store_epochs", s.epochs, "Epochs, with and without a snapshot."},
+		{"snapd_store_snapshots", s.snapshots, "Snapshots."},
+		{"snapd_store_segments", s.segments, "Segment files, free ones included."},
+		{"snapd_store_free_segments", s.segments_free,
+		 "Segment files that wait to be used."},
+		{"snapd_store_pages", s.pages_stored, "Pages in segments."},
+		{"snapd_store_disk_bytes", s.bytes_on_disk, "What the store takes on disk."},
+		{"snapd_store_used_bytes", s.bytes_used, "Of that, written parts of segments."},
+		{"snapd_store_index_bytes", s.bytes_index, "Of that, the index."},
+		{"snapd_store_logical_bytes", s.bytes_logical,
+		 "Memory of all snapshots if each were stored by itself, without zero pages."},
+		{"snapd_store_limit_bytes", d->config.store_max_bytes,
+		 "Limit set by store_max; 0: none."},
+		{"snapd_store_filesystem_free_bytes", (uint64_t)fs.f_bavail * fs.f_frsize,
+		 "What is free on the store's file system."},
+		{"snapd_store_filesystem_size_bytes", (uint64_t)fs.f_blocks * fs.f_frsize,
+		 "Size of the store's file system."},
+		{"snapd_store_dedup_entries", s.dedup_entries, "Pages in the table of duplicates."},
+		{"snapd_store_dedup_memory_bytes", s.dedup_bytes, "Memory of that table."},
 	};
 
-	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
-		fprintf(f, "# TYPE snapd_store_%s gauge\nsnapd_store_%s %llu\n", rows[i].name,
-			rows[i].name, (unsigned long long)rows[i].value);
+	print_gauges(f, rows, ARRAY_SIZE(rows));
+}
+
+/* ---- policies ---- */
+
+static const struct {
+	const char *name, *key;
+	enum metric_type type;
+	const char *help;
+} line_metrics[] = {
+	{"snapd_policy_runs_total", "runs", METRIC_COUNTER, "Runs of a policy on a VM."},
+	{"snapd_policy_failures_total", "failures", METRIC_COUNTER,
+	 "Runs in which anything went wrong."},
+	{"snapd_policy_skipped_total", "skipped", METRIC_COUNTER, "Points that were left out."},
+	{"snapd_policy_pruned_snapshots_total", "pruned", METRIC_COUNTER,
+	 "Snapshots that the policy deleted."},
+	{"snapd_policy_backoff", "backoff", METRIC_GAUGE,
+	 "n: 2^n - 1 points are left out after each run, since pauses were over the bounds."},
+	{"snapd_policy_last_run_timestamp_seconds", "last_s", METRIC_GAUGE,
+	 "When the last run began; 0: never since the service started."},
+};
+
+static void print_lines(FILE *f, json_t *policies, size_t m)
+{
+	char labels[LABELS_MAX], uid[16];
+	json_t *policy, *line;
+	size_t i, k;
+
+	metric_family(f, line_metrics[m].name, line_metrics[m].type, line_metrics[m].help);
+	json_array_foreach(policies, i, policy)
+	{
+		json_array_foreach(json_object_get(policy, "lines"), k, line)
+		{
+			snprintf(uid, sizeof(uid), "%lld",
+				 json_integer_value(json_object_get(line, "uid")));
+			metric_labels(labels, "policy",
+				      json_string_value(json_object_get(policy, "name")), "vm",
+				      json_string_value(json_object_get(line, "vm")), "uid", uid,
+				      NULL);
+			metric_u64(f, line_metrics[m].name, labels,
+				   (uint64_t)json_integer_value(
+					   json_object_get(line, line_metrics[m].key)));
+		}
+	}
+}
+
+static void print_policies(FILE *f, json_t *policies)
+{
+	char labels[LABELS_MAX];
+	json_t *policy;
+	size_t i;
+
+	metric_family(f, "snapd_policy_paused", METRIC_GAUGE, "1 when the policy is paused.");
+	json_array_foreach(policies, i, policy)
+		metric_u64(f, "snapd_policy_paused",
+			   metric_labels(labels, "policy",
+					 json_string_value(json_object_get(policy, "name")), NULL),
+			   json_is_true(json_object_get(policy, "paused")));
+	for (size_t m = 0; m < ARRAY_SIZE(line_metrics); m++)
+		print_lines(f, policies, m);
+}
+
+/* ---- jobs, the process ---- */
+
+static void print_job_states(FILE *f, struct daemon *d, const char *name, int from, int to)
+{
+	char labels[LABELS_MAX];
+
+	for (int k = 0; k < JOB_NR_KINDS; k++)
+		for (int s = from; s <= to; s++)
+			metric_u64(f, name,
+				   metric_labels(labels, "kind", job_kind_names[k], "state",
+						 job_state_names[s], NULL),
+				   job_count(d, k, s));
 }
 
 static void print_jobs(FILE *f, struct daemon *d)
 {
-	fprintf(f, "# TYPE snapd_jobs gauge\n");
-	for (int k = 0; k < JOB_NR_KINDS; k++)
-		for (int s = JOB_QUEUED; s <= JOB_RUNNING; s++)
-			fprintf(f, "snapd_jobs{kind=\"%s\",state=\"%s\"} %llu\n", job_kind_names[k],
-				job_state_names[s], (unsigned long long)job_count(d, k, s));
-	fprintf(f, "# TYPE snapd_jobs_ended_total counter\n");
-	for (int k = 0; k < JOB_NR_KINDS; k++)
-		for (int s = JOB_DONE; s < JOB_NR_STATES; s++)
-			fprintf(f, "snapd_jobs_ended_total{kind=\"%s\",state=\"%s\"} %llu\n",
-				job_kind_names[k], job_state_names[s],
-				(unsigned long long)job_count(d, k, s));
+	metric_family(f, "snapd_jobs", METRIC_GAUGE, "Jobs that wait or run.");
+	print_job_states(f, d, "snapd_jobs", JOB_QUEUED, JOB_RUNNING);
+	metric_family(f, "snapd_jobs_ended_total", METRIC_COUNTER, "Jobs that ended, and how.");
+	print_job_states(f, d, "snapd_jobs_ended_total", JOB_DONE, JOB_NR_STATES - 1);
+}
+
+static void print_process(FILE *f)
+{
+	unsigned long long pages = 0;
+	FILE *statm = fopen("/proc/self/statm", "re");
+	struct rusage use;
+	char labels[LABELS_MAX];
+
+	metric_family(f, "snapd_build_info", METRIC_GAUGE, "1; the version is a label.");
+	metric_u64(f, "snapd_build_info", metric_labels(labels, "version", SNAPD_VERSION, NULL), 1);
+	getrusage(RUSAGE_SELF, &use);
+	metric_family(f, "snapd_process_cpu_seconds_total", METRIC_COUNTER,
+		      "CPU time of the service, user and system.");
+	metric_double(f, "snapd_process_cpu_seconds_total", "",
+		      (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+			      (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6);
+	if (!statm)
+		return;
+	if (fscanf(statm, "%*u %llu", &pages) == 1) {
+		metric_family(f, "snapd_process_resident_memory_bytes", METRIC_GAUGE,
+			      "Resident memory of the service, VMs' mapped memory included.");
+		metric_u64(f, "snapd_process_resident_memory_bytes", "",
+			   pages * (uint64_t)sysconf(_SC_PAGESIZE));
+	}
+	fclose(statm);
 }
 
 int api_get_metrics(struct api_request *req)
 {
-	json_t *vms = vm_list_json(req->daemon, req->view);
+	json_t *policies = policies_json(req->daemon, req->view);
 	char *text = NULL;
 	size_t len;
 	FILE *f = open_memstream(&text, &len);
+	int rc = f && policies ? 0 : -ENOMEM;
 
-	if (!f || !vms) {
-		json_decref(vms);
-		if (f)
-			fclose(f);
-		free(text);
-		return -ENOMEM;
+	if (!rc)
+		rc = print_vms(f, req);
+	if (!rc) {
+		print_store(f, req->daemon);
+		print_policies(f, policies);
+		print_jobs(f, req->daemon);
+		print_process(f);
 	}
-	fprintf(f, "# TYPE snapd_info gauge\nsnapd_info{version=\"%s\"} 1\n", SNAPD_VERSION);
-	print_vms(f, vms);
-	print_store(f, req->daemon);
-	print_jobs(f, req->daemon);
-	json_decref(vms);
-	fclose(f);
-	return api_reply_text(req, "text/plain; version=0.0.4", text);
+	json_decref(policies);
+	if (f && fclose(f) && !rc)
+		rc = -ENOMEM;
+	if (rc) {
+		free(text);
+		return rc;
+	}
+	return api_reply_text(req, "text/plain; version=0.0.4; charset=utf-8", text);
 }

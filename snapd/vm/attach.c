@@ -366,6 +366,22 @@ static int first_ready(struct vm *vm, struct err *e)
 	return vm_set_point(vm, vm->point, vm->live, e);
 }
 
+/* When the newest snapshot of the VM was taken: what would be lost begins there. */
+static void find_newest(struct vm *vm)
+{
+	_cleanup_free_ struct store_snapshot *list = NULL;
+	uint64_t taken_ns = 0;
+	size_t nr = 0;
+
+	if (store_snapshot_list(vm->d->store, vm->id, &list, &nr, NULL))
+		return;
+	for (size_t i = 0; i < nr; i++)
+		taken_ns = MAX(taken_ns, list[i].taken_ns);
+	pthread_mutex_lock(&vm->lock);
+	vm->pub.epochs.taken_ns = taken_ns;
+	pthread_mutex_unlock(&vm->lock);
+}
+
 int vm_on_ready(struct vm *vm, struct err *e)
 {
 	int err = vm->told ? 0 : first_ready(vm, e);
@@ -391,6 +407,8 @@ int vm_on_ready(struct vm *vm, struct err *e)
 		if (err)
 			return err;
 	}
+	if (vm->state != VM_READY)
+		find_newest(vm);
 	if (vm->state != VM_READY)
 		log_info("%s: ready: %u vCPUs, %llu MiB%s", vm->name, vm->hello.nr_vcpus,
 			 (unsigned long long)(vm->mem.ram_frames * vm->mem.page_size >> 20),

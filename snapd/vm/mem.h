@@ -123,6 +123,6 @@ int vm_shm_hints(struct vm_shm *s, const uint64_t *frames, size_t nr, bool *hint
 /* Figures that the agent keeps in the shared page. */
 struct vm_shm_stats {
 	uint64_t harvested, reset, published, ring_full, unresolved, host_marks, kicks, pauses,
-		reconnects, slot_changes, pending, harvest_ns, dirty_frames;
+		reconnects, slot_changes, pending, harvest_ns, harvests, dirty_frames;
 };
 int vm_shm_stats(struct vm_shm *s, uint64_t limit, struct vm_shm_stats *ret);

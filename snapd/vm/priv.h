@@ -24,6 +24,7 @@
 #include "snapd/daemon/daemon.h"
 #include "snapd/vm/staging.h"
 #include "snapd/vm/vm.h"
+#include "snapd/vm/figures.h"
 #include "snapd/vm/mem.h"
 
 #define VM_QUEUE_MAX	      8
@@ -39,15 +40,6 @@ struct capture;
 
 struct gfn_run {
 	uint64_t gfn, n;
-};
-
-/* Figures of the last pause, nanoseconds. */
-struct vm_pause {
-	uint64_t total_ns;			/* the agent: asked → vCPUs let go */
-	uint64_t stop_ns, state_ns, harvest_ns; /* the agent's parts */
-	uint64_t copy_ns;			/* take the set and copy it, here */
-	uint64_t service_ns;			/* PAUSED received → RESUME sent, here */
-	uint64_t pages;				/* copied in the pause */
 };
 
 struct vm {
@@ -87,6 +79,7 @@ struct vm {
 		uint64_t snapshots, failures;
 		uint64_t self_checks, missed_pages;
 		struct vm_pause pause;
+		struct vm_epochs epochs;
 		bool broken;
 	} pub;
 	struct vm_shm shm; /* the VM's thread uses it; mapped, unmapped under lock */

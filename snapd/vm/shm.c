@@ -333,6 +333,7 @@ static void do_stats(void *arg)
 	GET(pending);
 	GET(harvest_ns);
 #undef GET
+	r->harvests = atomic_load_explicit(&m->publish_seq, memory_order_acquire);
 	r->dirty_frames = gpaset_count(&t->s->dirty, t->limit);
 }
 

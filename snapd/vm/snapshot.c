@@ -40,6 +40,7 @@ struct snapshot {
 	struct epoch_stats stored;
 	struct snapd_point point;
 	uint64_t id;
+	uint64_t runs_again_ns; /* CLOCK_MONOTONIC */
 };
 
 static int check_args(struct vm *vm, struct snapshot_meta *meta, int *self_check, json_t *args,
@@ -111,6 +112,7 @@ static int pause_and_copy(struct snapshot *s, int *state_fd, uint64_t *state_len
 	err = capture_paused(vm->capture, e);
 	s->pause.service_ns = now_ns(CLOCK_MONOTONIC) - paused_at;
 	resume = vm_resume(vm, &s->pause, err ? &resume_err : e);
+	s->runs_again_ns = now_ns(CLOCK_MONOTONIC);
 	s->meta.pause_ns = s->pause.total_ns;
 	if (err == -EFAULT && vm->sock >= 0)
 		vm_say_error(vm, SNAPD_MSG_ERROR, e);
@@ -168,6 +170,22 @@ static int run(struct snapshot *s, struct err *e)
 	return err ? err : commit(s, e);
 }
 
+/* Under vm.lock. */
+static void count_epoch(const struct snapshot *s, struct vm_epochs *ep, bool durable)
+{
+	if (s->pause.total_ns)
+		histogram_add(&ep->pause_ns, pause_bounds_ns, s->pause.total_ns);
+	if (!durable)
+		return;
+	histogram_add(&ep->commit_ns, commit_bounds_ns, now_ns(CLOCK_MONOTONIC) - s->runs_again_ns);
+	histogram_add(&ep->epoch_bytes, epoch_bounds_bytes,
+		      (s->stored.pages_in - s->stored.unchanged) * s->vm->mem.page_size);
+	ep->nr++;
+	ep->pages_stored += s->stored.stored;
+	ep->bytes_written += s->stored.bytes_written;
+	ep->taken_ns = s->meta.taken_ns;
+}
+
 static void finish(struct snapshot *s, int err)
 {
 	struct vm *vm = s->vm;
@@ -186,6 +204,7 @@ static void finish(struct snapshot *s, int err)
 	pthread_mutex_lock(&vm->lock);
 	vm->pub.snapshots += !err && !s->unnamed;
 	vm->pub.failures += !!err;
+	count_epoch(s, &vm->pub.epochs, !err);
 	if (s->check) {
 		vm->pub.self_checks += !err;
 		vm->pub.missed_pages += selfcheck_missed(s->check);

@@ -638,8 +638,18 @@ static json_t *counters_json(const struct vm_shm_stats *s)
 	PUT(slot_changes);
 	PUT(pending);
 	PUT(harvest_ns);
+	PUT(harvests);
 #undef PUT
 	return o;
+}
+
+static json_t *epochs_json(const struct vm_epochs *ep)
+{
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "durable", (json_int_t)ep->nr, "paused_ns",
+			 (json_int_t)ep->pause_ns.sum, "changed_bytes",
+			 (json_int_t)ep->epoch_bytes.sum, "pages_stored",
+			 (json_int_t)ep->pages_stored, "bytes_written",
+			 (json_int_t)ep->bytes_written, "taken_ns", (json_int_t)ep->taken_ns);
 }
 
 /* Any number may come; an agent that does not tell has rings. */
@@ -675,7 +685,7 @@ json_t *vm_describe(struct vm *vm)
 		"{s:s,s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
 		"s:I,s:I,s:I,"
 		"s:s?,s:i,"
-		"s:o,s:o}",
+		"s:o,s:o,s:o}",
 		"name", vm->name, "tags", tags, "state", vm_state_names[vm->state], "uid",
 		(int)vm->uid, "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
 		(json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
@@ -686,7 +696,8 @@ json_t *vm_describe(struct vm *vm)
 		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
 		(json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
 		"missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued", (int)queued,
-		"last_pause", pause_json(&pub.pause), "counters", counters_json(&stats));
+		"last_pause", pause_json(&pub.pause), "epochs", epochs_json(&pub.epochs),
+		"counters", counters_json(&stats));
 }
 
 json_t *vm_list_json(struct daemon *d, uint32_t uid)

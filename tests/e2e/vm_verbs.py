@@ -90,7 +90,7 @@ def main():
         equal(b, "web-imported")
         check(js(b, "verify", "--digest", "web-imported")["digest"] == js(b, "verify", "--digest", "web@s3")["digest"],
               "the imported snapshot differs")
-        for line in ("snapd_vm_harvested_total{vm=\"web\"", "snapd_jobs_ended_total{kind=\"rollback\",state=\"done\"} 2"):
+        for line in ("snapd_vm_harvested_entries_total{vm=\"web\"", "snapd_jobs_ended_total{kind=\"rollback\",state=\"done\"} 2"):
             check(line in metrics(b), f"no {line} in /metrics")
         other.stop()
         vm.stop()
