@@ -16,6 +16,9 @@
  */
 #define SNAPD_QEMU_ENV_QMP "SNAPD_QEMU_QMP"
 
+/* Set: a snapshot of another QEMU version, machine type or CPU is loaded all the same. */
+#define SNAPD_QEMU_ENV_FORCE "SNAPD_QEMU_FORCE"
+
 /* With SNAPD_RESTORE the launcher adds `-incoming defer`: QEMU makes its devices and waits. */
 
 /* Ids of what the launcher adds to the command line begin so; a recorded command line is
