@@ -3,7 +3,7 @@
  * device: a device that writes guest memory by itself, as a network card does: KVM
  * never sees these writes, so the agent is told of each.
  *
- * One thread; every write happens under machine.write_lock, which the quiesce
+ * One thread, or lockstep's; every write happens under machine.write_lock, which the quiesce
  * callback takes: between quiesce and unquiesce the device stands still.  Each write
  * stamps one page of the device region and then its entry in the device table; the
  * guest checks one against the other (wl_check_device()).
@@ -53,10 +53,12 @@ static void write_page(struct device *d, uint64_t index)
 	snapd_vm_mark_dirty(m->agent, table_gpa, 8);
 }
 
-static void device_step(struct device *d)
+void device_step(struct machine *m)
 {
-	struct machine *m = d->machine;
+	struct device *d = m->device;
 
+	if (!d)
+		return;
 	pthread_mutex_lock(&m->write_lock);
 	if (atomic_load(&m->live)) {
 		d->rng = guest_rng_next(d->rng);
@@ -78,7 +80,7 @@ static void *device_thread(void *arg)
 		slept_ns += (uint64_t)rest.tv_nsec;
 		if (slept_ns >= period_ns) {
 			slept_ns = 0;
-			device_step(d);
+			device_step(d->machine);
 		}
 	}
 	return NULL;
@@ -100,6 +102,8 @@ int device_start(struct machine *m)
 	pthread_mutex_lock(&m->write_lock);
 	m->device = d;
 	pthread_mutex_unlock(&m->write_lock);
+	if (m->opt->lockstep)
+		return 0;
 	rc = pthread_create(&d->thread, NULL, device_thread, d);
 	if (rc) {
 		m->device = NULL;
@@ -110,7 +114,7 @@ int device_start(struct machine *m)
 
 void device_stop(struct machine *m)
 {
-	if (m->device)
+	if (m->device && !m->opt->lockstep)
 		pthread_join(m->device->thread, NULL);
 }
 

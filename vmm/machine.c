@@ -193,7 +193,7 @@ int machine_create(struct machine *m, const struct options *opt)
 int machine_start(struct machine *m)
 {
 	uint32_t i;
-	int rc = 0;
+	int rc = lockstep_start(m);
 
 	for (i = 0; rc == 0 && i < m->opt->nr_vcpus; i++)
 		rc = vcpu_start(&m->vcpus[i]);
@@ -219,6 +219,7 @@ void machine_stop(struct machine *m)
 	uint32_t i;
 
 	atomic_store(&m->stopping, true);
+	lockstep_stop(m);
 	punch_stop(m);
 	device_stop(m);
 	spare_stop(m);
@@ -246,6 +247,7 @@ void machine_destroy(struct machine *m)
 	free(m->spare);
 	mirror_destroy(m);
 	free(m->epochs);
+	free(m->lockstep);
 	pthread_mutex_destroy(&m->fail_lock);
 	pthread_mutex_destroy(&m->write_lock);
 }

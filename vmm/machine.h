@@ -75,6 +75,7 @@ struct device;
 struct spare;
 struct mirror;
 struct epochs;
+struct lockstep;
 struct simkvm;
 
 struct machine {
@@ -106,6 +107,7 @@ struct machine {
 	struct spare *spare;
 	struct mirror *mirror;
 	struct epochs *epochs;
+	struct lockstep *lockstep;
 };
 
 /* machine.c */
@@ -164,9 +166,12 @@ int punch_load(struct machine *m, const struct snapd_state_reader *r);
 /* Agent's thread: the memslots are these now. */
 void punch_layout(struct machine *m, const struct snapd_memslot *slots, size_t nr);
 
+void punch_step(struct machine *m); /* --lockstep: one change, or a part of one */
+
 /* device.c */
 int device_start(struct machine *m); /* nothing to do without --device */
 void device_stop(struct machine *m);
+void device_step(struct machine *m); /* one page; no --device: nothing */
 uint64_t device_writes(struct machine *m);
 int device_save(struct machine *m, struct snapd_state_writer *w);
 int device_load(struct machine *m, const struct snapd_state_reader *r);
@@ -174,6 +179,7 @@ int device_load(struct machine *m, const struct snapd_state_reader *r);
 /* spare.c */
 int spare_start(struct machine *m); /* nothing to do without --vhost and --balloon */
 void spare_stop(struct machine *m);
+void spare_step(struct machine *m); /* one page of either kind */
 void spare_get(struct machine *m, uint64_t *writes, uint64_t *discards);
 int spare_save_tables(struct machine *m);
 
@@ -187,6 +193,15 @@ uint64_t mirror_checks(struct machine *m);
 int epochs_start(struct machine *m); /* nothing to do without --epoch-ms */
 void epochs_stop(struct machine *m);
 void epochs_get(struct machine *m, uint64_t *nr, uint64_t *pages);
+
+/* lockstep.c */
+int lockstep_start(struct machine *m); /* nothing to do without --lockstep */
+void lockstep_stop(struct machine *m);
+/* Moves made so far: what stands for the time. */
+uint64_t lockstep_clock(struct machine *m);
+/* vCPU threads: may it begin a step; it has ended one. */
+bool lockstep_may_step(struct machine *m, uint32_t vcpu);
+void lockstep_stepped(struct machine *m, uint32_t vcpu);
 
 /* digest.c: SHA-256 over all RAM, as snapd/daemon/verify.h defines it. */
 int digest_save(struct machine *m, struct snapd_state_writer *w);

@@ -48,6 +48,8 @@ static const char help_text[] =
 	"         --harvest-us N    slowest harvest interval (default: the agent's)\n"
 	"         --mirror N        every N ms, copy what is dirty; at times compare it all\n"
 	"         --smm N           with --accel sim: every Nth step sees address space 1\n"
+	"         --lockstep        with --accel sim: nothing moves but on request, and one at a\n"
+	"                           time; each line on stdin says how many moves (see lockstep.c)\n"
 	"         --epoch-ms N      look at dirty pages every N ms, as a display would\n"
 	"         --no-log          no dirty logging at all, for comparing speed\n"
 	"snapd    --name NAME       of the VM (default vm-PID)\n"
@@ -89,6 +91,7 @@ enum option_id {
 	OPT_BALLOON,
 	OPT_MIRROR,
 	OPT_SMM,
+	OPT_LOCKSTEP,
 	OPT_PLAIN,
 	OPT_NO_LOG,
 	OPT_NAME,
@@ -129,6 +132,7 @@ static const struct option long_options[] = {
 	{"balloon", required_argument, NULL, OPT_BALLOON},
 	{"mirror", required_argument, NULL, OPT_MIRROR},
 	{"smm", required_argument, NULL, OPT_SMM},
+	{"lockstep", no_argument, NULL, OPT_LOCKSTEP},
 	{"epoch-ms", required_argument, NULL, OPT_EPOCH},
 	{"plain", no_argument, NULL, OPT_PLAIN},
 	{"no-log", no_argument, NULL, OPT_NO_LOG},
@@ -362,6 +366,9 @@ static int parse_plain_option(struct options *opt, int c)
 	case OPT_NO_LOG:
 		opt->no_log = true;
 		return 0;
+	case OPT_LOCKSTEP:
+		opt->lockstep = true;
+		return 0;
 	case OPT_NAME:
 		opt->name = optarg;
 		return 0;
@@ -414,6 +421,10 @@ static int options_check(struct options *opt)
 	    (!opt->sim || opt->dimm_bytes || opt->punch_patterns & 1u << PUNCH_OTHERBACKING)) {
 		fprintf(stderr,
 			"snapvm: --smm needs --accel sim, without --dimm and otherbacking\n");
+		return -EINVAL;
+	}
+	if (opt->lockstep && (!opt->sim || opt->rate || opt->max_writes)) {
+		fprintf(stderr, "snapvm: --lockstep needs --accel sim, without --rate, --writes\n");
 		return -EINVAL;
 	}
 	if (opt->balloon_rate > 0 && opt->backing == RAM_HUGETLB) {

@@ -69,6 +69,7 @@ struct options {
 	uint32_t harvest_us; /* slowest harvest, 0: the agent's own */
 	bool digest;
 	bool sim;
+	bool lockstep;
 	bool require_service;
 	bool no_log; /* bench: memslots without dirty logging */
 	bool json;

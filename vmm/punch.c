@@ -51,6 +51,7 @@ struct puncher {
 	/* -1, or the area that vCPU 0's thread is to give other memory.  The puncher sets
 	 * it (release) and leaves the area alone until vCPU 0's thread clears it. */
 	_Atomic int call_area;
+	uint64_t call_gen; /* layout_gen at which the guest was asked last */
 };
 
 /* "snapvm.punch" version 1.  Which slots there are is the agent's to record. */
@@ -182,7 +183,7 @@ static int area_change_once(struct machine *m, struct area *a, const struct plan
 	uint32_t i;
 	int rc = area_delete(m, a, gen, 0);
 
-	if (rc == 0 && !m->opt->punch_paused)
+	if (rc == 0 && !m->opt->punch_paused && !m->opt->lockstep)
 		rest_us(plan->hole_us);
 	/* Ids of merged areas start again, all others are new ones each time. */
 	if (plan->pattern == PUNCH_MERGE)
@@ -227,21 +228,29 @@ static void punch_area(struct machine *m, const struct plan *plan)
 			 plan->window ? a->window_gpa : a->gpa);
 }
 
-/* Have vCPU 0's thread do it.  A rollback may take the request out of guest memory. */
+/* Is what vCPU 0's thread was asked for yet to be done?  A rollback may take the request
+ * out of guest memory: then it is put there again. */
+static bool call_pending(struct puncher *p)
+{
+	struct machine *m = p->machine;
+
+	if (atomic_load(&p->call_area) < 0)
+		return false;
+	if (layout_changed(m, p->call_gen)) {
+		p->call_gen = atomic_load(&m->layout_gen);
+		ram_store_marked(m, GUEST_SHARED_GPA + offsetof(struct guest_shared, call), 1);
+	}
+	return true;
+}
+
 static void punch_by_call(struct puncher *p, uint32_t area)
 {
 	struct machine *m = p->machine;
-	uint64_t gen = ~0ull;
 
+	p->call_gen = ~0ull;
 	atomic_store(&p->call_area, (int)area);
-	while (atomic_load(&p->call_area) >= 0 && !atomic_load(&m->stopping)) {
-		if (layout_changed(m, gen)) {
-			gen = atomic_load(&m->layout_gen);
-			ram_store_marked(m, GUEST_SHARED_GPA + offsetof(struct guest_shared, call),
-					 1);
-		}
+	while (call_pending(p) && !m->opt->lockstep && !atomic_load(&m->stopping))
 		rest_us(200);
-	}
 }
 
 /* Ask the guest to give up the DIMM, or to take it; it answers by a doorbell. */
@@ -266,6 +275,12 @@ static void punch_once(struct puncher *p)
 		punch_by_call(p, plan.area);
 	else
 		punch_area(p->machine, &plan);
+}
+
+void punch_step(struct machine *m)
+{
+	if (m->puncher && atomic_load(&m->live) && !call_pending(m->puncher))
+		punch_once(m->puncher);
 }
 
 static void *punch_thread(void *arg)
@@ -302,6 +317,8 @@ int punch_start(struct machine *m)
 	pthread_mutex_lock(&m->write_lock);
 	m->puncher = p;
 	pthread_mutex_unlock(&m->write_lock);
+	if (m->opt->lockstep)
+		return 0;
 	rc = pthread_create(&p->thread, NULL, punch_thread, p);
 	if (rc) {
 		m->puncher = NULL;
@@ -312,7 +329,7 @@ int punch_start(struct machine *m)
 
 void punch_stop(struct machine *m)
 {
-	if (m->puncher)
+	if (m->puncher && !m->opt->lockstep)
 		pthread_join(m->puncher->thread, NULL);
 }
 

@@ -19,7 +19,8 @@
 /* Some steps are in SMM: the same work by the other address space, and a word of SMRAM. */
 static void step(struct simkvm_cpu *cpu, uint64_t rdi, void *opaque)
 {
-	const struct options *opt = opaque;
+	struct machine *m = opaque;
+	const struct options *opt = m->opt;
 	uint64_t n;
 
 	if (opt->smm) {
@@ -31,13 +32,20 @@ static void step(struct simkvm_cpu *cpu, uint64_t rdi, void *opaque)
 		}
 	}
 	workload_step(cpu, rdi);
+	lockstep_stepped(m, (uint32_t)rdi); /* a step that left is not at its end */
+}
+
+static bool may_step(uint64_t rdi, void *opaque)
+{
+	return lockstep_may_step(opaque, (uint32_t)rdi);
 }
 
 int simguest_open(struct machine *m)
 {
 	const struct simkvm_config config = {
 		.step = step,
-		.opaque = (void *)m->opt,
+		.opaque = m,
+		.may_step = m->opt->lockstep ? may_step : NULL,
 		.backup_bitmap = true,
 		.period_ns = m->opt->rate ? 1000000000u / m->opt->rate : 0,
 	};

@@ -48,6 +48,9 @@ struct simkvm_config {
 	/* One step of the vCPU's program. */
 	void (*step)(struct simkvm_cpu *cpu, uint64_t rdi, void *opaque);
 	void *opaque;
+	/* May its next step begin?  Asked again and again while not, on the vCPU's thread;
+	 * NULL: always. */
+	bool (*may_step)(uint64_t rdi, void *opaque);
 	uint64_t period_ns;	 /* from step to step; 0: none */
 	uint32_t ring_bytes_max; /* what KVM_CAP_DIRTY_LOG_RING says; 0: 1 MiB */
 	bool backup_bitmap;	 /* offers KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP */

@@ -18,6 +18,10 @@
 #include "snapd/util/cleanup.h"
 #include "vmm/simkvm_internal.h"
 
+/* Between two questions whether to go on: soon after one was granted, and later seldom. */
+#define TURN_MIN_NS 20000
+#define TURN_MAX_NS 1000000
+
 /* State that a vCPU has and this CPU has no use for: kept, and given back. */
 static const struct state_kind {
 	unsigned long get, set;
@@ -171,6 +175,20 @@ static void rest(struct simkvm_cpu *cpu)
 	cpu->next_step_ns += period;
 }
 
+/* Likewise, until somebody lets it go on. */
+static void wait_turn(struct simkvm_cpu *cpu)
+{
+	const struct simkvm_config *config = &cpu->sim->config;
+	struct timespec t = {.tv_nsec = TURN_MIN_NS};
+
+	while (!config->may_step(cpu->regs.rdi, config->opaque)) {
+		if (told_to_leave(cpu))
+			leave(cpu, 0, KVM_EXIT_INTR);
+		nanosleep(&t, NULL);
+		t.tv_nsec = MIN(t.tv_nsec * 2, TURN_MAX_NS);
+	}
+}
+
 static _Noreturn void run_steps(struct simkvm_cpu *cpu)
 {
 	const struct simkvm_config *config = &cpu->sim->config;
@@ -178,6 +196,8 @@ static _Noreturn void run_steps(struct simkvm_cpu *cpu)
 	for (;;) {
 		if (config->period_ns && !cpu->regs.rax)
 			rest(cpu);
+		if (config->may_step && !cpu->regs.rax)
+			wait_turn(cpu);
 		cpu->at = 0;
 		cpu->loads = 0;
 		cpu->space = 0;

@@ -12,8 +12,8 @@
  *   tables          on the simulated KVM, KVM itself writes a page whenever device state is
  *                   saved, as arm64's interrupt controller does
  *
- * One thread, under machine.write_lock as every host writer.  The guest never looks here:
- * the digest in each snapshot does.
+ * One thread, or lockstep's, under machine.write_lock as every host writer.  The guest never looks
+ * here: the digest in each snapshot does.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -82,7 +82,7 @@ static int discard(struct spare *s, uint64_t gpa)
 }
 
 /* Pages of the lower half are the back end's, of the upper half the balloon's. */
-static void spare_step(struct spare *s, bool balloon)
+static void touch_page(struct spare *s, bool balloon)
 {
 	struct machine *m = s->machine;
 	uint64_t half = SPARE_PAGES / 2, page = draw(s, half) + (balloon ? half : 0);
@@ -103,6 +103,15 @@ static void spare_step(struct spare *s, bool balloon)
 		machine_fail(m, "balloon: %s", strerror(-rc));
 }
 
+void spare_step(struct machine *m)
+{
+	const struct options *opt = m->opt;
+	double share = opt->balloon_rate / (opt->vhost_rate + opt->balloon_rate);
+
+	if (m->spare)
+		touch_page(m->spare, (double)draw(m->spare, 1000) < share * 1000);
+}
+
 static void *spare_thread(void *arg)
 {
 	struct spare *s = arg;
@@ -116,17 +125,21 @@ static void *spare_thread(void *arg)
 		if (due < 1)
 			continue;
 		due = 0;
-		spare_step(s, (double)draw(s, 1000) < opt->balloon_rate / rate * 1000);
+		spare_step(s->machine);
 	}
 	return NULL;
 }
 
-/* KVM by itself; within the save callback. */
+/* KVM by itself; within the save callback.  How often that is asked for, by a service that
+ * is killed meanwhile, is not to be seen in lockstep. */
 int spare_save_tables(struct machine *m)
 {
-	if (!m->spare || !m->sim)
+	struct spare *s = m->spare;
+
+	if (!s || !m->sim)
 		return 0;
-	return simkvm_write(m->sim, 0, m->spare_gpa + SPARE_PAGES * GUEST_PAGE, ++m->spare->tables);
+	s->tables = m->lockstep ? lockstep_clock(m) : s->tables + 1;
+	return simkvm_write(m->sim, 0, m->spare_gpa + SPARE_PAGES * GUEST_PAGE, s->tables);
 }
 
 int spare_start(struct machine *m)
@@ -147,7 +160,8 @@ int spare_start(struct machine *m)
 		pthread_mutex_lock(&m->write_lock); /* a callback may want it */
 		m->spare = s;
 		pthread_mutex_unlock(&m->write_lock);
-		rc = -pthread_create(&s->thread, NULL, spare_thread, s);
+		if (!m->opt->lockstep)
+			rc = -pthread_create(&s->thread, NULL, spare_thread, s);
 	}
 	if (rc) {
 		m->spare = NULL;
@@ -158,7 +172,7 @@ int spare_start(struct machine *m)
 
 void spare_stop(struct machine *m)
 {
-	if (m->spare)
+	if (m->spare && !m->opt->lockstep)
 		pthread_join(m->spare->thread, NULL);
 }
 

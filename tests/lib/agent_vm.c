@@ -40,7 +40,8 @@ static int sys_slot(struct agent_vm *a)
 
 void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config)
 {
-	struct kvm_guest_config gc = {.data_bytes = config->data_bytes, .no_slots = true};
+	struct kvm_guest_config gc = {
+		.data_bytes = config->data_bytes, .data_fd = config->data_fd, .no_slots = true};
 	struct snapd_vm_config vc = {
 		.size_bytes = sizeof(vc),
 		.flags = config->flags,

@@ -44,6 +44,7 @@ struct agent_vm_config {
 	uint32_t ring_entries;
 	uint32_t harvest_us; /* both ends of the pacing; 0: default */
 	uint64_t data_bytes;
+	int data_fd;	/* as kvm_guest_config has it */
 	uint32_t flags; /* SNAPD_ATTACH_* */
 	uint32_t dirty; /* SNAPD_DIRTY_* */
 	const char *restore;

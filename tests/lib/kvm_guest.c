@@ -77,16 +77,16 @@ static int make_vm(struct kvm_guest *g, const struct kvm_guest_config *config)
 	return r < 0 ? r : 0;
 }
 
-/* Four page directories of 2 MiB pages: 4 GiB, identity mapped. */
+/* Page directories of 2 MiB pages, one a GiB, identity mapped. */
 static void make_page_tables(uint8_t *sys)
 {
 	uint64_t *pml4 = (void *)(sys + KVM_GUEST_PML4_GPA);
 	uint64_t *pdpt = pml4 + 512, *pd = pml4 + 1024;
 
 	pml4[0] = (KVM_GUEST_PML4_GPA + 0x1000) | PTE_TABLE;
-	for (uint64_t i = 0; i < 4; i++)
+	for (uint64_t i = 0; i < KVM_GUEST_MAP_GIB; i++)
 		pdpt[i] = (KVM_GUEST_PML4_GPA + 0x2000 + i * 0x1000) | PTE_TABLE;
-	for (uint64_t i = 0; i < 4 * 512; i++)
+	for (uint64_t i = 0; i < KVM_GUEST_MAP_GIB * 512; i++)
 		pd[i] = (i << 21) | PTE_LEAF;
 }
 
@@ -103,7 +103,8 @@ static int make_memory(struct kvm_guest *g, const struct kvm_guest_config *confi
 		memcpy(g->sys + KVM_GUEST_CODE_GPA, guest_start, guest_stop - guest_start);
 	if (config->data_bytes) {
 		g->data_bytes = config->data_bytes;
-		g->data_fd = memfd_create("guest-data", MFD_CLOEXEC);
+		g->data_fd = config->data_fd ? fcntl(config->data_fd, F_DUPFD_CLOEXEC, 0)
+					     : memfd_create("guest-data", MFD_CLOEXEC);
 		if (g->data_fd < 0 || ftruncate(g->data_fd, config->data_bytes) < 0)
 			return -errno;
 		g->data = shared_map(config->data_bytes, g->data_fd, 0);

@@ -13,7 +13,7 @@
  *   guest_tell(v)   a store: kvm_guest_run() returns, kvm_guest_told() has v
  *   guest_ask()     a load: kvm_guest_answer() before the next run gives it
  *
- * Guest-physical memory, all identity mapped up to 4 GiB:
+ * Guest-physical memory, all identity mapped up to 12 GiB:
  *   0 .. 2 MiB      page tables, code, stacks: slot SYS, never dirty-logged, so
  *                   that rings hold nothing but what a test is about
  *   DATA_GPA ..     config.data_bytes of a memfd; the test makes slots over it
@@ -31,6 +31,7 @@
 #define KVM_GUEST_SYS_BYTES (2ull << 20)
 #define KVM_GUEST_CODE_GPA  0x10000ull
 #define KVM_GUEST_PML4_GPA  0x1000ull
+#define KVM_GUEST_MAP_GIB   12ull /* page tables end where the code begins */
 #define KVM_GUEST_DATA_GPA  0x10000000ull
 #define KVM_GUEST_EXIT_GPA  0xd0000000ull
 #define KVM_GUEST_MAX_VCPUS 4
@@ -51,6 +52,7 @@
 struct kvm_guest_config {
 	uint32_t ring_entries; /* per vCPU; 0: no ring */
 	uint64_t data_bytes;   /* 0: no data memory */
+	int data_fd;	       /* behind it, borrowed; 0: a file of its own */
 	bool irqchip;	       /* in-kernel interrupt controller and timer */
 	bool no_slots;	       /* the test makes SYS's slot, too */
 };

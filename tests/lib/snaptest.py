@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -171,9 +172,9 @@ class Bench:
             return vm if vm["state"] == "ready" else None
         return self.until(ready, seconds, f"{name} to be ready")
 
-    def vm(self, name, *args, program="snapvm", env=None, nice=0):
+    def vm(self, name, *args, program="snapvm", env=None, nice=0, lockstep=False):
         """`nice` leaves the processor to the service: more epochs in the same time."""
-        vm = Vm(self, name, args, program, env, nice)
+        vm = Vm(self, name, args, program, env, nice, lockstep)
         self.vms.append(vm)
         return vm
 
@@ -201,14 +202,26 @@ class Bench:
 class Vm:
     """A snapvm process."""
 
-    def __init__(self, bench, name, args, program, env, nice):
+    def __init__(self, bench, name, args, program, env, nice, lockstep):
         self.bench, self.name = bench, name
+        io = subprocess.PIPE if lockstep else None
         self.log = os.path.join(bench.dir, f"vm-{name}.log")
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [bench.tool(program), "--name", name, *map(str, args)],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(bench.env, **(env or {})),
+                [bench.tool(program), "--name", name, *map(str, args), *(["--lockstep"] if lockstep else [])],
+                stdout=io or log, stderr=log, stdin=io or subprocess.DEVNULL, text=True, env=dict(bench.env, **(env or {})),
                 preexec_fn=(lambda: os.nice(nice)) if nice else None)
+
+    def move(self, n, seconds=60):
+        """In lockstep: have it make n moves."""
+        self.process.stdin.write(f"{n}\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            raise TimeoutError(f"{self.name} did not make {n} moves in {seconds} s")
+        if not self.process.stdout.readline().startswith("ok "):
+            self.ends_within(5)
+            self.check()
+            raise RuntimeError(f"{self.name} does not answer")
 
     def alive(self):
         return self.process.poll() is None

@@ -12,10 +12,13 @@ rollback ends the VM with an error.
 
   campaign.py BUILD [options]      exit 0: nothing missed; 1: something was; 77: cannot run here
 With --expect-miss the exit code is turned round: a broken build (ablation) has to be caught.
+With --lockstep, on the simulated KVM, guest and devices move between the steps of the campaign and
+one at a time: so a seed replays a run exactly.  --twice does that, and compares what was seen.
 With --self-check each snapshot compares all memory itself, and has to find nothing; with --heal, of a
 broken build, it has to find what that one loses, and every snapshot has to be right all the same.
 """
 import argparse
+import hashlib
 import os
 import random
 import signal
@@ -36,6 +39,7 @@ class Campaign:
         self.vm = None
         self.reported = self.changed = 0    # pages copied because they were dirty; that differed
         self.taken = []          # (id, digest) of acknowledged snapshots
+        self.seen = []           # what has to be the same when a seed is replayed
         self.counts = dict(epochs=0, verified=0, rollbacks=0, kills=0, restarts=0, restores=0, exports=0, freezes=0, refused=0)
         self.unplugs = args.punch_pattern == "all" or "remove" in args.punch_pattern
 
@@ -46,7 +50,7 @@ class Campaign:
         if a.punch:
             got += ["--punch", a.punch, "--punch-pattern", a.punch_pattern, "--punch-mode", a.punch_mode]
             if self.unplugs:
-                got += ["--dimm", "4M"]
+                got += ["--dimm", "2M"]
         if a.device:
             got += ["--device", a.device]
         broken = a.heal or a.expect_miss    # then the store has to notice, not the VMM's own mirror
@@ -71,8 +75,12 @@ class Campaign:
 
     def boot(self):
         self.command = self.vm_args()
-        self.vm = self.b.vm("guest", *self.command, program=self.args.program, nice=10)
+        self.vm = self.b.vm("guest", *self.command, program=self.args.program, nice=10, lockstep=self.args.lockstep)
         self.b.vm_ready("guest")
+
+    def note(self, *what):
+        before = self.seen[-1] if self.seen else ""
+        self.seen.append(hashlib.sha256(repr((before, what)).encode()).hexdigest())
 
     def verify(self, snap):
         try:
@@ -104,6 +112,7 @@ class Campaign:
                     p["generation"] for p in found["pages"] if p["mapped"]):
                 raise RuntimeError(f"a page is told without its place: {found['pages']}")
         self.taken.append((snap["id"], self.verify(snap["id"])))
+        self.note("epoch", self.taken[-1][1], snap["changed_pages"])
 
     def step_old(self):
         """Old snapshots stay what they were."""
@@ -119,10 +128,12 @@ class Campaign:
         except Failed as e:
             if not self.unplugs or not any(t in (e.text or "") for t in ("has none there", "unplugged meanwhile")):
                 raise
+            self.note("refused")
             self.counts["refused"] += 1     # memory is unplugged now, or was meanwhile: nothing was touched
             return
         if r.get("checked") != check:
             raise RuntimeError("rollback did not say truly whether it checked memory and state")
+        self.note("rollback")
         self.counts["rollbacks"] += 1
 
     def step_kill(self):
@@ -143,7 +154,9 @@ class Campaign:
         if not known <= have:
             raise Missed(f"acknowledged snapshots are gone after a kill: {sorted(known - have)}")
         for extra in sorted(have - known):   # committed, but the answer never came
-            self.taken.append((extra, self.verify(extra)))
+            digest = self.verify(extra)
+            if not self.args.lockstep:       # chance has made it: a replay has it not, or has it twice
+                self.taken.append((extra, digest))
         return job
 
     def step_restart(self):
@@ -158,10 +171,14 @@ class Campaign:
         if self.unplugs:
             return                          # it would start with a DIMM that the snapshot may not have
         snap, _ = self.rng.choice(self.taken)
-        copy = self.b.vm("copy", *self.command, program=self.args.program, nice=10, env={"SNAPD_RESTORE": str(snap)})
+        copy = self.b.vm("copy", *self.command, program=self.args.program, nice=10, env={"SNAPD_RESTORE": str(snap)},
+                         lockstep=self.args.lockstep)
         self.b.vm_ready("copy")
-        time.sleep(0.05)
-        self.verify(self.b.snapshot("copy")["id"])
+        if self.args.lockstep:
+            copy.move(60)
+        else:
+            time.sleep(0.05)
+        self.note("restore", self.verify(self.b.snapshot("copy")["id"]))
         try:
             copy.stop()
         except RuntimeError as e:
@@ -215,8 +232,10 @@ class Campaign:
             self.vm.check()
             if a.heal and self.counts.get("healed", 0) and self.heal_by_verb():
                 break
+            if a.lockstep:
+                self.vm.move(self.rng.randint(1, 60))
             self.rng.choices(fns, weights)[0]()
-            if self.rng.random() < 0.3:
+            if not a.lockstep and self.rng.random() < 0.3:
                 time.sleep(self.rng.random() * 0.01)
         if a.heal and not self.counts.get("healed"):
             raise RuntimeError("the broken build lost nothing, or the self-check saw nothing")
@@ -230,6 +249,36 @@ class Campaign:
         self.b.stop()
 
 
+def run_one(args, seed):
+    campaign, verdict = None, None
+    try:
+        with Bench(args.build, parent=args.dir) as b:
+            campaign = Campaign(b, args, random.Random(seed))
+            try:
+                campaign.run()
+            except (RuntimeError, Missed, Failed) as e:
+                dead = campaign.vm and campaign.vm.ends_within(2)   # the guest or its mirror saw it first
+                if not (args.expect_miss and (isinstance(e, Missed) or dead)):
+                    raise
+                verdict = e
+    finally:
+        if campaign:
+            print(" ".join(f"{k} {v}" for k, v in campaign.counts.items()), flush=True)
+    return campaign, verdict
+
+
+def replay(args, seed, first):
+    """A seed has to make the same memory again, epoch by epoch."""
+    args.epochs = min(args.twice, first.counts["epochs"])
+    again, _ = run_one(args, seed)
+    for i, (a, b) in enumerate(zip(first.seen, again.seen)):
+        if a != b:
+            print(f"seed {seed} did not replay: the runs part at observation {i} of {len(first.seen)}")
+            return 1
+    print(f"replayed {again.counts['epochs']} epochs, {len(again.seen)} observations: the same")
+    return 0
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("build")
@@ -238,7 +287,7 @@ def main():
     p.add_argument("--limit", type=float, default=300, help="seconds")
     p.add_argument("--at-least", type=int, default=0, help="epochs in that time (default: all of them)")
     p.add_argument("--seed", type=int)
-    p.add_argument("--mem", default="8M")
+    p.add_argument("--mem", default="2M")
     p.add_argument("--vcpus", default="2")
     p.add_argument("--workload", default="random")
     p.add_argument("--dirty", default="", help="the agent's way of dirty tracking")
@@ -253,6 +302,8 @@ def main():
     p.add_argument("--balloon", default="200", help="pages per second filled or given back")
     p.add_argument("--mirror", default="20", help="ms between two looks of a consumer with a copy")
     p.add_argument("--smm", default="", help="with --accel sim: every n-th step sees address space 1")
+    p.add_argument("--lockstep", action="store_true", help="with --accel sim: a seed replays a run exactly")
+    p.add_argument("--twice", type=int, default=0, help="with --lockstep: replay so many epochs, and compare")
     p.add_argument("--old", type=float, default=3, help="weights against 100 of a snapshot")
     p.add_argument("--rollback", type=float, default=5)
     p.add_argument("--kill", type=float, default=1)
@@ -267,22 +318,8 @@ def main():
     p.add_argument("--dir", help="where the store goes")
     args = p.parse_args()
     need_accel(args.accel)
-    rng = random.Random(seed_from(args.seed))
-    campaign = None
-    verdict = None
-    try:
-        with Bench(args.build, parent=args.dir) as b:
-            campaign = Campaign(b, args, rng)
-            try:
-                campaign.run()
-            except (RuntimeError, Missed, Failed) as e:
-                dead = campaign.vm and campaign.vm.ends_within(2)   # the guest or its mirror saw it first
-                if not (args.expect_miss and (isinstance(e, Missed) or dead)):
-                    raise
-                verdict = e
-    finally:
-        if campaign:
-            print(" ".join(f"{k} {v}" for k, v in campaign.counts.items()), flush=True)
+    seed = seed_from(args.seed)
+    campaign, verdict = run_one(args, seed)
     if args.expect_miss:
         if verdict is None:
             print("the broken build was NOT caught: the oracle is too weak")
@@ -294,7 +331,7 @@ def main():
     print(f"reported {campaign.reported}, changed {campaign.changed}, over-reporting "
           f"{campaign.reported / max(campaign.changed, 1):.3f}")
     print("missed pages: 0")
-    return 0
+    return replay(args, seed, campaign) if args.twice else 0
 
 
 if __name__ == "__main__":
