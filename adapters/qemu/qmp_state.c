@@ -12,6 +12,7 @@
 
 /* For putting things back after the caller's time is over. */
 #define GRACE_MS      1000u
+#define CANCEL_TRIES  50
 #define BANDWIDTH_MAX ((json_int_t)1 << 40)
 
 static void cleanup_json(json_t **o)
@@ -20,6 +21,11 @@ static void cleanup_json(json_t **o)
 }
 
 #define _cleanup_json_ _cleanup_(cleanup_json)
+
+static uint64_t grace(const struct qmp *q)
+{
+	return qmp_deadline(q, MIN(q->config.timeout_ms, GRACE_MS));
+}
 
 /* ---- Q3: the operator's migration settings ---- */
 
@@ -55,8 +61,8 @@ static bool wanted(const char *capability)
 	return !strcmp(capability, "x-ignore-shared") || !strcmp(capability, "events");
 }
 
-/* Arguments of migrate-set-capabilities for what differs: to ours, or back; *nr of them. */
-static json_t *changes(const struct qmp *q, bool back, size_t *nr)
+/* Arguments of migrate-set-capabilities for what differs: to ours, or back. */
+static json_t *changes(const struct qmp *q, bool back)
 {
 	json_t *list = json_array(), *c;
 	size_t i;
@@ -70,25 +76,7 @@ static json_t *changes(const struct qmp *q, bool back, size_t *nr)
 			json_array_append_new(list, json_pack("{ss sb}", "capability", name,
 							      "state", back ? on : !on));
 	}
-	*nr = json_array_size(list);
 	return json_pack("{so}", "capabilities", list);
-}
-
-static int set_capabilities(struct qmp *q, bool back, uint64_t deadline, struct err *e)
-{
-	size_t nr;
-	json_t *args = changes(q, back, &nr);
-
-	if (nr)
-		return qmp_call(q, deadline, "migrate-set-capabilities", args, -1, NULL, e);
-	json_decref(args);
-	return 0;
-}
-
-static int set_bandwidth(struct qmp *q, json_int_t bytes_per_s, uint64_t deadline, struct err *e)
-{
-	return qmp_call(q, deadline, "migrate-set-parameters",
-			json_pack("{sI}", "max-bandwidth", bytes_per_s), -1, NULL, e);
 }
 
 static bool can_ignore_shared(const struct qmp *q)
@@ -113,29 +101,48 @@ static int settings_ours(struct qmp *q, uint64_t deadline, struct err *e)
 	if (!rc && !can_ignore_shared(q))
 		rc = err_set(e, ENOTSUP, "this QEMU cannot leave shared RAM out (x-ignore-shared)");
 	if (!rc)
-		rc = set_capabilities(q, false, deadline, e);
+		rc = qmp_call(q, deadline, "migrate-set-capabilities", changes(q, false), -1, NULL,
+			      e);
+	return rc;
+}
+
+/* Both go out before the first answer: who answers late works them off all the same (Q1). */
+static int put_back(struct qmp *q, uint64_t deadline, struct err *e)
+{
+	json_int_t first;
+	int rc;
+
+	rc = qmp_post(q, "migrate-set-capabilities", changes(q, true), -1, deadline, e);
+	first = q->posted;
+	if (!rc)
+		rc = qmp_post(q, "migrate-set-parameters",
+			      json_pack("{sI}", "max-bandwidth", q->max_bandwidth), -1, deadline,
+			      e);
+	if (!rc)
+		rc = qmp_await(q, first, "migrate-set-capabilities", deadline, NULL, e);
+	if (!rc)
+		rc = qmp_await(q, q->posted, "migrate-set-parameters", deadline, NULL, e);
 	return rc;
 }
 
 /* A migration that somebody began meanwhile has our settings, which lose its RAM: it must
- * not come to an end. */
+ * not come to an end.  While one is under way QEMU refuses to change them. */
 static void settings_back(struct qmp *q)
 {
-	uint64_t deadline = qmp_deadline(q, GRACE_MS);
-	int rc;
+	uint64_t deadline = grace(q);
+	struct err e = {0};
+	int rc = put_back(q, deadline, &e);
 
-	rc = set_capabilities(q, true, deadline, NULL);
-	for (int i = 0; rc == -EIO && i < 50; i++) {
-		if (!i)
-			qmp_log(q, "a migration that began during a snapshot is cancelled: "
-				   "it would have left RAM out");
+	if (rc == -EIO)
+		qmp_log(q, "a migration that began during a snapshot is cancelled: it would have "
+			   "left RAM out");
+	for (int i = 0; rc == -EIO && i < CANCEL_TRIES; i++) {
 		qmp_call(q, deadline, "migrate_cancel", NULL, -1, NULL, NULL);
-		rc = set_capabilities(q, true, deadline, NULL);
+		err_clear(&e);
+		rc = put_back(q, deadline, &e);
 	}
-	if (!rc)
-		rc = set_bandwidth(q, q->max_bandwidth, deadline, NULL);
 	if (rc)
-		qmp_log(q, "QEMU's migration settings could not be put back: x-ignore-shared may "
+		qmp_log(q, "QEMU did not confirm its old migration settings: x-ignore-shared may "
 			   "be on");
 	qmp_settings_forget(q);
 }
@@ -201,7 +208,8 @@ static int migrate_to(struct qmp *q, int fd, uint64_t deadline, struct err *e)
 
 	new_name(q, name, sizeof(name));
 	q->migration = MIGRATION_NONE;
-	rc = set_bandwidth(q, BANDWIDTH_MAX, deadline, e);
+	rc = qmp_call(q, deadline, "migrate-set-parameters",
+		      json_pack("{sI}", "max-bandwidth", BANDWIDTH_MAX), -1, NULL, e);
 	if (!rc)
 		rc = qmp_call(q, deadline, "getfd", json_pack("{ss}", "fdname", name), fd, NULL, e);
 	if (!rc)
@@ -212,7 +220,7 @@ static int migrate_to(struct qmp *q, int fd, uint64_t deadline, struct err *e)
 		rc = migration_outcome(q, deadline, e);
 	if (rc && q->wire.fd >= 0 && !migration_over(q))
 		/* It may begin yet, or go on: nothing of ours may be under way. */
-		qmp_call(q, qmp_deadline(q, GRACE_MS), "migrate_cancel", NULL, -1, NULL, NULL);
+		qmp_call(q, grace(q), "migrate_cancel", NULL, -1, NULL, NULL);
 	return rc;
 }
 
@@ -287,7 +295,7 @@ static int add_image(struct qmp *q, struct image_node *n, int fd, uint64_t deadl
 
 static void remove_image(struct qmp *q, const struct image_node *n)
 {
-	uint64_t deadline = qmp_deadline(q, GRACE_MS);
+	uint64_t deadline = grace(q);
 
 	if (n->added && qmp_call(q, deadline, "blockdev-del",
 				 json_pack("{ss}", "node-name", n->node), -1, NULL, NULL))
