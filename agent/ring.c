@@ -298,6 +298,8 @@ static int ring_pause(struct snapd_vm *vm)
 	if (r < 0)
 		ring_died(vm, r); /* a slot may be left without logging */
 	r = ring_harvest(vm);
+	if (!r) /* nothing runs: until the next look the service need not think that more waits */
+		atomic_store_explicit(&vm->shm->pending, 0, memory_order_relaxed);
 	if (cure) {
 		gpaset_clear(&vm->ring.suspects, frames_end(vm));
 		vm->ring.has_suspects = false;

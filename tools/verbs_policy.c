@@ -18,9 +18,12 @@ static const char *when_text(char *buf, size_t size, json_t *seconds)
 
 static const char *often(json_t *settings)
 {
-	const char *every = get_text(settings, "every");
+	static const char *const keys[] = {"every", "schedule", "recovery_point"};
 
-	return *every ? every : get_text(settings, "schedule");
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++)
+		if (*get_text(settings, keys[i]))
+			return get_text(settings, keys[i]);
+	return "";
 }
 
 static int policy_list(const struct args *a)
@@ -88,6 +91,31 @@ static void print_lines(json_t *lines)
 	table_print(t);
 }
 
+/* What continuous epochs cost each guest. */
+static void print_costs(json_t *lines)
+{
+	char span[24], exposed[24];
+	json_t *l;
+	size_t i;
+
+	json_array_foreach(lines, i, l)
+	{
+		json_t *c = json_object_get(l, "cost");
+		double seconds = (double)get_u64(c, "window_ns") / 1e9;
+
+		if (!json_is_object(c))
+			continue;
+		printf("%s: %llu epochs in %s, the guest stood still for %.2f%% of the time, "
+		       "%.0f pages/s stored; the newest point became at most %s old\n",
+		       get_text(l, "vm"), (unsigned long long)get_u64(c, "epochs"),
+		       human_seconds(span, sizeof(span), seconds),
+		       json_number_value(json_object_get(c, "paused_share")) * 100,
+		       (double)get_u64(c, "pages_stored") / seconds,
+		       human_seconds(exposed, sizeof(exposed),
+				     (double)get_u64(c, "exposed_ns") / 1e9));
+	}
+}
+
 static int policy_show(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *o = NULL;
@@ -101,6 +129,7 @@ static int policy_show(const struct args *a)
 		printf("%-18s %s\n", key, json_string_value(value));
 	putchar('\n');
 	print_lines(json_object_get(p, "lines"));
+	print_costs(json_object_get(p, "lines"));
 	return EXIT_DONE;
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <time.h>
 
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/upkeep.h"
@@ -14,12 +15,23 @@
 #include "snapd/util/log.h"
 #include "snapd/vm/vm.h"
 
-#define BACKOFF_MAX 6
+#define BACKOFF_MAX	    6
+#define CONTINUOUS_PRUNE_NS 10000000000ull
+#define COST_WINDOW_NS	    10000000000ull
+#define RETRY_NS	    1000000000ull /* after an epoch that failed or could not be */
 
 const char *const line_state_names[LINE_NR_STATES] = {
 	[LINE_IDLE] = "idle",		[LINE_PRE_HOOK] = "pre-hook", [LINE_SNAPSHOT] = "snapshot",
 	[LINE_POST_HOOK] = "post-hook", [LINE_PRUNE] = "prune",
 };
+
+static uint64_t monotonic_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
 
 /* ---- what is known from before ---- */
 
@@ -78,6 +90,57 @@ static void end_run(struct line *l)
 	l->failures += *l->said != 0;
 }
 
+/* ---- all the time ---- */
+
+static void close_window(struct line_continuous *c, uint64_t now_ns)
+{
+	if (!c->now.since_ns)
+		c->now.since_ns = now_ns;
+	if (now_ns - c->now.since_ns < COST_WINDOW_NS)
+		return;
+	c->last = c->now;
+	c->last.until_ns = now_ns;
+	c->now = (struct line_cost){.since_ns = now_ns};
+}
+
+/* An epoch is durable; its job's result tells what it cost. */
+static void count_epoch(struct line *l, const struct policy *p, json_t *result)
+{
+	struct line_continuous *c = &l->cont;
+	uint64_t now_ns = monotonic_ns(), took_ns = now_ns - c->began_ns;
+	uint64_t drain_ns = (uint64_t)json_integer_value(json_object_get(result, "drain_ns"));
+
+	if (c->point_ns)
+		c->now.exposed_ns = MAX(c->now.exposed_ns, now_ns - c->point_ns);
+	c->now.epochs++;
+	c->now.paused_ns += l->pause_ns;
+	c->now.pages_stored += (uint64_t)json_integer_value(json_object_get(result, "stored"));
+	/* Not later than it was: the next epoch rather begins too early. */
+	c->point_ns = now_ns - MIN(took_ns, drain_ns + l->pause_ns);
+	/* The longest counts at once, and is forgotten over some epochs. */
+	c->cost_ns = MAX(took_ns, c->cost_ns - c->cost_ns / 8);
+	c->next_ns = policy_next_epoch(p, c->point_ns, c->cost_ns, now_ns);
+	close_window(c, now_ns);
+}
+
+static void put_off(struct line *l, const struct policy *p, const char *why, uint64_t by_ns,
+		    int64_t now_s)
+{
+	skip_run(l, p, why, now_s);
+	l->cont.next_ns = monotonic_ns() + by_ns;
+	close_window(&l->cont, l->cont.next_ns - by_ns);
+}
+
+/* Nothing is dirty, so nothing can be lost: up to now the newest point is good. */
+static void is_current(struct line *l, const struct policy *p, int64_t now_s)
+{
+	uint64_t now_ns = monotonic_ns();
+
+	l->cont.point_ns = now_ns;
+	put_off(l, p, "nothing changed",
+		policy_next_epoch(p, now_ns, l->cont.cost_ns, now_ns) - now_ns, now_s);
+}
+
 /* ---- steps ---- */
 
 static int run_hook(struct line *l, const struct policy *p, const char *key, const char *phase,
@@ -94,13 +157,24 @@ static int run_hook(struct line *l, const struct policy *p, const char *key, con
 	return hook_start(&l->hook, policy_text(p, key), env, p->hook_timeout_s, e);
 }
 
+/* The list of snapshots is read each time: not after each of many epochs. */
+static bool prune_is_due(struct line *l, const struct policy *p)
+{
+	uint64_t now_ns = monotonic_ns();
+
+	if (p->recovery_point_ns && now_ns - l->cont.pruned_ns < CONTINUOUS_PRUNE_NS)
+		return false;
+	l->cont.pruned_ns = now_ns;
+	return true;
+}
+
 static void to_prune(struct line *l, struct daemon *d, const struct policy *p)
 {
 	char tag[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX)];
 	json_t *keep = json_object();
 
 	l->state = LINE_PRUNE;
-	if (l->failed || !keep_has_rules(&p->keep)) {
+	if (l->failed || !keep_has_rules(&p->keep) || !prune_is_due(l, p)) {
 		json_decref(keep);
 		end_run(l);
 		return;
@@ -192,6 +266,8 @@ static void begin_run(struct line *l, struct daemon *d, const struct policy *p, 
 	l->last_s = policy_ran(p, l->vm, l->due_s, now_s);
 	l->interval_s = l->began_s ? now_s - l->began_s : 0;
 	l->began_s = now_s;
+	l->cont.began_ns = monotonic_ns();
+	l->cont.next_ns = l->cont.began_ns + MAX(RETRY_NS, p->recovery_point_ns);
 	l->state = LINE_PRE_HOOK;
 	if (!*policy_text(p, "pre_hook")) {
 		to_snapshot(l, d, p);
@@ -228,8 +304,34 @@ static bool is_unchanged(const struct line *l, struct daemon *d)
 	return l->snapshot && !dirty;
 }
 
+static void continuous_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+{
+	uint64_t now_ns = monotonic_ns(), left_ns = l->cont.next_ns - MIN(l->cont.next_ns, now_ns);
+
+	l->due_s = now_s + (int64_t)(left_ns / 1000000000);
+	if (!l->attached) /* what it had is not what comes back */
+		l->cont.point_ns = 0;
+	if ((left_ns && !l->wanted) || !l->attached || (p->paused && !l->wanted))
+		return;
+	if (l->leave_out && !l->wanted) {
+		l->leave_out--;
+		put_off(l, p, "backs off, the last pause was over the policy's bounds",
+			p->recovery_point_ns, now_s);
+	} else if (disk_is_short(d, p)) {
+		put_off(l, p, "the store's file system has less than min_free", RETRY_NS, now_s);
+	} else if (p->skip_unchanged && !l->wanted && is_unchanged(l, d)) {
+		is_current(l, p, now_s);
+	} else {
+		begin_run(l, d, p, now_s);
+	}
+}
+
 static void idle_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
 {
+	if (p->recovery_point_ns) {
+		continuous_step(l, d, p, now_s);
+		return;
+	}
 	l->due_s = policy_due(p, l->vm, &l->last_s, now_s);
 	if (l->wanted)
 		l->due_s = MIN(l->due_s, now_s);
@@ -265,10 +367,12 @@ static void pre_hook_step(struct line *l, struct daemon *d, const struct policy 
 
 static void weigh_pause(struct line *l, const struct policy *p)
 {
+	uint64_t interval_ns = p->recovery_point_ns ? p->recovery_point_ns
+						    : (uint64_t)l->interval_s * 1000000000;
 	bool over = p->max_pause_us && l->pause_ns > p->max_pause_us * 1000;
 
-	if (p->max_paused_permille && l->interval_s > 0)
-		over |= l->pause_ns > (uint64_t)l->interval_s * 1000000 * p->max_paused_permille;
+	if (p->max_paused_permille && interval_ns)
+		over |= l->pause_ns > interval_ns / 1000 * p->max_paused_permille;
 	if (over)
 		l->backoff = MIN(l->backoff + 1, (uint32_t)BACKOFF_MAX);
 	else if (l->backoff)
@@ -290,6 +394,8 @@ static void snapshot_step(struct line *l, struct daemon *d, const struct policy 
 		l->pause_ns =
 			(uint64_t)json_integer_value(json_object_get(l->job->result, "pause_ns"));
 		weigh_pause(l, p);
+		if (p->recovery_point_ns)
+			count_epoch(l, p, l->job->result);
 	} else {
 		trouble(l, p, l->job->err.text);
 		l->failed = true;
@@ -347,6 +453,18 @@ void line_step(struct line *l, struct daemon *d, const struct policy *p, int64_t
 	}
 }
 
+uint32_t line_sleep_ms(const struct line *l, const struct policy *p)
+{
+	uint64_t now_ns;
+
+	if (l->state != LINE_IDLE)
+		return LINE_BUSY_MS;
+	if (!p->recovery_point_ns || !l->attached || p->paused)
+		return UINT32_MAX;
+	now_ns = monotonic_ns();
+	return (uint32_t)((l->cont.next_ns - MIN(l->cont.next_ns, now_ns)) / 1000000) + 1;
+}
+
 void line_stop(struct line *l)
 {
 	hook_kill(&l->hook);
@@ -355,16 +473,32 @@ void line_stop(struct line *l)
 	l->state = LINE_IDLE;
 }
 
+/* Of the last full window, or, before there is one, of what there is. */
+static json_t *cost_json(const struct line_continuous *c)
+{
+	struct line_cost cost = c->last.until_ns ? c->last : c->now;
+	uint64_t until_ns = cost.until_ns ? cost.until_ns : monotonic_ns(), span_ns;
+
+	if (!cost.since_ns)
+		return json_null();
+	span_ns = MAX(1ull, until_ns - cost.since_ns);
+	return json_pack("{sI sI sI sI sI sf}", "window_ns", (json_int_t)span_ns, "epochs",
+			 (json_int_t)cost.epochs, "paused_ns", (json_int_t)cost.paused_ns,
+			 "pages_stored", (json_int_t)cost.pages_stored, "exposed_ns",
+			 (json_int_t)cost.exposed_ns, "paused_share",
+			 (double)cost.paused_ns / (double)span_ns);
+}
+
 json_t *line_json(const struct line *l)
 {
 	bool never = l->due_s == INT64_MAX;
 
-	return json_pack("{ss sI sb ss sI so sI sI sI sI sI sI sI ss}", "vm", l->vm, "uid",
+	return json_pack("{ss sI sb ss sI so sI sI sI sI sI sI sI ss so}", "vm", l->vm, "uid",
 			 (json_int_t)l->uid, "attached", l->attached, "state",
 			 line_state_names[l->state], "last_s", (json_int_t)l->began_s, "next_s",
 			 never ? json_null() : json_integer(l->due_s), "snapshot",
 			 (json_int_t)l->snapshot, "pause_ns", (json_int_t)l->pause_ns, "runs",
 			 (json_int_t)l->runs, "failures", (json_int_t)l->failures, "skipped",
 			 (json_int_t)l->skipped, "pruned", (json_int_t)l->pruned, "backoff",
-			 (json_int_t)l->backoff, "said", l->said);
+			 (json_int_t)l->backoff, "said", l->said, "cost", cost_json(&l->cont));
 }

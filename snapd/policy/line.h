@@ -8,6 +8,10 @@
  * a snapshot or not.  Either way the next point comes as if it had been; only a VM that is not
  * there leaves its point open.
  *
+ * A policy with a recovery point has no points in time: its line begins an epoch whenever the
+ * newest point would else become too old (policy_next_epoch()), on a monotonic clock, and prunes
+ * every CONTINUOUS_PRUNE_NS.  What that costs the guest is counted in windows of ten seconds.
+ *
  * Backing off: after a pause that is over the policy's bounds the line leaves out 1, 3, 7, …
  * at most 63 points, and half as many after each run that is within them.
  */
@@ -24,6 +28,24 @@
 
 struct daemon;
 struct job;
+
+/* What the epochs of a while cost. */
+struct line_cost {
+	uint64_t since_ns, until_ns; /* CLOCK_MONOTONIC */
+	uint64_t epochs, paused_ns, pages_stored;
+	uint64_t exposed_ns; /* the oldest that the newest point became */
+};
+
+/* Of a policy with a recovery point; nanoseconds are CLOCK_MONOTONIC. */
+struct line_continuous {
+	uint64_t next_ns;	     /* when the next epoch begins */
+	uint64_t began_ns, point_ns; /* of this epoch; of the newest durable one, 0: none */
+	uint64_t cost_ns;	     /* an epoch, lately */
+	uint64_t pruned_ns;
+	struct line_cost now, last;
+};
+
+#define LINE_BUSY_MS 20 /* how often to look at one in the middle of something */
 
 enum line_state {
 	LINE_IDLE,
@@ -44,11 +66,12 @@ struct line {
 	int64_t last_s, due_s; /* as policy_due() has them */
 	int64_t began_s;       /* of this run, or the last */
 	int64_t interval_s;    /* between the beginnings of the last two */
-	struct job *job;       /* SNAPSHOT, PRUNE: a reference */
-	struct hook hook;      /* PRE_HOOK, POST_HOOK */
-	bool failed;	       /* this run has no snapshot */
-	uint32_t backoff;      /* times that the bounds were exceeded, less those that not */
-	uint32_t leave_out;    /* points */
+	struct line_continuous cont;
+	struct job *job;    /* SNAPSHOT, PRUNE: a reference */
+	struct hook hook;   /* PRE_HOOK, POST_HOOK */
+	bool failed;	    /* this run has no snapshot */
+	uint32_t backoff;   /* times that the bounds were exceeded, less those that not */
+	uint32_t leave_out; /* points */
 	/* for people */
 	char said[192]; /* about the last run; "" all is well */
 	uint64_t snapshot, pause_ns;
@@ -60,6 +83,8 @@ void line_init(struct line *l, struct daemon *d, const struct policy *p, const c
 	       uint32_t uid, int64_t now_s);
 /* Begin what is due, go on with what has ended. */
 void line_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s);
+/* How long nothing can be due for, in milliseconds: UINT32_MAX: it does not know. */
+uint32_t line_sleep_ms(const struct line *l, const struct policy *p);
 /* Let go of its hook and job. */
 void line_stop(struct line *l);
 json_t *line_json(const struct line *l);

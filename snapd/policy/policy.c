@@ -16,7 +16,9 @@
 
 #include "snapd/util/cleanup.h"
 
-#define HOOK_TIMEOUT_S 10
+#define HOOK_TIMEOUT_S	      10
+#define RECOVERY_POINT_MIN_US 50000
+#define RECOVERY_POINT_MAX_US 3600000000
 
 /* ---- values ---- */
 
@@ -151,10 +153,21 @@ static int set_min_free(struct policy *p, const char *key, const char *value, st
 		       : 0;
 }
 
+static const struct unit times[] = {{"us", 1}, {"ms", 1000}, {"s", 1000000}, {NULL}};
+
+static int set_recovery_point(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	uint64_t us;
+
+	if (parse_units(value, times, &us) || us < RECOVERY_POINT_MIN_US ||
+	    us > RECOVERY_POINT_MAX_US)
+		return want(e, key, value, "a time from 50ms to 3600s");
+	p->recovery_point_ns = us * 1000;
+	return 0;
+}
+
 static int set_max_pause(struct policy *p, const char *key, const char *value, struct err *e)
 {
-	static const struct unit times[] = {{"us", 1}, {"ms", 1000}, {"s", 1000000}, {NULL}};
-
 	if (parse_units(value, times, &p->max_pause_us) || !p->max_pause_us)
 		return want(e, key, value, "a time such as 50ms");
 	return 0;
@@ -190,6 +203,7 @@ static const struct {
 	{"owner", set_owner},
 	{"every", set_every},
 	{"schedule", set_schedule},
+	{"recovery_point", set_recovery_point},
 	{"jitter", set_jitter},
 	{"timezone", set_timezone},
 	{"missed", set_missed},
@@ -296,8 +310,12 @@ int policy_finish(struct policy *p, struct err *e)
 {
 	bool by_calendar = policy_text(p, "schedule")[0];
 
-	if (!p->every_s == !by_calendar)
-		return err_set(e, EINVAL, "policy %s: want one of every and schedule", p->name);
+	if (!!p->every_s + by_calendar + !!p->recovery_point_ns != 1)
+		return err_set(e, EINVAL,
+			       "policy %s: want one of every, schedule and recovery_point",
+			       p->name);
+	if (p->recovery_point_ns && p->jitter_s)
+		return err_set(e, EINVAL, "policy %s: jitter is for every and schedule", p->name);
 	if (p->every_s && p->jitter_s >= p->every_s)
 		return err_set(e, EINVAL, "policy %s: jitter has to be less than every", p->name);
 	if (p->quiesce && !policy_text(p, "pre_hook")[0])
@@ -452,6 +470,14 @@ int64_t policy_due(const struct policy *p, const char *vm, int64_t *last_s, int6
 			return INT64_MAX;
 	}
 	return point + later_s;
+}
+
+uint64_t policy_next_epoch(const struct policy *p, uint64_t point_ns, uint64_t cost_ns,
+			   uint64_t now_ns)
+{
+	uint64_t early_ns = MIN(cost_ns, p->recovery_point_ns);
+
+	return MAX(now_ns, point_ns + p->recovery_point_ns - early_ns);
 }
 
 int64_t policy_ran(const struct policy *p, const char *vm, int64_t due_s, int64_t now_s)

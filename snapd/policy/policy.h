@@ -8,8 +8,9 @@
  *   vms = web*, db            globs of names, separated by commas (default *)
  *   vm_tags = production, eu  only VMs that have one of these (daemon/tags.h)
  *   owner = 1000              only VMs of this uid
- *   every = 5m                either a period, or
- *   schedule = Mon..Fri 02:30 a calendar event (calendar.h)
+ *   every = 5m                one of these three: a period; or
+ *   schedule = Mon..Fri 02:30 a calendar event (calendar.h); or
+ *   recovery_point = 1s       so much is lost at most: epochs are made all the time
  *   jitter = 30s              so much later at most, by policy and VM, always the same
  *   timezone = Europe/Berlin  of schedule and of keep_daily and its like
  *   missed = run | skip       points that passed while the service or the VM was down:
@@ -39,13 +40,14 @@
 #define POLICY_NAME_MAX	   64
 #define POLICY_VALUE_MAX   256
 #define POLICY_TAG_PREFIX  "policy:"
-#define POLICY_NR_SETTINGS 28
+#define POLICY_NR_SETTINGS 29
 
 struct policy {
 	char name[POLICY_NAME_MAX];
 	char text[POLICY_NR_SETTINGS][POLICY_VALUE_MAX]; /* as given; "" not set */
 	int64_t owner;					 /* -1: any */
 	uint64_t every_s;				 /* 0: by the calendar */
+	uint64_t recovery_point_ns;			 /* 0: not continuous */
 	struct calendar calendar;
 	uint64_t jitter_s;
 	struct zone *zone; /* owned */
@@ -99,3 +101,11 @@ int64_t policy_due(const struct policy *p, const char *vm, int64_t *last_s, int6
 /* What *last_s is from now on for a run that was due at `due_s` and begins now: the point
  * itself, so that periods don't drift; or now, when the next one has come already. */
 int64_t policy_ran(const struct policy *p, const char *vm, int64_t due_s, int64_t now_s);
+
+/*
+ * With a recovery point: when the next epoch is to begin, so that it is durable when the newest
+ * point is that old.  All on one monotonic clock: `point_ns` when the newest was taken,
+ * `cost_ns` how long an epoch is expected to take until it is durable.  Not before now.
+ */
+uint64_t policy_next_epoch(const struct policy *p, uint64_t point_ns, uint64_t cost_ns,
+			   uint64_t now_ns);

@@ -3,7 +3,7 @@
  * The policies and their lines; see scheduler.h.
  *
  * The thread looks at every line when one may be due, at least once a second, and every
- * LOOK_BUSY_MS while one is in the middle of something.  That is cheap (no line does more
+ * LINE_BUSY_MS while one is in the middle of something.  That is cheap (no line does more
  * than compare two numbers), and no event can be missed: a clock that is set, a VM that comes
  * back, a job that ends.
  *
@@ -36,7 +36,6 @@
 #include "snapd/vm/vm.h"
 
 #define LOOK_IDLE_MS 1000
-#define LOOK_BUSY_MS 20
 #define POLICIES_MAX 1000
 
 struct entry {
@@ -209,15 +208,15 @@ static void match(struct policies *ps, struct entry *en, const struct vm_name *v
 	}
 }
 
-/* Every line, once; is one in the middle of something? */
-static bool look(struct policies *ps)
+/* Every line, once.  Returns how long nothing can be due for, in milliseconds. */
+static uint32_t look(struct policies *ps)
 {
 	_cleanup_free_ struct vm_name *vms = NULL;
-	bool busy = false;
+	uint32_t sleep_ms = UINT32_MAX;
 	size_t nr = 0;
 
 	if (vm_list_ready(ps->d, &vms, &nr))
-		return false;
+		return sleep_ms;
 	pthread_mutex_lock(&ps->lock);
 	for (size_t i = 0; i < ps->nr; i++) {
 		struct entry *en = &ps->entries[i];
@@ -225,20 +224,20 @@ static bool look(struct policies *ps)
 		match(ps, en, vms, nr);
 		for (size_t l = 0; l < en->nr_lines; l++) {
 			line_step(en->lines[l], ps->d, en->policy, now_s());
-			busy |= en->lines[l]->state != LINE_IDLE;
+			sleep_ms = MIN(sleep_ms, line_sleep_ms(en->lines[l], en->policy));
 		}
 	}
 	pthread_mutex_unlock(&ps->lock);
-	return busy;
+	return sleep_ms;
 }
 
 /* Up to the next full second, when something may be due. */
-static int idle_ms(void)
+static uint32_t idle_ms(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_REALTIME, &ts);
-	return LOOK_IDLE_MS - (int)(ts.tv_nsec / 1000000);
+	return LOOK_IDLE_MS - (uint32_t)(ts.tv_nsec / 1000000);
 }
 
 static void *scheduler_thread(void *arg)
@@ -248,9 +247,9 @@ static void *scheduler_thread(void *arg)
 	uint64_t n;
 
 	while (!ps->stop) {
-		bool busy = look(ps);
+		uint32_t sleep_ms = look(ps);
 
-		if (poll(&p, 1, busy ? LOOK_BUSY_MS : idle_ms()) > 0)
+		if (poll(&p, 1, (int)MIN(sleep_ms, idle_ms())) > 0)
 			(void)!read(ps->wake_fd, &n, sizeof(n));
 	}
 	return NULL;

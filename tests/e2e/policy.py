@@ -122,6 +122,40 @@ def bounds(b):
     b.snapctl("policy", "rm", "calm")
 
 
+def continuously(b):
+    """Epochs all the time, thinned, and their cost is told; a VM that comes back is taken up again."""
+    b.snapctl("policy", "set", "rpo", "vms=web1", "recovery_point=200ms", "keep_last=5")
+    began = time.monotonic()
+    one = until_runs(b, "rpo", "web1", 15)
+    rate = one["runs"] / (time.monotonic() - began)
+    cost = one["cost"]
+    check(one["failures"] == 0 and cost["epochs"] > 0 and cost["paused_ns"] > 0 and cost["pages_stored"] > 0, f"{one}")
+    check(0 < cost["paused_share"] < 1 and cost["exposed_ns"] >= 0.05e9, f"{cost}")
+    check(rate < 40, f"{rate} epochs a second are more than a recovery point of 200 ms asks for")
+    check("stood still for" in b.snapctl("policy", "show", "rpo").stdout and "200ms" in b.snapctl("policy", "list").stdout,
+          "the cost is not shown")
+    b.until(lambda: len(of_policy(b, "web1", "rpo")) <= 5 + 1 and line(b, "rpo", "web1")["pruned"], 60, "thinning")
+    b.snapctl("policy", "rm", "rpo")
+
+
+def unchanged(b, options):
+    """A guest that seldom writes: points at which nothing is dirty are left out, and no others."""
+    lazy = b.vm("lazy", *options, "--vcpus", "1", "--rate", "1")
+    b.vm_ready("lazy")
+    b.snapctl("policy", "set", "lazy", "vms=lazy", "recovery_point=50ms", "keep_last=2")
+    until_runs(b, "lazy", "lazy", 4)
+    check(line(b, "lazy", "lazy")["skipped"] == 0, "points were left out without skip_unchanged")
+    b.snapctl("policy", "set", "lazy", "skip_unchanged=yes")
+    one = b.until(lambda: (lambda x: x["skipped"] > 5 and "nothing changed" in x["said"] and x)(line(b, "lazy", "lazy")), 60,
+                  "points to be left out")
+    until_runs(b, "lazy", "lazy", one["runs"] + 2)
+    for s in b.snapshots("lazy")[-1:]:
+        check(b.verify(s["id"]).get("digest_matches") is True, f"{s}")
+    b.snapctl("policy", "rm", "lazy")
+    lazy.stop()
+    b.vms.remove(lazy)
+
+
 def by_tags(b):
     """A policy takes VMs up and leaves them out as their tags change; tags outlive a restart, not the VM."""
     bad(b, 3, "tag", "nobody", "--add", "gold")
@@ -192,6 +226,8 @@ def main():
         pause_and_run(b)
         hooks_that_go_wrong(b)
         bounds(b)
+        continuously(b)
+        unchanged(b, options)
         by_tags(b)
         restarts(b, options)
         for vm in b.vms:

@@ -9,6 +9,8 @@
  *   - without jumps a period is kept to the second, for ever;
  *   - missed = skip runs nothing later than POLICY_LATE_S after its point; missed = run
  *     runs once after a gap, however many points were in it.
+ * With a recovery point: epochs that cost what is expected are durable in time, and are not
+ * made more often than that takes; those that cost more come back to back.
  * Then words of the file, good and bad.
  */
 #include <string.h>
@@ -139,6 +141,31 @@ static void after_a_gap(void)
 	check(runs == 1, "%lld runs make up for ten days", (long long)runs);
 }
 
+static void by_recovery_point(struct rand *r)
+{
+	static const char *const points[] = {"50ms", "300ms", "1s", "60s"};
+	_cleanup_(cleanup_policy) struct policy *p = policy_of(
+		(const char *const[][2]){{"recovery_point", points[rand_below(r, 4)]}}, 1);
+	uint64_t target_ns = p->recovery_point_ns, now_ns = rand_below(r, 1ull << 40);
+	uint64_t cost_ns = 1 + rand_below(r, target_ns * 3 / 2), point_ns = 0;
+
+	for (int i = 0; i < 1000; i++) {
+		uint64_t begin_ns = policy_next_epoch(p, point_ns, cost_ns, now_ns);
+		uint64_t taken_ns, durable_ns = begin_ns + cost_ns;
+
+		check(begin_ns >= now_ns, "begins before now");
+		taken_ns = begin_ns + rand_below(r, cost_ns);
+		if (point_ns && (begin_ns > now_ns || 2 * cost_ns <= target_ns))
+			check(durable_ns - point_ns == target_ns, "%llu ns exposed, of %llu",
+			      (unsigned long long)(durable_ns - point_ns),
+			      (unsigned long long)target_ns);
+		if (cost_ns >= target_ns)
+			check(begin_ns == MAX(now_ns, point_ns), "waits, and is late already");
+		point_ns = taken_ns;
+		now_ns = durable_ns;
+	}
+}
+
 static void words(void)
 {
 	static const char *const bad[][2] = {
@@ -159,6 +186,10 @@ static void words(void)
 		{"paused", "maybe"},
 		{"timezone", "Mars/Base"},
 		{"hook_timeout", "soon"},
+		{"recovery_point", "49ms"},
+		{"recovery_point", "3601s"},
+		{"recovery_point", "1"},
+		{"recovery_point", "5m"},
 		{"colour", "red"},
 		{"vms", "a\nb"},
 	};
@@ -189,6 +220,16 @@ static void words(void)
 	check(!policy_set(q, "every", "1h", NULL) && !policy_set(q, "schedule", "daily", NULL) &&
 		      policy_finish(q, NULL) == -EINVAL,
 	      "two times, and taken");
+	policy_free(q);
+	check(!policy_new("both", &q, NULL) && !policy_set(q, "every", "1h", NULL) &&
+		      !policy_set(q, "recovery_point", "1s", NULL) &&
+		      policy_finish(q, NULL) == -EINVAL,
+	      "a period and a recovery point, and taken");
+	policy_free(q);
+	check(!policy_new("late", &q, NULL) && !policy_set(q, "jitter", "1s", NULL) &&
+		      !policy_set(q, "recovery_point", "9s", NULL) &&
+		      policy_finish(q, NULL) == -EINVAL,
+	      "a recovery point with jitter, and taken");
 	policy_free(q);
 }
 
@@ -235,6 +276,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < rounds; i++) {
 		by_period(&r);
 		by_calendar(&r);
+		by_recovery_point(&r);
 	}
 	printf("%d policies by period, %d by calendar\n", rounds, rounds);
 	return 0;
