@@ -17,7 +17,7 @@
 #define SNAPD_QEMU_ENV_QMP "SNAPD_QEMU_QMP"
 
 /* Set: a snapshot of another QEMU version, machine type or CPU is loaded all the same. */
-#define SNAPD_QEMU_ENV_FORCE "SNAPD_QEMU_FORCE"
+#define SNAPD_QEMU_ENV_ANY "SNAPD_QEMU_ANY"
 
 /* With SNAPD_RESTORE the launcher adds `-incoming defer`: QEMU makes its devices and waits. */
 

@@ -189,7 +189,7 @@ static void set_environment(const struct options *o, const struct cmdline *c)
 	set("SNAPD_AGENT_SOCKET", o->socket);
 	set("SNAPD_RESTORE", o->restore);
 	if (o->force)
-		set(SNAPD_QEMU_ENV_FORCE, "1");
+		set(SNAPD_QEMU_ENV_ANY, "1");
 }
 
 /* ---- running ---- */
@@ -208,7 +208,7 @@ static void print_quoted(const char *s)
 static int print_command(const struct cmdline *c)
 {
 	static const char *const names[] = {"LD_PRELOAD", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET",
-					    "SNAPD_RESTORE", SNAPD_QEMU_ENV_FORCE};
+					    "SNAPD_RESTORE", SNAPD_QEMU_ENV_ANY};
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		if (!non_empty(names[i]))
