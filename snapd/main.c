@@ -24,6 +24,7 @@
 #include "snapd/daemon/config.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/job.h"
+#include "snapd/daemon/logging.h"
 #include "snapd/daemon/systemd.h"
 #include "snapd/daemon/tags.h"
 #include "snapd/store.h"
@@ -60,7 +61,7 @@ static void on_signal(struct loop_source *src, uint32_t events)
 		systemd_notify("READY=1");
 		return;
 	}
-	log_notice("stopping: %s", strsignal((int)si.ssi_signo));
+	log_event(LOG_STOPPING, LOG_LVL_NOTICE, "stopping: %s", strsignal((int)si.ssi_signo));
 	s->d->stopping = true;
 }
 
@@ -157,8 +158,9 @@ static int serve(struct daemon *d)
 	int err = start(d, &e);
 
 	if (!err) {
-		log_notice("snapd " SNAPD_VERSION " serves %s, store %s", d->config.api_socket,
-			   d->config.store_dir);
+		log_event(LOG_STARTED, LOG_LVL_NOTICE,
+			  "snapd " SNAPD_VERSION " serves %s, store %s", d->config.api_socket,
+			  d->config.store_dir);
 		systemd_notify("READY=1");
 		err = loop_run(d);
 	}
@@ -174,6 +176,7 @@ static int run(struct daemon *d)
 	int code;
 
 	log_set_level((enum log_level)d->config.log_level);
+	logging_start((enum log_format)d->config.log_format, JOURNAL_SOCKET);
 	if (d->config.rekey) {
 		if (!store_rekey(d->config.store_dir, d->config.encryption_key, d->config.rekey,
 				 &e))
@@ -206,5 +209,6 @@ int main(int argc, char **argv)
 		fprintf(stderr, "snapd: %s\nsnapd: --help shows the options\n", e.text);
 	code = outcome == CONFIG_RUN ? run(&d) : outcome < 0 ? EXIT_USAGE : EXIT_OK;
 	daemon_deinit(&d);
+	logging_stop();
 	return code;
 }

@@ -31,7 +31,7 @@ static void on_damage(void *opaque, const struct store_damage *d)
 {
 	struct checkup *c = opaque;
 
-	log_err("store check: %s", d->text);
+	log_event(LOG_STORE_DAMAGED, LOG_LVL_ERR, "store check: %s", d->text);
 	if (json_array_size(c->damages) < LINES_MAX)
 		json_array_append_new(c->damages,
 				      json_pack("{ss ss}", "kind", damage_kind_names[d->kind],
@@ -71,8 +71,11 @@ static void on_loss(void *opaque, const struct store_loss *l)
 	struct checkup *c = opaque;
 
 	note_lost(c, l->snapshot);
-	log_err("store check: snapshot %llu of %s is lost: %s", (unsigned long long)l->snapshot,
-		l->vm_name, l->whole ? "its map or its state" : "some of its pages");
+	log_about()->snapshot = l->snapshot;
+	log_event(LOG_STORE_DAMAGED, LOG_LVL_ERR, "store check: snapshot %llu of %s is lost: %s",
+		  (unsigned long long)l->snapshot, l->vm_name,
+		  l->whole ? "its map or its state" : "some of its pages");
+	log_about()->snapshot = 0;
 	if (json_array_size(c->losses) < LINES_MAX)
 		json_array_append_new(c->losses, loss_json(l));
 }

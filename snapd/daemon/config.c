@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "include/snapd/format.h"
+#include "snapd/daemon/logging.h"
 #include "snapd/store/codec.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
@@ -29,6 +30,11 @@ enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, WORD };
 static const char *const level_words[] = {
 	[LOG_LVL_ERR] = "err",	 [LOG_LVL_WARN] = "warning", [LOG_LVL_NOTICE] = "notice",
 	[LOG_LVL_INFO] = "info", [LOG_LVL_DEBUG] = "debug",
+};
+static const char *const log_format_words[] = {
+	[LOG_FORMAT_AUTO] = "auto", [LOG_FORMAT_JOURNAL] = "journal",
+	[LOG_FORMAT_TEXT] = "text", [LOG_FORMAT_LOGFMT] = "logfmt",
+	[LOG_FORMAT_JSON] = "json",
 };
 static const char *const dedup_words[] = {
 	[STORE_DEDUP_OWNER] = "owner",
@@ -65,6 +71,8 @@ static const struct setting {
 	{"dedup", "dedup", WORD, AT(dedup), STORE_DEDUP_OWNER, STORE_DEDUP_OFF, dedup_words},
 	{"dedup_memory", "dedup-memory", BYTES, AT(dedup_bytes), 1 << 20, 1ull << 40},
 	{"log_level", "log-level", WORD, AT(log_level), LOG_LVL_ERR, LOG_LVL_DEBUG, level_words},
+	{"log_format", "log-format", WORD, AT(log_format), LOG_FORMAT_AUTO, LOG_FORMAT_JSON,
+	 log_format_words},
 #undef AT
 };
 
@@ -241,6 +249,8 @@ static void usage(void)
 	     "  --dedup-memory BYTES    of the table of duplicates, at most (default: 1/32 of the\n"
 	     "                          machine's, up to 256M)\n"
 	     "  --log-level LEVEL       err, warning, notice, info, debug (default info)\n"
+	     "  --log-format FORM       auto, journal, text, logfmt, json (default auto: the\n"
+	     "                          journal's fields when stderr is the journal, else text)\n"
 	     "  --help, --version\n"
 	     "\n"
 	     "SIGTERM, SIGINT: abandon what is not committed, let every VM run on, end.\n"

@@ -39,6 +39,7 @@ struct daemon_config {
 	uint32_t dedup;		    /* enum store_dedup */
 	uint64_t dedup_bytes;	    /* 0: default */
 	int log_level;
+	uint32_t log_format; /* enum log_format */
 };
 
 struct daemon {

@@ -299,23 +299,28 @@ static void finish(struct job *job, int rc, const struct err *e)
 	end_locked(job, rc >= 0 ? JOB_DONE : rc == -ECANCELED ? JOB_CANCELLED : JOB_FAILED);
 	pthread_mutex_unlock(&job->lock);
 	if (rc < 0 && rc != -ECANCELED && !job->vm) /* a VM's thread says so itself */
-		log_warn("job %llu (%s): %s", (unsigned long long)job->id,
-			 job_kind_names[job->kind], job->err.text);
+		log_event(LOG_JOB_FAILED, LOG_LVL_WARN, "job %llu (%s): %s",
+			  (unsigned long long)job->id, job_kind_names[job->kind], job->err.text);
 	ended(job);
 }
 
 void job_run(struct job *job)
 {
+	struct log_about before = *log_about();
 	struct err e = {0};
 	int rc;
 
 	if (!begin(job))
 		return;
+	log_about()->job = job->id;
+	if (!before.vm)
+		log_about()->vm = json_string_value(json_object_get(job->args, "vm"));
 	if (atomic_load(&job->cancel))
 		rc = err_set(&e, ECANCELED, "cancelled before it began");
 	else
 		rc = job->fn(job, &e);
 	finish(job, rc, &e);
+	*log_about() = before;
 }
 
 void job_fail(struct job *job, int code, const char *fmt, ...)

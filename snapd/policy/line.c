@@ -72,7 +72,10 @@ void line_init(struct line *l, struct daemon *d, const struct policy *p, const c
 static void trouble(struct line *l, const struct policy *p, const char *text)
 {
 	snprintf(l->said, sizeof(l->said), "%s: %.160s", line_state_names[l->state], text);
-	log_warn("policy %s, %s: %s", p->name, l->vm, l->said);
+	log_about()->vm = l->vm;
+	log_about()->policy = p->name;
+	log_event(LOG_POLICY_TROUBLE, LOG_LVL_WARN, "policy %s, %s: %s", p->name, l->vm, l->said);
+	*log_about() = (struct log_about){0};
 }
 
 static void skip_run(struct line *l, const struct policy *p, const char *why, int64_t now_s)

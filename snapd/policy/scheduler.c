@@ -125,9 +125,10 @@ static void read_one(struct policies *ps, const char *file)
 		return;
 	snprintf(name, sizeof(name), "%.*s", (int)(len - 5), file);
 	if (policy_read(ps->d->config.policy_dir, name, &p, &e)) {
-		log_err("policy left out: %s", e.text);
+		log_event(LOG_POLICY_LEFT_OUT, LOG_LVL_ERR, "policy left out: %s", e.text);
 	} else if (install(ps, p)) {
-		log_err("policy %s left out: there are too many", name);
+		log_event(LOG_POLICY_LEFT_OUT, LOG_LVL_ERR,
+			  "policy %s left out: there are too many", name);
 		policy_free(p);
 	}
 }

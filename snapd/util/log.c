@@ -9,42 +9,70 @@
 #include <string.h>
 #include <unistd.h>
 
+#define LINE_MAX_BYTES 1024
+
 static _Atomic int max_level = LOG_LVL_INFO;
-static void (*sink)(void *, int, const char *);
-static void *sink_opaque;
+static void (*_Atomic writer)(const struct log_record *r);
+static _Thread_local struct log_about about;
 
 void log_set_level(enum log_level max)
 {
 	atomic_store(&max_level, max);
 }
 
-void log_set_sink(void (*fn)(void *, int, const char *), void *opaque)
+void log_set_writer(void (*fn)(const struct log_record *r))
 {
-	sink = fn;
-	sink_opaque = opaque;
+	atomic_store(&writer, fn);
+}
+
+struct log_about *log_about(void)
+{
+	return &about;
+}
+
+static void write_stderr(const struct log_record *r)
+{
+	char line[LINE_MAX_BYTES + 8];
+	int n = 0;
+
+	if (getenv("JOURNAL_STREAM"))
+		n = snprintf(line, sizeof(line), "<%d>", r->level);
+	n += snprintf(line + n, sizeof(line) - n, "%s\n", r->text);
+	(void)!write(STDERR_FILENO, line, (size_t)n);
+}
+
+static void log_va(enum log_event event, enum log_level lvl, const char *fmt, va_list ap)
+{
+	void (*fn)(const struct log_record *) = atomic_load(&writer);
+	char text[LINE_MAX_BYTES];
+	struct log_record r = {
+		.level = lvl, .event = event, .format = fmt, .text = text, .about = about};
+
+	vsnprintf(text, sizeof(text), fmt, ap);
+	for (char *p = text; *p; p++)
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			*p = ' ';
+	(fn ? fn : write_stderr)(&r);
 }
 
 void log_at(enum log_level lvl, const char *fmt, ...)
 {
-	char line[1024];
 	va_list ap;
-	int n = 0;
 
 	if ((int)lvl > atomic_load(&max_level))
 		return;
-	if (!sink && getenv("JOURNAL_STREAM"))
-		n = snprintf(line, sizeof(line), "<%d>", lvl);
 	va_start(ap, fmt);
-	vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
+	log_va(LOG_NO_EVENT, lvl, fmt, ap);
 	va_end(ap);
-	for (char *p = line; *p; p++)
-		if ((unsigned char)*p < ' ')
-			*p = ' ';
-	if (sink) {
-		sink(sink_opaque, lvl, line);
+}
+
+void log_event(enum log_event event, enum log_level lvl, const char *fmt, ...)
+{
+	va_list ap;
+
+	if ((int)lvl > atomic_load(&max_level))
 		return;
-	}
-	n = (int)strlen(line);
-	line[n++] = '\n';
-	(void)!write(STDERR_FILENO, line, (size_t)n);
+	va_start(ap, fmt);
+	log_va(event, lvl, fmt, ap);
+	va_end(ap);
 }

@@ -208,8 +208,8 @@ int vm_hello(struct vm *vm)
 	}
 	if (!e.code)
 		err_errno(&e, -err, "attach");
-	log_warn("connection of uid %u, pid %u%s%s refused: %s", vm->uid, vm->pid,
-		 vm->name[0] ? ", VM " : "", vm->name, e.text);
+	log_event(LOG_VM_REFUSED, LOG_LVL_WARN, "connection of uid %u, pid %u%s%s refused: %s",
+		  vm->uid, vm->pid, vm->name[0] ? ", VM " : "", vm->name, e.text);
 	vm_say_error(vm, SNAPD_MSG_REJECT, &e);
 	return err;
 }
@@ -410,9 +410,10 @@ int vm_on_ready(struct vm *vm, struct err *e)
 	if (vm->state != VM_READY)
 		find_newest(vm);
 	if (vm->state != VM_READY)
-		log_info("%s: ready: %u vCPUs, %llu MiB%s", vm->name, vm->hello.nr_vcpus,
-			 (unsigned long long)(vm->mem.ram_frames * vm->mem.page_size >> 20),
-			 vm->point.timeline ? ", where it was" : "");
+		log_event(LOG_VM_READY, LOG_LVL_INFO, "%s: ready: %u vCPUs, %llu MiB%s", vm->name,
+			  vm->hello.nr_vcpus,
+			  (unsigned long long)(vm->mem.ram_frames * vm->mem.page_size >> 20),
+			  vm->point.timeline ? ", where it was" : "");
 	atomic_store(&vm->state, VM_READY);
 	return 0;
 }

@@ -139,14 +139,19 @@ void postmortem(struct vm *vm)
 	epoch_abort(pm.ep);
 	if (err && pm.timeline && pm.timeline != vm->point.timeline)
 		store_timeline_drop(vm->d->store, pm.timeline, NULL);
+	log_about()->snapshot = err ? 0 : pm.id;
 	if (err)
-		log_err("%s: the VMM is dead, and its memory cannot be kept: %s", vm->name, e.text);
+		log_event(LOG_POST_MORTEM, LOG_LVL_ERR,
+			  "%s: the VMM is dead, and its memory cannot be kept: %s", vm->name,
+			  e.text);
 	else
-		log_notice("%s: the VMM is dead: snapshot %llu has its memory: %llu pages changed, "
-			   "%llu of them nobody had told of",
-			   vm->name, (unsigned long long)pm.id,
-			   (unsigned long long)pm.stored.pages_in,
-			   (unsigned long long)selfcheck_missed(pm.check));
+		log_event(LOG_POST_MORTEM, LOG_LVL_NOTICE,
+			  "%s: the VMM is dead: snapshot %llu has its memory: %llu pages changed, "
+			  "%llu of them nobody had told of",
+			  vm->name, (unsigned long long)pm.id,
+			  (unsigned long long)pm.stored.pages_in,
+			  (unsigned long long)selfcheck_missed(pm.check));
+	log_about()->snapshot = 0;
 	selfcheck_destroy(pm.check);
 	state_writer_deinit(&pm.state);
 	vm_keep_timeline(vm, 0);

@@ -316,8 +316,9 @@ int restore_vm(struct vm *vm, struct err *e)
 	pthread_mutex_lock(&vm->lock);
 	vm->pub.head_snapshot = snap.id;
 	pthread_mutex_unlock(&vm->lock);
-	log_info("%s: restored from snapshot %llu: %zu pages read in %llu ms", vm->name,
-		 (unsigned long long)snap.id, r.nr_pages,
-		 (unsigned long long)(now_ns(CLOCK_MONOTONIC) - begun) / 1000000);
+	log_event(LOG_RESTORED, LOG_LVL_INFO,
+		  "%s: restored from snapshot %llu: %zu pages read in %llu ms", vm->name,
+		  (unsigned long long)snap.id, r.nr_pages,
+		  (unsigned long long)(now_ns(CLOCK_MONOTONIC) - begun) / 1000000);
 	return 0;
 }

@@ -477,12 +477,14 @@ static int rollback_to(struct rollback *r, struct snapd_point at, struct err *e)
 	if (!err)
 		err = run(r, e);
 	if (err)
-		log_warn("%s: rollback failed%s: %s", vm->name,
-			 vm->broken ? " half way, the VM stays paused" : "", e->text);
+		log_event(LOG_ROLLBACK_FAILED, vm->broken ? LOG_LVL_ERR : LOG_LVL_WARN,
+			  "%s: rollback failed%s: %s", vm->name,
+			  vm->broken ? " half way, the VM stays paused" : "", e->text);
 	else
-		log_info("%s: rolled back: %zu pages written, %llu of them late, paused %llu us",
-			 vm->name, r->nr, (unsigned long long)r->nr_late,
-			 (unsigned long long)r->pause.total_ns / 1000);
+		log_event(LOG_ROLLED_BACK, LOG_LVL_INFO,
+			  "%s: rolled back: %zu pages written, %llu of them late, paused %llu us",
+			  vm->name, r->nr, (unsigned long long)r->nr_late,
+			  (unsigned long long)r->pause.total_ns / 1000);
 	rollback_deinit(r);
 	return err;
 }

@@ -348,11 +348,12 @@ static int compare_missed(const void *a, const void *b)
 
 static void log_missed(const struct selfcheck *s, const struct missed *m)
 {
-	log_err("%s: self-check: a write to GPA 0x%llx was missed (%s %u, address space %u, "
-		"generation %llu) before epoch %llu of timeline %llu; healed by it",
-		s->vm->name, (unsigned long long)m->gpa, m->mapped ? "slot" : "unmapped, slot",
-		m->slot, m->as_id, (unsigned long long)m->generation, (unsigned long long)s->epoch,
-		(unsigned long long)s->vm->point.timeline);
+	log_event(LOG_MISSED_PAGES, LOG_LVL_ERR,
+		  "%s: self-check: a write to GPA 0x%llx was missed (%s %u, address space %u, "
+		  "generation %llu) before epoch %llu of timeline %llu; healed by it",
+		  s->vm->name, (unsigned long long)m->gpa, m->mapped ? "slot" : "unmapped, slot",
+		  m->slot, m->as_id, (unsigned long long)m->generation,
+		  (unsigned long long)s->epoch, (unsigned long long)s->vm->point.timeline);
 }
 
 void selfcheck_locate(struct selfcheck *s, const void *state, size_t len, uint64_t epoch)
@@ -383,8 +384,8 @@ void selfcheck_locate(struct selfcheck *s, const void *state, size_t len, uint64
 			log_missed(s, m);
 	}
 	if (s->nr_missed > MISSED_LOGGED)
-		log_err("%s: self-check: %llu pages were missed", s->vm->name,
-			(unsigned long long)s->nr_missed);
+		log_event(LOG_MISSED_PAGES, LOG_LVL_ERR, "%s: self-check: %llu pages were missed",
+			  s->vm->name, (unsigned long long)s->nr_missed);
 }
 
 static json_t *missed_json(const struct selfcheck *s, const struct missed *m)

@@ -258,16 +258,19 @@ static int take(struct snapshot *s, bool self_check, struct err *e)
 	s->job->unit = "pages";
 	err = run(s, e);
 	finish(s, err);
+	log_about()->snapshot = s->id;
 	if (err)
-		log_warn("%s: %s failed: %s", s->vm->name, s->unnamed ? "self-check" : "snapshot",
-			 e->text);
+		log_event(LOG_SNAPSHOT_FAILED, LOG_LVL_WARN, "%s: %s failed: %s", s->vm->name,
+			  s->unnamed ? "self-check" : "snapshot", e->text);
 	else
-		log_info("%s: %s %llu: %llu pages, %llu stored, paused %llu us", s->vm->name,
-			 s->unnamed ? "self-check, epoch" : "snapshot",
-			 (unsigned long long)(s->unnamed ? s->point.epoch : s->id),
-			 (unsigned long long)s->stored.pages_in,
-			 (unsigned long long)s->stored.stored,
-			 (unsigned long long)s->pause.total_ns / 1000);
+		log_event(LOG_SNAPSHOT_TAKEN, LOG_LVL_INFO,
+			  "%s: %s %llu: %llu pages, %llu stored, paused %llu us", s->vm->name,
+			  s->unnamed ? "self-check, epoch" : "snapshot",
+			  (unsigned long long)(s->unnamed ? s->point.epoch : s->id),
+			  (unsigned long long)s->stored.pages_in,
+			  (unsigned long long)s->stored.stored,
+			  (unsigned long long)s->pause.total_ns / 1000);
+	log_about()->snapshot = 0;
 	return err;
 }
 

@@ -288,7 +288,7 @@ static void handle_message(struct vm *vm)
 	}
 	if (vm_told(vm) || !vm->ready || !vm_on_ready(vm, &e))
 		return;
-	log_warn("%s: refused: %s", vm->name, e.text);
+	log_event(LOG_VM_REFUSED, LOG_LVL_WARN, "%s: refused: %s", vm->name, e.text);
 	vm_say_error(vm, SNAPD_MSG_REJECT, &e);
 }
 
@@ -363,6 +363,7 @@ static void *vm_thread(void *arg)
 	struct vm *vm = arg;
 	bool was_ready, keep;
 
+	log_about()->vm = vm->name; /* empty until it is claimed */
 	if (!vm_hello(vm))
 		serve(vm);
 	was_ready = vm->state == VM_READY;
@@ -373,7 +374,7 @@ static void *vm_thread(void *arg)
 	if (!keep)
 		release_memory(vm);
 	if (was_ready && !vm->stop) {
-		log_info("%s: connection lost", vm->name);
+		log_event(LOG_VM_LOST, LOG_LVL_INFO, "%s: connection lost", vm->name);
 		linger(vm);
 	}
 	if (keep && process_is_dead(vm)) {
@@ -382,8 +383,8 @@ static void *vm_thread(void *arg)
 	}
 	release_memory(vm);
 	if (was_ready)
-		log_info("%s: %s", vm->name,
-			 process_is_dead(vm) ? "the VMM has ended" : "detached");
+		log_event(LOG_VM_ENDED, LOG_LVL_INFO, "%s: %s", vm->name,
+			  process_is_dead(vm) ? "the VMM has ended" : "detached");
 	change_state(vm, VM_GONE);
 	return NULL;
 }

@@ -64,9 +64,9 @@ static int with_seccomp(int error)
 
 static char logged[1024];
 
-static void keep_line(void *opaque, int level, const char *line)
+static void keep_line(const struct log_record *r)
 {
-	snprintf(logged, sizeof(logged), "%s", line);
+	snprintf(logged, sizeof(logged), "%s", r->text);
 }
 
 /* Three buffers through unregistered memory, and back. */
@@ -101,10 +101,10 @@ static int with_memlock(int arg)
 	CHECK(setrlimit(RLIMIT_MEMLOCK, &small) == 0);
 	if (geteuid() == 0 && setresuid(65534, 65534, 65534) < 0)
 		return SKIP;
-	log_set_sink(keep_line, NULL);
+	log_set_writer(keep_line);
 	if (writer_create(&(struct writer_config){0}, &w, NULL) < 0)
 		return SKIP; /* the ring alone was too much */
-	log_set_sink(NULL, NULL);
+	log_set_writer(NULL);
 	CHECK(strstr(logged, "LimitMEMLOCK"));
 	write_and_read(w, fd);
 	writer_destroy(w);
