@@ -7,9 +7,7 @@
  * core: ratio over all pages, those that stay raw included, and MB/s of plain pages in
  * and out.  Then stores of 256 MiB of such pages, one for each codec and one encrypted:
  * the first epoch from begin to durable, and the whole read back into memory with
- * O_DIRECT, as the service does: by four tasks, each with a reader of its own, so that
- * some wait for the disk while others check and decompress.  Rounds go through all stores one after
- * another.
+ * O_DIRECT.  Rounds go through all stores one after another.
  *
  * The figure: restore with lz4 against restore of raw pages, of the same round.
  */
@@ -29,8 +27,6 @@
 #define ALONE	 8192u /* pages of the first part */
 #define ROUNDS	 5
 #define GOAL	 1.0
-#define CHUNK	 2048u /* pages that a task reads at once */
-#define READERS	 4u
 
 static const char *const codecs[] = {"lz4", "zstd:-1", "zstd:1", "zstd:3", "zstd:9"};
 
@@ -128,63 +124,6 @@ static void measure_alone(const char *name, const uint8_t *ram)
 	codec_destroy(c);
 }
 
-/* ---- restore ---- */
-
-struct restore {
-	struct store *store;
-	struct page_read *reads; /* owned, by loc */
-	uint32_t nr;
-};
-
-static int compare_locs(const void *a, const void *b)
-{
-	const struct page_read *x = a, *y = b;
-
-	return x->loc < y->loc ? -1 : x->loc > y->loc;
-}
-
-static int read_chunks(void *arg, uint64_t first, uint64_t n)
-{
-	const struct restore *r = arg;
-	struct store_reader *reader;
-	struct err e = {0};
-
-	run_check(store_reader_create(r->store, RUN_PAGE, &reader, &e), &e);
-	for (uint64_t at = first; at < first + n; at += CHUNK)
-		run_check(store_read_pages(reader, r->reads + at,
-					   MIN(first + n - at, (uint64_t)CHUNK), &e),
-			  &e);
-	store_reader_destroy(reader);
-	return 0;
-}
-
-/* Seconds; with the map, and readers made anew. */
-static double run_parallel_restore(const struct store_run *s, uint8_t *to)
-{
-	struct restore r = {.store = s->store, .reads = calloc(NR_PAGES, sizeof(*r.reads))};
-	struct snapd_point at = {s->timeline, 2};
-	uint64_t start = bench_now_ns(), gfn;
-	struct pagemap_iter it;
-	struct pagemap *map;
-	struct pool *pool;
-	struct err e = {0};
-	loc_t loc;
-
-	run_check(store_map_load(s->store, at, false, &map, &e), &e);
-	if (!r.reads || pagemap_iter_init(&it, map) || pool_create(READERS, &pool))
-		bench_die("no memory");
-	while (pagemap_iter_next(&it, &gfn, &loc))
-		r.reads[r.nr++] = (struct page_read){
-			.gfn = gfn, .loc = loc, .dst = to + (size_t)gfn * RUN_PAGE};
-	qsort(r.reads, r.nr, sizeof(*r.reads), compare_locs);
-	pool_ranges(pool, r.nr, 1, read_chunks, &r);
-	pagemap_iter_deinit(&it);
-	pagemap_destroy(map);
-	pool_destroy(pool);
-	free(r.reads);
-	return (double)(bench_now_ns() - start) / 1e9;
-}
-
 /* ---- stores ---- */
 
 struct figures {
@@ -218,7 +157,7 @@ static void run_side(const struct side *side, const char *dir, const uint8_t *ra
 	run_epoch(&s, ram, NULL, 0, NULL); /* a running service has its rings and buffers */
 	f->write[round] = run_epoch(&s, ram, NULL, NR_PAGES, &stats);
 	f->stored = stats.bytes_written;
-	f->restore[round] = run_parallel_restore(&s, got);
+	f->restore[round] = run_restore(&s, (struct snapd_point){s.timeline, 2}, got, NR_PAGES);
 	if (memcmp(ram, got, (size_t)NR_PAGES * RUN_PAGE) != 0)
 		bench_die("%s: memory is not what it was", side->name);
 	store_run_deinit(&s);

@@ -16,8 +16,11 @@
  * extract likewise).  Ours is compared with the image, byte by byte.
  *
  * SNAPD_BENCH_EPOCHS (4): how many epochs; 50 are the series that the goals are about, and
- * take 15 to 25 minutes with all peers.  With fewer, times and bytes are drawn out to 50.
+ * take 15 to 25 minutes with all peers (scripts/bench --full).  With fewer, times and bytes
+ * are drawn out to 50.
  * SNAPD_BENCH_PEERS ("restic borg borg-4k qcow2"): which of them.
+ * SNAPD_BENCH_GATE: a command that is run before each step, outside the clock: to wait
+ * for others who measure on the same machine.
  * SNAPD_BENCH_DIR names a directory on the disk to measure; 20 GiB must be free, and
  * 60 GiB for 50 epochs.
  */
@@ -284,21 +287,34 @@ static bool is_wanted(const char *name)
 	return strstr(list, want);
 }
 
+static void wait_at_gate(void)
+{
+	const char *gate = getenv("SNAPD_BENCH_GATE");
+
+	if (gate && system(gate))
+		bench_die("failed: %s", gate);
+}
+
 static void add_version(const struct version *v)
 {
+	printf("  version %u:", v->number);
 	for (int i = 0; i < NR_SUBJECTS; i++) {
 		struct subject *s = &subjects[i];
 		double seconds;
 
 		if (!s->here)
 			continue;
+		wait_at_gate();
 		seconds = s->add(s, v);
 		s->seconds += seconds;
+		printf(" %s %.3f s", s->name, seconds);
+		fflush(stdout);
 		if (v->number)
 			continue;
 		s->base_seconds = seconds;
 		s->base_bytes = s->bytes;
 	}
+	printf("\n");
 }
 
 static uint8_t *map_image(void)
@@ -334,9 +350,14 @@ static void run_series(uint8_t *ram, uint32_t nr_epochs)
 		free(pages);
 	}
 	sync(); /* what the peers left to be written is not the restores' load */
-	for (int i = 0; i < NR_SUBJECTS; i++)
-		if (subjects[i].here && subjects[i].back)
-			subjects[i].back_seconds = subjects[i].back(&subjects[i], ram);
+	for (int i = 0; i < NR_SUBJECTS; i++) {
+		struct subject *s = &subjects[i];
+
+		if (!s->here || !s->back)
+			continue;
+		wait_at_gate();
+		s->back_seconds = s->back(s, ram);
+	}
 }
 
 static void report(uint32_t nr_epochs)

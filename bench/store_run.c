@@ -13,8 +13,7 @@
 #include "snapd/store/pageid.h"
 #include "snapd/util/cleanup.h"
 
-#define STAGED	   256u
-#define READ_PAGES 4096u
+#define STAGED 256u
 
 void run_check(int r, const struct err *e)
 {
@@ -221,8 +220,7 @@ double run_restore(struct store_run *s, struct snapd_point at, uint8_t *ram, uin
 	run_check(store_map_load(s->store, at, false, &m, &e), &e);
 	nr = list_pages(m, ram, nr_pages, &reads);
 	run_check(store_reader_create(s->store, RUN_PAGE, &reader, &e), &e);
-	for (size_t i = 0; i < nr; i += READ_PAGES)
-		run_check(store_read_pages(reader, reads + i, MIN(READ_PAGES, nr - i), &e), &e);
+	run_check(store_read_pages(reader, reads, nr, &e), &e);
 	store_reader_destroy(reader);
 	pagemap_destroy(m);
 	free(reads);

@@ -672,15 +672,18 @@ void writer_get_stats(const struct writer *w, struct writer_stats *ret)
 
 struct read_op {
 	struct read_req *req; /* borrowed while the read runs; NULL: idle */
-	size_t done;	      /* bytes to go on behind */
-	size_t got;	      /* bytes there are; more than `done` inside the last block */
+	struct read_group *group;
+	size_t done; /* bytes to go on behind */
+	size_t got;  /* bytes there are; more than `done` inside the last block */
 	uint32_t retries;
 };
 
 struct reader {
 	struct io_uring ring;
-	uint32_t depth;
-	struct read_op *ops; /* owned, depth */
+	uint32_t depth, nr_flight;
+	int broken;			 /* -errno of the ring */
+	struct read_op *ops;		 /* owned, depth */
+	struct read_group *first, *last; /* with requests to be started; borrowed */
 };
 
 int reader_create(uint32_t depth, struct reader **ret, struct err *e)
@@ -750,61 +753,90 @@ static bool advance_read(struct read_op *op, int res)
 	return false;
 }
 
-static bool start_read(struct reader *r, struct read_op *op, struct read_req *req)
+static void start_read(struct reader *r, struct read_op *op, struct read_group *g)
 {
+	struct read_req *req = &g->reqs[g->next++];
+
 	if (!req->len || req->len > INT_MAX) {
 		req->res = req->len ? -EINVAL : 0;
-		return false;
+		g->left--;
+		return;
 	}
-	*op = (struct read_op){.req = req};
+	*op = (struct read_op){.req = req, .group = g};
+	r->nr_flight++;
 	prep_read(r, op);
-	return true;
 }
 
-/* Start requests from *next on, one in each idle op. */
-static uint32_t fill_ops(struct reader *r, struct read_req *reqs, size_t nr, size_t *next)
+/* Start what was queued first, a request in each idle op. */
+static void fill_ops(struct reader *r)
 {
-	uint32_t started = 0;
+	for (uint32_t i = 0; i < r->depth && r->first; i++) {
+		while (!r->ops[i].req && r->first) {
+			struct read_group *g = r->first;
 
-	for (uint32_t i = 0; i < r->depth && *next < nr; i++) {
-		if (r->ops[i].req)
-			continue;
-		while (*next < nr && !start_read(r, &r->ops[i], &reqs[*next]))
-			++*next;
-		if (*next < nr) {
-			++*next;
-			started++;
+			if (g->next < g->nr) {
+				start_read(r, &r->ops[i], g);
+			} else {
+				r->first = g->behind;
+				r->last = r->first ? r->last : NULL;
+			}
 		}
 	}
-	return started;
+}
+
+static void submit_reads(struct reader *r)
+{
+	if (r->broken)
+		return;
+	if (r->nr_flight < r->depth)
+		fill_ops(r);
+	r->broken = ring_submit(&r->ring);
+}
+
+static void reap_read(struct reader *r, struct io_uring_cqe *cqe)
+{
+	struct read_op *op = io_uring_cqe_get_data(cqe);
+
+	if (advance_read(op, cqe->res)) {
+		op->req = NULL;
+		op->group->left--;
+		r->nr_flight--;
+	} else {
+		prep_read(r, op);
+	}
+	io_uring_cqe_seen(&r->ring, cqe);
+}
+
+void reader_queue(struct reader *r, struct read_group *g, struct read_req *reqs, size_t nr)
+{
+	*g = (struct read_group){.reqs = reqs, .nr = nr, .left = nr};
+	if (!nr)
+		return;
+	*(r->last ? &r->last->behind : &r->first) = g;
+	r->last = g;
+	submit_reads(r);
+}
+
+int reader_wait(struct reader *r, struct read_group *g)
+{
+	struct io_uring_cqe *cqe;
+
+	while (g->left && !r->broken) {
+		r->broken = ring_wait(&r->ring, &cqe);
+		if (r->broken)
+			break;
+		do
+			reap_read(r, cqe);
+		while (r->nr_flight && io_uring_peek_cqe(&r->ring, &cqe) == 0);
+		submit_reads(r);
+	}
+	return g->left ? r->broken : 0;
 }
 
 int reader_run(struct reader *r, struct read_req *reqs, size_t nr)
 {
-	struct io_uring_cqe *cqe;
-	uint32_t nr_flight = 0;
-	size_t next = 0;
-	int err;
+	struct read_group g;
 
-	for (;;) {
-		nr_flight += fill_ops(r, reqs, nr, &next);
-		if (!nr_flight)
-			return 0;
-		err = ring_submit(&r->ring);
-		if (err == 0)
-			err = ring_wait(&r->ring, &cqe);
-		if (err < 0)
-			return err;
-		do {
-			struct read_op *op = io_uring_cqe_get_data(cqe);
-
-			if (advance_read(op, cqe->res)) {
-				op->req = NULL;
-				nr_flight--;
-			} else {
-				prep_read(r, op);
-			}
-			io_uring_cqe_seen(&r->ring, cqe);
-		} while (nr_flight && io_uring_peek_cqe(&r->ring, &cqe) == 0);
-	}
+	reader_queue(r, &g, reqs, nr);
+	return reader_wait(r, &g);
 }

@@ -85,5 +85,23 @@ struct read_req {
 };
 struct reader;
 int reader_create(uint32_t depth, struct reader **ret, struct err *e); /* depth 0: 32 */
+/* No group may be under way, unless reader_wait() failed. */
 void reader_destroy(struct reader *r);
+
+/* Requests that are waited for together; several groups may be under way.  The reader's
+ * from reader_queue() until reader_wait() returned, the requests and their memory, too. */
+struct read_group {
+	struct read_req *reqs;
+	size_t nr;
+	size_t next; /* to be started */
+	size_t left; /* without a result */
+	struct read_group *behind;
+};
+/* Started in the order in which groups were queued, as many as `depth` allows. */
+void reader_queue(struct reader *r, struct read_group *g, struct read_req *reqs, size_t nr);
+/* 0 when every request of the group has its result.  Else the ring is broken, and so is
+ * every later call; what was under way may still write to its memory until the reader is
+ * destroyed. */
+int reader_wait(struct reader *r, struct read_group *g);
+/* Both. */
 int reader_run(struct reader *r, struct read_req *reqs, size_t nr);

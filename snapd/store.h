@@ -211,13 +211,30 @@ struct page_read {
 	struct pageid id; /* out, when dst is NULL: as its record has it; {0,0} a zero page */
 	int err;	  /* 0 or -errno */
 };
-struct store_reader; /* an io_uring and buffers; one thread */
+struct store_reader; /* an io_uring and buffers; one thread; the store's pool helps */
 int store_reader_create(struct store *s, uint32_t page_size, struct store_reader **ret,
 			struct err *e);
 void store_reader_destroy(struct store_reader *r);
 /* Read, check, and place pages; few large reads where locs are neighbours.  The
  * array is reordered by loc.  Returns the first error, every req has its own. */
 int store_read_pages(struct store_reader *r, struct page_read *reqs, size_t nr, struct err *e);
+
+struct page_at {
+	uint64_t gfn;
+	loc_t loc;
+};
+struct placed_page {
+	uint64_t gfn;
+	void *bytes; /* the reader's, during the call: a page, checked */
+};
+/* A few MiB of pages, by loc; bytes of neighbours lie one after the other.  On any thread
+ * of the store's pool, or the reader's; several may run at once.  0 or -errno with *e. */
+typedef int store_place_fn(void *arg, const struct placed_page *pages, size_t nr, struct err *e);
+/* Read and check pages in the order given, ascending by loc, into the reader's memory, and
+ * have them put in their place.  The first error ends it; which pages were placed by then
+ * is not told. */
+int store_place_pages(struct store_reader *r, const struct page_at *pages, size_t nr,
+		      store_place_fn *place, void *arg, struct err *e);
 
 /* ---- figures ---- */
 struct store_stats {

@@ -396,7 +396,7 @@ static int apply(struct account *a, const struct node *n, bool undo, struct err 
 	if (!n->manifest.bytes)
 		return 0;
 	r = store_blob_read(a->s, &n->manifest, n->whole ? BATCH_CHECKPOINT : BATCH_MANIFEST,
-			    n->whole ? "checkpoint" : "manifest", &bytes, e);
+			    n->whole ? "checkpoint" : "manifest", NULL, &bytes, e);
 	if (r)
 		return r;
 	manifest_reader_init(&reader, bytes, n->manifest.bytes);

@@ -710,7 +710,7 @@ static int check_blob(struct check *k, const struct known_epoch *x, const struct
 	snprintf(what, sizeof(what), "%s of epoch %llu of timeline %llu", name,
 		 (unsigned long long)x->at.epoch, (unsigned long long)x->at.timeline);
 	k->ret->blobs++;
-	r = store_blob_read(k->s, blob, type, what, &bytes, &why);
+	r = store_blob_read(k->s, blob, type, what, NULL, &bytes, &why);
 	if (r == -ENOMEM)
 		return err_errno(e, ENOMEM, "check");
 	if (r && !epoch_is_there(k, x->at))

@@ -8,7 +8,9 @@
  *   store/features.c  what a reader must know; how new pages are stored
  *   store/append.c  pages and blobs → batches → a segment's tail
  *   store/read.c    locs → headers → few large reads → checked pages
- *   store/map.c     blobs; epoch records → whole maps; rebuilding the dedup table
+ *   store/headers.c batches of a reader, and their headers, cached
+ *   store/blob.c    manifests, checkpoints, states: parts in batches → bytes
+ *   store/map.c     epoch records → whole maps; rebuilding the dedup table
  *   store/epoch.c   one epoch: what to store, and whether it is stored already
  *   store/commit.c  its manifest, checkpoint and records; the commit
  *   store/prove.c   candidates waiting for their proof
@@ -252,23 +254,37 @@ struct page_probe {
  * result, not an error. */
 int reader_probe(struct store_reader *r, struct page_probe *probes, size_t nr, struct err *e);
 void reader_forget(struct store_reader *r);
+struct reader *reader_ring(struct store_reader *r); /* while it reads no pages */
 /* The header of loc's batch, if the reader has it; borrowed until it reads again. */
 bool reader_batch(struct store_reader *r, loc_t loc, const struct batch_header **ret,
 		  const struct batch_page **pages);
 
-/* ---- store/map.c ---- */
+/* ---- store/blob.c ---- */
 
-/* malloc()ed, checked. */
+/* The last part of a blob, read before it is asked for. */
+struct blob_ahead {
+	const struct rec_blob *blob; /* borrowed */
+	uint8_t *bytes;		     /* in the call's memory */
+	uint64_t got;		     /* 0: nothing */
+	struct seg *seg;
+	struct seg_ident ident;
+};
+/* Of a[0, nr), whose blobs are set; *memory is the caller's to free.  Best effort. */
+void store_blobs_ahead(struct store *s, struct blob_ahead *a, size_t nr, uint8_t **memory);
+/* malloc()ed, checked.  `ahead` of that blob, or NULL. */
 int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_type type,
-		    const char *what, void **ret, struct err *e);
-/* The record of a point; {t, 0} of a fork resolves to its parent.  1: the point is
- * an empty beginning. */
-int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoch *ret,
-		       struct err *e);
+		    const char *what, const struct blob_ahead *ahead, void **ret, struct err *e);
 /* Step from a part of a blob to the one before; *payload: bytes in this one. */
 int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e);
 /* Of a whole blob, for its record: with the store's secret where that is one. */
 uint64_t store_blob_hash(const struct store *s, const void *bytes, size_t len);
+
+/* ---- store/map.c ---- */
+
+/* The record of a point; {t, 0} of a fork resolves to its parent.  1: the point is
+ * an empty beginning. */
+int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoch *ret,
+		       struct err *e);
 int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e);
 int store_dedup_rebuild(struct store *s, struct err *e);
 uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_t uid);

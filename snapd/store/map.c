@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Blobs, and what they hold: manifests and checkpoints → whole maps.
+ * Manifests and checkpoints → whole maps.
  *
  * A map at a point is the nearest checkpoint on the way back (through the forks),
  * and the manifests since, applied in order.  epoch_commit() writes a checkpoint
- * whenever that way gets long, so the cost does not depend on depth (I9).
+ * whenever that way gets long, so the cost does not depend on depth (I9).  They are read
+ * together, so that the disk's latency counts once, and not for every manifest.
  *
  * The dedup table is rebuilt at start from the headers of all page batches, 32
  * segments at a time, without reading a page.
@@ -23,167 +24,8 @@
 #include "snapd/store/manifest.h"
 #include "snapd/util/log.h"
 
-#define BLOB_BYTES_MAX ((uint64_t)8 << 30)
-#define PART_GUESS     (16u << 10) /* read at first */
-#define CHAIN_MAX      65536u	   /* epochs without a checkpoint; commit allows far fewer */
-
-/* ---- blobs ---- */
-
-struct part {
-	_Alignas(FMT_BLOCK) uint8_t bytes[BATCH_BYTES_MAX];
-};
-
-/* pread() of a segment, from block `at`; returns bytes read. */
-static int read_blocks(struct store *s, struct batch_ref at, uint8_t *buf, uint64_t len,
-		       struct seg_ident *ident, uint64_t *got, struct err *e)
-{
-	uint64_t offset = (uint64_t)at.block * FMT_BLOCK;
-	struct seg *seg;
-	ssize_t n;
-	int fd, r;
-
-	r = seg_open(s, at.segment, &seg, &fd, ident, e);
-	if (r)
-		return r;
-	if (!at.block || offset >= ident->segment_bytes) {
-		r = err_set(e, E_CORRUPT, "segment %08x has no block %u", at.segment, at.block);
-	} else {
-		n = pread(fd, buf, MIN(len, ident->segment_bytes - offset), (off_t)offset);
-		if (n < 0)
-			r = err_errno(e, errno, "reading segment %08x offset %llu", at.segment,
-				      (unsigned long long)offset);
-		*got = (uint64_t)MAX(n, (ssize_t)0);
-	}
-	seg_close(s, seg);
-	return r;
-}
-
-static int decode_part(struct part *part, uint64_t len, const struct seg_ident *ident,
-		       struct batch_ref at, const struct batch_header **ret, struct err *e)
-{
-	const struct batch_page *pages;
-	int r = batch_decode(part->bytes, len, ident, at.block, ret, &pages, e);
-
-	return r == -ENODATA ? err_set(e, E_CORRUPT, "segment %08x block %u: cut off", at.segment,
-				       at.block)
-			     : r;
-}
-
-/* The header alone. */
-static int read_part_header(struct store *s, struct batch_ref at, struct part *part,
-			    const struct batch_header **ret, struct err *e)
-{
-	struct seg_ident ident;
-	uint64_t n;
-	int r = read_blocks(s, at, part->bytes, FMT_BLOCK, &ident, &n, e);
-
-	return r ? r : decode_part(part, n, &ident, at, ret, e);
-}
-
-/* Header and payload, in one read when it is as small as most are. */
-static int read_part(struct store *s, struct batch_ref at, enum batch_type type, struct part *part,
-		     const struct batch_header **ret, struct err *e)
-{
-	struct seg_ident ident;
-	uint64_t n, want = PART_GUESS;
-	int r;
-
-	r = read_blocks(s, at, part->bytes, want, &ident, &n, e);
-	if (!r)
-		r = decode_part(part, n, &ident, at, ret, e);
-	if (r)
-		return r;
-	want = ALIGN_UP((*ret)->header_bytes + (*ret)->payload_bytes, FMT_BLOCK);
-	if (want > n) {
-		r = read_blocks(s, at, part->bytes, want, &ident, &n, e);
-		if (!r)
-			r = decode_part(part, n, &ident, at, ret, e);
-		if (r)
-			return r;
-	}
-	if ((*ret)->type != type || (*ret)->header_bytes + (*ret)->payload_bytes > n)
-		return err_set(e, E_CORRUPT, "segment %08x block %u: cut off, or of another kind",
-			       at.segment, at.block);
-	return batch_blob_check(s->seal, *ret, part->bytes + FMT_BLOCK, e);
-}
-
-static int read_parts(struct store *s, const struct rec_blob *blob, enum batch_type type,
-		      uint8_t *bytes, struct err *e)
-{
-	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));
-	struct batch_ref at = blob->last;
-	uint64_t left = blob->bytes;
-	const struct batch_header *h;
-	uint32_t index = 0;
-
-	if (!part)
-		return err_errno(e, ENOMEM, "reading a blob");
-	for (bool last = true; left; last = false) {
-		int r = read_part(s, at, type, part, &h, e);
-
-		if (r)
-			return r;
-		if (!h->payload_bytes || h->payload_bytes > left ||
-		    (!last && h->nr_entries != index - 1) ||
-		    (h->nr_entries == 0) != (h->payload_bytes == left))
-			return err_set(e, E_CORRUPT, "segment %08x block %u: a part out of order",
-				       at.segment, at.block);
-		left -= h->payload_bytes;
-		memcpy(bytes + left, part->bytes + FMT_BLOCK, h->payload_bytes);
-		index = h->nr_entries;
-		at = h->prev;
-	}
-	return 0;
-}
-
-uint64_t store_blob_hash(const struct store *s, const void *bytes, size_t len)
-{
-	if (!s->seal)
-		return XXH3_64bits(bytes, len);
-	return XXH3_64bits_withSecret(bytes, len, s->secret.b, sizeof(s->secret.b));
-}
-
-int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_type type,
-		    const char *what, void **ret, struct err *e)
-{
-	_cleanup_free_ uint8_t *bytes = NULL;
-	struct err why = {0};
-	int r;
-
-	if (blob->bytes > BLOB_BYTES_MAX)
-		return err_set(e, E_CORRUPT, "%s: a blob of %llu bytes", what,
-			       (unsigned long long)blob->bytes);
-	bytes = malloc(blob->bytes + 1);
-	if (!bytes)
-		return err_errno(e, ENOMEM, "%s", what);
-	r = read_parts(s, blob, type, bytes, &why);
-	if (r)
-		return err_set(e, -r, "%s: %s", what, why.text);
-	if (store_blob_hash(s, bytes, blob->bytes) != blob->hash)
-		return err_set(e, E_CORRUPT, "%s: segment %08x block %u: wrong checksum", what,
-			       blob->last.segment, blob->last.block);
-	*ret = steal_ptr(&bytes);
-	return 0;
-}
-
-int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e)
-{
-	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));
-	const struct batch_header *h = (const void *)part;
-	int r;
-
-	if (!part)
-		return err_errno(e, ENOMEM, "reading a blob");
-	r = read_part_header(s, *at, part, &h, e);
-	if (!r && (h->type == BATCH_PAGES || !h->payload_bytes))
-		r = err_set(e, E_CORRUPT, "segment %08x block %u: no part of a blob", at->segment,
-			    at->block);
-	if (r)
-		return r;
-	*payload = h->payload_bytes;
-	*at = h->prev;
-	return 0;
-}
+#define CHAIN_MAX 65536u /* epochs without a checkpoint; commit allows far fewer */
+#define AHEAD_MAX 32u	 /* manifests read together */
 
 /* ---- points ---- */
 
@@ -288,10 +130,21 @@ static int chain_load(struct ix_txn *t, struct snapd_point at, struct chain *c, 
 	}
 }
 
-static int apply_blob(struct store *s, struct pagemap *m, const struct rec_blob *blob,
-		      enum batch_type type, struct snapd_point at, struct err *e)
+/* The checkpoint, or what the epoch changed. */
+static const struct rec_blob *blob_of(const struct rec_epoch *rec, enum batch_type *type)
+{
+	bool own = !rec->chain_epochs && rec->checkpoint.bytes;
+
+	*type = own ? BATCH_CHECKPOINT : BATCH_MANIFEST;
+	return own ? &rec->checkpoint : &rec->manifest;
+}
+
+static int apply_record(struct store *s, struct pagemap *m, const struct rec_epoch *rec,
+			struct snapd_point at, const struct blob_ahead *ahead, struct err *e)
 {
 	_cleanup_free_ void *bytes = NULL;
+	enum batch_type type;
+	const struct rec_blob *blob = blob_of(rec, &type);
 	struct err why = {0};
 	char what[96];
 	int r;
@@ -301,24 +154,31 @@ static int apply_blob(struct store *s, struct pagemap *m, const struct rec_blob 
 		 (unsigned long long)at.timeline);
 	if (!blob->bytes)
 		return 0;
-	r = store_blob_read(s, blob, type, what, &bytes, e);
+	r = store_blob_read(s, blob, type, what, ahead, &bytes, e);
 	if (!r)
 		r = store_map_apply(m, bytes, blob->bytes, &why);
 	return why.code ? err_set(e, -r, "%s: %s", what, why.text) : r;
 }
 
+/* Oldest first. */
 static int apply_chain(struct store *s, struct pagemap *m, const struct chain *c, struct err *e)
 {
-	for (size_t i = c->nr; i-- > 0;) {
-		const struct rec_epoch *rec = &c->records[i];
-		bool own = !rec->chain_epochs && rec->checkpoint.bytes;
-		int r = apply_blob(s, m, own ? &rec->checkpoint : &rec->manifest,
-				   own ? BATCH_CHECKPOINT : BATCH_MANIFEST, c->points[i], e);
+	struct blob_ahead ahead[AHEAD_MAX];
+	enum batch_type type;
+	int r = 0;
 
-		if (r)
-			return r;
+	for (size_t left = c->nr, n; !r && left; left -= n) {
+		_cleanup_free_ uint8_t *memory = NULL;
+
+		n = MIN(left, (size_t)AHEAD_MAX);
+		for (size_t i = 0; i < n; i++)
+			ahead[i].blob = blob_of(&c->records[left - 1 - i], &type);
+		store_blobs_ahead(s, ahead, n, &memory);
+		for (size_t i = 0; !r && i < n; i++)
+			r = apply_record(s, m, &c->records[left - 1 - i], c->points[left - 1 - i],
+					 &ahead[i], e);
 	}
-	return 0;
+	return r;
 }
 
 int store_map_load(struct store *s, struct snapd_point at, bool with_fp, struct pagemap **ret,
@@ -363,7 +223,7 @@ int store_state_load(struct store *s, struct snapd_point at, void **ret, size_t 
 		return r < 0 ? r : err_set(e, ENOENT, "an empty timeline has no state");
 	snprintf(what, sizeof(what), "state of epoch %llu of timeline %llu",
 		 (unsigned long long)at.epoch, (unsigned long long)at.timeline);
-	r = store_blob_read(s, &rec.state, BATCH_STATE, what, ret, e);
+	r = store_blob_read(s, &rec.state, BATCH_STATE, what, NULL, ret, e);
 	if (!r)
 		*len = rec.state.bytes;
 	return r;

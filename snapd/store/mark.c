@@ -75,7 +75,7 @@ static int mark_pages(struct gc *g, const struct rec_blob *blob, enum batch_type
 
 	if (!blob->bytes)
 		return 0;
-	r = store_blob_read(g->s, blob, type, "manifest", &bytes, e);
+	r = store_blob_read(g->s, blob, type, "manifest", NULL, &bytes, e);
 	if (r)
 		return r;
 	manifest_reader_init(&reader, bytes, blob->bytes);

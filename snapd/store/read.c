@@ -2,23 +2,25 @@
 /*
  * Reading: locs → batch headers → few large reads → pages, each checked.
  *
- * A call sorts its pages by loc and goes through them in windows of at most
- * WINDOW_BATCHES batches.  In a window (1) headers that the reader's cache does
- * not hold are read together; (2) each page's record is found in its header;
- * (3) neighbouring pages become one *extent*: raw ones are read straight into the
- * caller's memory where that is contiguous and aligned; the others, and compressed
- * ones, into the arena, with small gaps read along; (4) extents are read together,
- * then every page is decompressed or copied, and checked against its record (I8).
- * A page wanted twice is read once.
+ * A call goes through its pages by loc, in *rounds* of at most ROUND_BYTES of pages from
+ * at most ROUND_BATCHES batches.  A round (1) opens its batches; headers that the cache
+ * does not hold are read together, 64 batches ahead; (2) finds each page's record; (3)
+ * makes neighbouring pages one *extent*: raw ones are read straight into the memory where
+ * the page shall be, when that is contiguous and aligned; the others, and compressed ones,
+ * into the round's arena, with small gaps read along; (4) reads its extents together; (5)
+ * decrypts, decompresses or copies every page, and checks it against its record (I8).
+ *
+ * Up to NR_ROUNDS are under way.  The caller's thread does all I/O, in order; step 5 of a
+ * round that was read is a task of the store's pool, while the next ones are being read.
+ * A call of one round does it all itself.  A page wanted twice is read once.
  *
  * A probe is the same with memcmp() in place of the copy, after the record's 128
  * bits of identity have agreed.
  *
  * Everything read is untrusted: batch_decode() proves a header and its numbers.
- * The cache knows a header by segment, generation and block, and is forgotten
- * after an epoch that failed, since blocks behind the tails are written again.
  *
- * Threads: a reader is one thread's.
+ * Threads: a reader is one thread's.  Between pool_submit() and pool_wait() a round and
+ * its jobs are the task's, and the requests that these name.
  */
 #include "snapd/store/internal.h"
 
@@ -27,43 +29,18 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include "snapd/store/headers.h"
+#include "snapd/util/pool.h"
 
-#include "snapd/store/manifest.h"
-#include "snapd/util/log.h"
-
-#define HEADER_BYTES   (3u * FMT_BLOCK) /* of the cache; the largest of a sealed batch */
-#define CACHE_HEADERS  1024u
-#define CACHE_BUCKETS  2048u
-#define WINDOW_BATCHES 64u
-#define ARENA_BYTES    (8u << 20)
-#define EXTENTS_MAX    64u
-#define EXTENT_BYTES   (512u << 10)
-#define DIRECT_MIN     (64u << 10) /* shorter runs are read into the arena */
-#define DIRECT_BYTES   (1u << 20)
-#define GAP_BYTES      (16u << 10)
-#define NO_HEADER      UINT32_MAX
-
-struct header {
-	uint64_t generation;
-	uint32_t segment, block;
-	uint32_t next;	 /* in its bucket */
-	uint32_t window; /* last used in */
-	bool valid;
-};
-
-/* A batch of the window. */
-struct window_batch {
-	uint32_t segment, block;
-	struct seg *seg; /* open until the window ends; NULL: err */
-	struct seg_ident ident;
-	uint32_t header; /* in the cache */
-	int fd;
-	int err;
-	bool missing; /* header to be read */
-	struct err why;
-};
+#define NR_ROUNDS     6u
+#define ROUND_BYTES   (4u << 20)
+#define ROUND_BATCHES 64u
+#define GAPS_BYTES    (2u << 20) /* of a round */
+#define EXTENT_BYTES  (512u << 10)
+#define DIRECT_MIN    (64u << 10) /* shorter runs are read into the arena */
+#define DIRECT_BYTES  (1u << 20)
+#define GAP_BYTES     (16u << 10)
+#define TASK_PAGES    32u /* fewer are not worth waking a thread */
 
 struct page_job {
 	loc_t loc;
@@ -72,11 +49,11 @@ struct page_job {
 	struct pageid *id;
 	struct page_probe *probe;
 	int *err;
-	/* found in the window: */
+	/* found: */
 	const struct batch_header *h;
 	const struct batch_page *p;
 	const uint8_t *bytes; /* after the read */
-	struct window_batch *batch;
+	struct open_batch *batch;
 	uint32_t extent;
 };
 
@@ -84,119 +61,76 @@ struct extent {
 	uint64_t offset;
 	uint32_t len;
 	uint8_t *to;
-	struct window_batch *batch;
+	struct open_batch *batch;
 	bool direct;
-	int res;
+};
+
+/* What a call wants, by loc. */
+struct source {
+	struct page_read *reads; /* one of the three */
+	const struct page_at *pages;
+	struct page_probe *probes;
+	store_place_fn *place; /* of pages */
+	void *arg;
+	size_t nr, next;
+	size_t ahead; /* up to here headers were looked for */
+	int failed;   /* -errno: no more rounds */
+};
+
+struct round {
+	struct pool_task task;
+	struct store_reader *reader;
+	struct source *src;
+	struct open_batch batches[ROUND_BATCHES];
+	uint32_t nr_batches, nr_jobs, nr_found, nr_extents, nr_placed;
+	bool handed;	       /* `task` was submitted */
+	struct page_job *jobs; /* owned, max_jobs, as the next five */
+	struct page_job **found;
+	struct extent *extents;
+	struct read_req *reqs;
+	struct placed_page *placed; /* of source.pages */
+	int *errs;
+	uint8_t *arena; /* owned, mapped: arena_bytes */
+	uint8_t *out;	/* owned, mapped: max_jobs pages, of source.pages */
+	size_t arena_used, gaps;
+	struct read_group group;
+	struct codec *codec; /* lent by the store during step 5 */
+	uint8_t *page;	     /* owned, page_size: a compressed page that is probed */
+	uint8_t *opened;     /* owned, page_size: stored bytes, decrypted */
+	struct err first;
 };
 
 struct store_reader {
 	struct store *s;
 	struct reader *io; /* owned */
 	uint32_t page_size, page_shift;
-	uint8_t *headers;    /* CACHE_HEADERS × HEADER_BYTES, mapped */
-	uint8_t *arena;	     /* ARENA_BYTES, mapped */
-	uint8_t *page;	     /* page_size, owned: a compressed page that is probed */
-	uint8_t *opened;     /* page_size, owned: stored bytes, decrypted */
-	struct codec *codec; /* lent by the store */
-	struct header cache[CACHE_HEADERS];
-	uint32_t buckets[CACHE_BUCKETS];
-	uint32_t hand, window;
-	struct window_batch batches[WINDOW_BATCHES];
-	uint32_t nr_batches;
-	struct extent extents[EXTENTS_MAX];
-	uint32_t nr_extents;
-	size_t arena_used;
-	struct page_job *jobs; /* owned, grows */
-	size_t cap_jobs;
+	uint32_t max_jobs; /* of a round */
+	size_t arena_bytes;
+	struct header_cache headers;
+	struct open_batch ahead[ROUND_BATCHES];
+	struct round rounds[NR_ROUNDS];
+	/* rounds[n % NR_ROUNDS]: ended ≤ handed ≤ started */
+	uint64_t started, handed, ended;
 };
-
-/* ---- the cache of headers ---- */
-
-static uint32_t bucket_of(uint32_t segment, uint32_t block)
-{
-	return (uint32_t)((((uint64_t)segment << 32 | block) * 0x9e3779b97f4a7c15u) >> 53);
-}
-static_assert(CACHE_BUCKETS == 1u << (64 - 53), "bucket_of() takes the top bits");
-
-static uint32_t cache_find(struct store_reader *r, const struct seg_ident *id, uint32_t block)
-{
-	uint32_t i = r->buckets[bucket_of(id->segment, block)];
-
-	while (i != NO_HEADER) {
-		const struct header *c = &r->cache[i];
-
-		if (c->segment == id->segment && c->block == block &&
-		    c->generation == id->generation)
-			return i;
-		i = c->next;
-	}
-	return NO_HEADER;
-}
-
-static void cache_remove(struct store_reader *r, uint32_t i)
-{
-	struct header *c = &r->cache[i];
-	uint32_t *link = &r->buckets[bucket_of(c->segment, c->block)];
-
-	if (!c->valid)
-		return;
-	while (*link != i)
-		link = &r->cache[*link].next;
-	*link = c->next;
-	c->valid = false;
-}
-
-/* A slot for a header, in place of one that this window does not use. */
-static uint32_t cache_take(struct store_reader *r, const struct seg_ident *id, uint32_t block)
-{
-	uint32_t bucket = bucket_of(id->segment, block);
-	uint32_t i;
-
-	static_assert(CACHE_HEADERS > WINDOW_BATCHES, "a slot is always free");
-	do {
-		r->hand = (r->hand + 1) % CACHE_HEADERS;
-		i = r->hand;
-	} while (r->cache[i].valid && r->cache[i].window == r->window);
-	cache_remove(r, i);
-	r->cache[i] = (struct header){.generation = id->generation,
-				      .segment = id->segment,
-				      .block = block,
-				      .next = r->buckets[bucket],
-				      .valid = true};
-	r->buckets[bucket] = i;
-	return i;
-}
-
-static uint8_t *cache_bytes(struct store_reader *r, uint32_t i)
-{
-	return r->headers + (size_t)i * HEADER_BYTES;
-}
 
 bool reader_batch(struct store_reader *r, loc_t loc, const struct batch_header **ret,
 		  const struct batch_page **pages)
 {
-	struct seg_ident ident;
-	struct seg *seg;
-	uint32_t i;
-	int fd;
+	*ret = headers_peek(&r->headers, r->s, loc_segment(loc), loc_block(loc));
+	if (!*ret || (*ret)->type != BATCH_PAGES || (*ret)->page_shift != r->page_shift)
+		return false;
+	*pages = batch_pages(*ret);
+	return true;
+}
 
-	if (seg_open(r->s, loc_segment(loc), &seg, &fd, &ident, NULL))
-		return false;
-	seg_close(r->s, seg);
-	i = cache_find(r, &ident, loc_block(loc));
-	if (i == NO_HEADER)
-		return false;
-	*ret = (const struct batch_header *)cache_bytes(r, i);
-	*pages = (const struct batch_page *)(*ret + 1);
-	return (*ret)->type == BATCH_PAGES && (*ret)->page_shift == r->page_shift;
+struct reader *reader_ring(struct store_reader *r)
+{
+	return r->io;
 }
 
 void reader_forget(struct store_reader *r)
 {
-	for (uint32_t i = 0; i < CACHE_BUCKETS; i++)
-		r->buckets[i] = NO_HEADER;
-	for (uint32_t i = 0; i < CACHE_HEADERS; i++)
-		r->cache[i].valid = false;
+	headers_forget(&r->headers);
 }
 
 /* ---- readers ---- */
@@ -206,6 +140,51 @@ static void *map_buffer(size_t len)
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
+}
+
+static void round_deinit(struct round *d)
+{
+	if (d->arena)
+		munmap(d->arena, d->reader->arena_bytes);
+	if (d->out)
+		munmap(d->out, (size_t)d->reader->max_jobs * d->reader->page_size);
+	free(d->jobs);
+	free(d->found);
+	free(d->extents);
+	free(d->reqs);
+	free(d->placed);
+	free(d->errs);
+	free(d->page);
+	free(d->opened);
+	*d = (struct round){.reader = d->reader};
+}
+
+static void finish_task(struct pool_task *task);
+
+/* Small calls need one round only, so the others are made when they are needed. */
+static int round_init(struct store_reader *r, struct round *d)
+{
+	uint32_t n = r->max_jobs;
+
+	if (d->arena)
+		return 0;
+	*d = (struct round){.reader = r, .task.fn = finish_task};
+	d->jobs = calloc(n, sizeof(*d->jobs));
+	d->found = calloc(n, sizeof(struct page_job *));
+	d->extents = calloc(n, sizeof(*d->extents));
+	d->reqs = calloc(n, sizeof(*d->reqs));
+	d->placed = calloc(n, sizeof(*d->placed));
+	d->errs = calloc(n, sizeof(*d->errs));
+	d->page = malloc(r->page_size);
+	d->opened = malloc(r->page_size);
+	d->out = map_buffer((size_t)n * r->page_size);
+	if (d->jobs && d->found && d->extents && d->reqs && d->placed && d->errs && d->page &&
+	    d->opened && d->out)
+		d->arena = map_buffer(r->arena_bytes);
+	if (d->arena)
+		return 0;
+	round_deinit(d);
+	return -ENOMEM;
 }
 
 int store_reader_create(struct store *s, uint32_t page_size, struct store_reader **ret,
@@ -222,15 +201,11 @@ int store_reader_create(struct store *s, uint32_t page_size, struct store_reader
 	r->s = s;
 	r->page_size = page_size;
 	r->page_shift = (uint32_t)__builtin_ctz(page_size);
-	r->headers = map_buffer((size_t)CACHE_HEADERS * HEADER_BYTES);
-	r->arena = map_buffer(ARENA_BYTES);
-	r->page = malloc(page_size);
-	r->opened = malloc(page_size);
-	reader_forget(r);
-	rc = r->headers && r->arena && r->page && r->opened &&
-			     !codec_list_get(&s->codecs, &r->codec)
-		     ? reader_create(0, &r->io, e)
-		     : err_errno(e, ENOMEM, "store reader");
+	r->max_jobs = ROUND_BYTES / page_size;
+	/* The worst case: every page in an extent of its own, unaligned. */
+	r->arena_bytes = (size_t)r->max_jobs * (page_size + 2 * FMT_BLOCK) + GAPS_BYTES;
+	rc = headers_init(&r->headers);
+	rc = rc ? err_errno(e, ENOMEM, "store reader") : reader_create(0, &r->io, e);
 	if (rc) {
 		store_reader_destroy(r);
 		return rc;
@@ -245,14 +220,9 @@ void store_reader_destroy(struct store_reader *r)
 		return;
 	if (r->io)
 		reader_destroy(r->io);
-	if (r->headers)
-		munmap(r->headers, (size_t)CACHE_HEADERS * HEADER_BYTES);
-	if (r->arena)
-		munmap(r->arena, ARENA_BYTES);
-	codec_list_put(&r->s->codecs, r->codec);
-	free(r->page);
-	free(r->opened);
-	free(r->jobs);
+	for (uint32_t i = 0; i < NR_ROUNDS; i++)
+		round_deinit(&r->rounds[i]);
+	headers_deinit(&r->headers);
 	free(r);
 }
 
@@ -283,116 +253,159 @@ void store_reader_put(struct store *s, struct store_reader *r, bool forget)
 	store_reader_destroy(r);
 }
 
-/* ---- step 1: the headers of a window ---- */
+/* ---- what is wanted ---- */
 
-static void batch_open(struct store_reader *r, struct window_batch *b)
+static uint32_t page_shift_of(const struct round *d)
 {
-	b->err = seg_open(r->s, b->segment, &b->seg, &b->fd, &b->ident, &b->why);
-	if (b->err)
-		return;
-	if (!b->block || b->block >= b->ident.segment_bytes / FMT_BLOCK) {
-		b->err = err_set(&b->why, E_CORRUPT, "segment %08x has no block %u", b->segment,
-				 b->block);
-		return;
-	}
-	b->header = cache_find(r, &b->ident, b->block);
-	b->missing = b->header == NO_HEADER;
-	if (b->missing)
-		b->header = cache_take(r, &b->ident, b->block);
-	r->cache[b->header].window = r->window;
+	return d->reader->page_shift;
 }
 
-static void batch_decode_read(struct store_reader *r, struct window_batch *b, int res)
+static loc_t source_loc(const struct source *src, size_t i)
 {
-	const struct batch_header *h;
-	const struct batch_page *p;
-
-	if (res < 0)
-		b->err = err_errno(&b->why, -res, "reading segment %08x block %u", b->segment,
-				   b->block);
-	else
-		b->err = batch_decode(cache_bytes(r, b->header), (size_t)res, &b->ident, b->block,
-				      &h, &p, &b->why);
-	if (b->err == -ENODATA)
-		b->err = err_set(&b->why, E_CORRUPT, "segment %08x block %u: cut off", b->segment,
-				 b->block);
-	if (b->err)
-		cache_remove(r, b->header);
+	return src->reads ? src->reads[i].loc : src->pages ? src->pages[i].loc : src->probes[i].loc;
 }
 
-static int read_headers(struct store_reader *r, struct err *e)
+/* A page without a batch: zero; or nothing that was ever stored.  True when done. */
+static bool read_trivial(struct round *d, const struct page_job *j)
 {
-	struct read_req reqs[WINDOW_BATCHES];
-	uint32_t which[WINDOW_BATCHES];
-	size_t nr = 0;
+	*j->err = 0;
+	if (loc_kind(j->loc) == LOC_PAGE)
+		return false;
+	if (j->id)
+		*j->id = (struct pageid){0, 0};
+	if (j->loc == LOC_ZERO_PAGE && j->dst)
+		memset(j->dst, 0, d->reader->page_size);
+	else if (j->loc != LOC_ZERO_PAGE)
+		*j->err = err_set(&d->first, E_CORRUPT, "page %#llx: nothing is stored at %#llx",
+				  (unsigned long long)j->gfn << page_shift_of(d),
+				  (unsigned long long)j->loc);
+	return true;
+}
+
+static struct page_job read_job(struct page_read *q)
+{
+	return (struct page_job){.loc = q->loc,
+				 .gfn = q->gfn,
+				 .dst = q->dst,
+				 .id = q->dst ? NULL : &q->id,
+				 .err = &q->err};
+}
+
+static struct page_job place_job(struct round *d, const struct page_at *at)
+{
+	uint32_t i = d->nr_placed++;
+
+	d->placed[i] = (struct placed_page){at->gfn, d->out + (size_t)i * d->reader->page_size};
+	return (struct page_job){
+		.loc = at->loc, .gfn = at->gfn, .dst = d->placed[i].bytes, .err = &d->errs[i]};
+}
+
+static struct page_job probe_job(struct round *d, struct page_probe *p)
+{
+	return (struct page_job){.loc = p->loc, .probe = p, .err = &d->errs[d->nr_jobs]};
+}
+
+static struct page_job next_job(struct round *d)
+{
+	struct source *src = d->src;
+	size_t i = src->next;
+
+	if (src->reads)
+		return read_job(&src->reads[i]);
+	return src->pages ? place_job(d, &src->pages[i]) : probe_job(d, &src->probes[i]);
+}
+
+/* ---- step 1: batches and their headers ---- */
+
+/* When a long way is ahead: the headers of the next batches at once, for the rounds that
+ * will want them.  What cannot be read is a matter of the round that needs it. */
+static int look_ahead(struct store_reader *r, struct source *src)
+{
+	uint32_t nr = 0;
+	size_t i;
 	int rc;
 
-	for (uint32_t i = 0; i < r->nr_batches; i++) {
-		struct window_batch *b = &r->batches[i];
-		uint64_t at = (uint64_t)b->block * FMT_BLOCK;
-
-		if (b->err || !b->missing)
-			continue;
-		which[nr] = i;
-		reqs[nr++] = (struct read_req){.fd = b->fd,
-					       .offset = at,
-					       .dst = cache_bytes(r, b->header),
-					       .len = MIN((uint64_t)batch_header_max(r->s->seal),
-							  b->ident.segment_bytes - at)};
-	}
-	if (!nr)
+	if (src->next < src->ahead || src->nr - src->next <= r->max_jobs)
 		return 0;
-	rc = reader_run(r->io, reqs, nr);
-	if (rc) {
-		for (size_t i = 0; i < nr; i++)
-			cache_remove(r, r->batches[which[i]].header);
-		return err_errno(e, -rc, "reading segments of %s", r->s->dir);
+	for (i = src->next; i < src->nr; i++) {
+		const struct open_batch *b = nr ? &r->ahead[nr - 1] : NULL;
+		loc_t loc = source_loc(src, i);
+
+		if (loc_kind(loc) != LOC_PAGE ||
+		    (b && b->segment == loc_segment(loc) && b->block == loc_block(loc)))
+			continue;
+		if (nr == ROUND_BATCHES)
+			break;
+		batch_open(&r->headers, r->s, loc_segment(loc), loc_block(loc), &r->ahead[nr++]);
 	}
-	for (size_t i = 0; i < nr; i++)
-		batch_decode_read(r, &r->batches[which[i]], reqs[i].res);
-	return 0;
+	src->ahead = i;
+	rc = batches_load(&r->headers, r->s, r->io, r->ahead, nr);
+	while (nr)
+		batch_close(&r->headers, r->s, &r->ahead[--nr]);
+	return rc;
 }
 
-static void window_close(struct store_reader *r)
+/* The jobs of a round, their batches open. */
+static void collect(struct round *d)
 {
-	for (uint32_t i = 0; i < r->nr_batches; i++)
-		if (r->batches[i].seg)
-			seg_close(r->s, r->batches[i].seg);
-	r->nr_batches = 0;
+	struct store_reader *r = d->reader;
+	struct source *src = d->src;
+
+	for (uint32_t taken = 0; src->next < src->nr && taken < r->max_jobs; taken++) {
+		struct open_batch *b = d->nr_batches ? &d->batches[d->nr_batches - 1] : NULL;
+		loc_t loc = source_loc(src, src->next);
+		uint32_t segment = loc_segment(loc), block = loc_block(loc);
+		bool same = b && b->segment == segment && b->block == block;
+		bool stored = loc_kind(loc) == LOC_PAGE;
+		struct page_job *j = &d->jobs[d->nr_jobs];
+
+		if (stored && !same && d->nr_batches == ROUND_BATCHES)
+			break;
+		*j = next_job(d);
+		src->next++;
+		if (!j->probe && read_trivial(d, j))
+			continue;
+		if (!same) {
+			b = &d->batches[d->nr_batches++];
+			batch_open(&r->headers, r->s, segment, block, b);
+		}
+		j->batch = b;
+		d->nr_jobs++;
+	}
 }
 
 /* ---- step 2: the record of each page ---- */
 
-static int fail_job(struct page_job *j, struct store_reader *r, int err, const char *why,
-		    struct err *e)
+static void fail_job(struct round *d, struct page_job *j, int err, const char *why)
 {
 	*j->err = err;
-	if (j->probe) {
+	if (j->probe)
 		j->probe->result = PROBE_UNREADABLE;
-		return 0;
-	}
-	return err_set(e, -err, "page %#llx: %s", (unsigned long long)j->gfn << r->page_shift, why);
+	else
+		err_set(&d->first, -err, "page %#llx: %s",
+			(unsigned long long)j->gfn << page_shift_of(d), why);
 }
 
 /* Sets j->h, j->p; false when the job is done (failed, a probe that differs, an identity). */
-static bool find_record(struct store_reader *r, struct page_job *j, struct err *e)
+static bool find_record(struct round *d, struct page_job *j)
 {
-	const struct batch_header *h = (const void *)cache_bytes(r, j->batch->header);
-	const struct batch_page *p = batch_pages(h);
+	const struct batch_header *h;
+	const struct batch_page *p;
 	char why[128];
 
 	if (j->batch->err) {
-		fail_job(j, r, j->batch->err, j->batch->why.text, e);
+		fail_job(d, j, j->batch->err, j->batch->why.text);
 		return false;
 	}
-	if (h->type != BATCH_PAGES || h->page_shift != r->page_shift ||
+	h = batch_header_of(&d->reader->headers, j->batch);
+	if (h->type != BATCH_PAGES || h->page_shift != page_shift_of(d) ||
 	    loc_entry(j->loc) >= h->nr_entries) {
 		snprintf(why, sizeof(why), "segment %08x block %u has no such page",
 			 j->batch->segment, j->batch->block);
-		fail_job(j, r, -E_CORRUPT, why, e);
+		fail_job(d, j, -E_CORRUPT, why);
 		return false;
 	}
-	p += loc_entry(j->loc);
+	p = batch_pages(h) + loc_entry(j->loc);
 	if (j->probe && (p->id_lo != j->probe->id.lo || p->id_hi != j->probe->id.hi)) {
 		j->probe->result = PROBE_DIFFERENT;
 		return false;
@@ -435,105 +448,100 @@ static uint64_t blocks_end(const struct page_job *j)
 }
 
 /* How many of jobs[0, nr) lie one after the other in the file and in memory. */
-static size_t direct_run(const struct store_reader *r, struct page_job *const *jobs, size_t nr)
+static uint32_t direct_run(uint32_t page_size, struct page_job *const *jobs, uint32_t nr)
 {
-	size_t n = 1, max = DIRECT_BYTES / r->page_size;
+	uint32_t n = 1, max = DIRECT_BYTES / page_size;
 
 	if (!is_direct(jobs[0]))
 		return 0;
 	while (n < nr && n < max && jobs[n]->dst && is_raw(jobs[n]) &&
 	       jobs[n]->batch->seg == jobs[0]->batch->seg &&
-	       file_offset(jobs[n]) == file_offset(jobs[0]) + n * r->page_size &&
-	       (uint8_t *)jobs[n]->dst == (uint8_t *)jobs[0]->dst + n * r->page_size)
+	       file_offset(jobs[n]) == file_offset(jobs[0]) + (uint64_t)n * page_size &&
+	       (uint8_t *)jobs[n]->dst == (uint8_t *)jobs[0]->dst + (size_t)n * page_size)
 		n++;
-	return n * r->page_size >= DIRECT_MIN ? n : 0;
+	return n * page_size >= DIRECT_MIN ? n : 0;
 }
 
-static bool extend(const struct store_reader *r, struct extent *x, const struct page_job *j)
+/* Does the page fit behind extent x? */
+static bool extends(const struct round *d, const struct extent *x, const struct page_job *j)
 {
 	uint64_t at = blocks_begin(j), end = x->offset + x->len;
-	uint64_t new_end = MAX(end, blocks_end(j));
+	uint64_t gap = at > end ? at - end : 0;
 
-	if (x->direct || x->batch->seg != j->batch->seg || at < x->offset || at > end + GAP_BYTES ||
-	    new_end - x->offset > EXTENT_BYTES || r->arena_used + (new_end - end) > ARENA_BYTES)
-		return false;
-	return true;
+	return !x->direct && x->batch->seg == j->batch->seg && at >= x->offset &&
+	       gap <= MIN((uint64_t)GAP_BYTES, GAPS_BYTES - d->gaps) &&
+	       MAX(end, blocks_end(j)) - x->offset <= EXTENT_BYTES;
 }
 
-/* Put jobs[0..] into extents; returns how many fitted. */
-static size_t plan(struct store_reader *r, struct page_job *const *jobs, size_t nr)
+static void extend(struct round *d, struct extent *x, struct page_job *j)
 {
-	struct extent *x = NULL;
-	size_t i = 0;
+	uint64_t end = x->offset + x->len, new_end = MAX(end, blocks_end(j));
 
-	r->nr_extents = 0;
-	r->arena_used = 0;
-	while (i < nr) {
-		struct page_job *j = jobs[i];
-		uint64_t len;
-		size_t direct;
-
-		if (x && extend(r, x, j)) {
-			uint64_t end = MAX(x->offset + x->len, blocks_end(j));
-
-			r->arena_used += end - x->offset - x->len;
-			x->len = (uint32_t)(end - x->offset);
-			j->extent = r->nr_extents - 1;
-			j->bytes = x->to + (file_offset(j) - x->offset);
-			i++;
-			continue;
-		}
-		if (r->nr_extents == EXTENTS_MAX)
-			break;
-		direct = direct_run(r, jobs + i, nr - i);
-		len = direct ? direct * r->page_size : blocks_end(j) - blocks_begin(j);
-		if (!direct && r->arena_used + len > ARENA_BYTES)
-			break;
-		x = &r->extents[r->nr_extents++];
-		*x = (struct extent){.offset = blocks_begin(j),
-				     .len = (uint32_t)len,
-				     .batch = j->batch,
-				     .direct = direct,
-				     .to = direct ? j->dst : r->arena + r->arena_used};
-		r->arena_used += direct ? 0 : len;
-		for (size_t k = 0; k < MAX(direct, (size_t)1); k++) {
-			jobs[i + k]->extent = r->nr_extents - 1;
-			jobs[i + k]->bytes = x->to + (file_offset(jobs[i + k]) - x->offset);
-		}
-		i += MAX(direct, (size_t)1);
-	}
-	return i;
+	d->gaps += blocks_begin(j) > end ? blocks_begin(j) - end : 0;
+	d->arena_used += new_end - end;
+	x->len = (uint32_t)(new_end - x->offset);
+	j->extent = (uint32_t)(x - d->extents);
+	j->bytes = x->to + (file_offset(j) - x->offset);
 }
 
-static int read_extents(struct store_reader *r, struct err *e)
+/* An extent for jobs[0], and those behind it that are read with it straight into their
+ * memory; returns how many. */
+static uint32_t add_extent(struct round *d, struct page_job *const *jobs, uint32_t nr)
 {
-	struct read_req reqs[EXTENTS_MAX];
-	int rc;
+	uint32_t page_size = d->reader->page_size, direct = direct_run(page_size, jobs, nr);
+	struct extent *x = &d->extents[d->nr_extents++];
+	const struct page_job *j = jobs[0];
+	uint64_t len = direct ? (uint64_t)direct * page_size : blocks_end(j) - blocks_begin(j);
 
-	for (uint32_t i = 0; i < r->nr_extents; i++) {
-		const struct extent *x = &r->extents[i];
-
-		reqs[i] = (struct read_req){
-			.fd = x->batch->fd, .offset = x->offset, .dst = x->to, .len = x->len};
+	*x = (struct extent){.offset = blocks_begin(j),
+			     .len = (uint32_t)len,
+			     .batch = j->batch,
+			     .direct = direct,
+			     .to = direct ? j->dst : d->arena + d->arena_used};
+	d->arena_used += direct ? 0 : len;
+	for (uint32_t i = 0; i < MAX(direct, 1u); i++) {
+		jobs[i]->extent = (uint32_t)(x - d->extents);
+		jobs[i]->bytes = x->to + (file_offset(jobs[i]) - x->offset);
 	}
-	rc = reader_run(r->io, reqs, r->nr_extents);
-	if (rc)
-		return err_errno(e, -rc, "reading segments of %s", r->s->dir);
-	for (uint32_t i = 0; i < r->nr_extents; i++)
-		r->extents[i].res = reqs[i].res;
-	return 0;
+	return MAX(direct, 1u);
 }
+
+static void queue_extents(struct round *d)
+{
+	for (uint32_t i = 0; i < d->nr_extents; i++)
+		d->reqs[i] = (struct read_req){.fd = d->extents[i].batch->fd,
+					       .offset = d->extents[i].offset,
+					       .dst = d->extents[i].to,
+					       .len = d->extents[i].len};
+	reader_queue(d->reader->io, &d->group, d->reqs, d->nr_extents);
+}
+
+static void plan(struct round *d)
+{
+	for (uint32_t i = 0; i < d->nr_found;) {
+		struct extent *x = d->nr_extents ? &d->extents[d->nr_extents - 1] : NULL;
+
+		if (x && extends(d, x, d->found[i]))
+			extend(d, x, d->found[i++]);
+		else
+			i += add_extent(d, d->found + i, d->nr_found - i);
+	}
+	assert(d->arena_used <= d->reader->arena_bytes);
+}
+
+/* ---- step 5: pages ---- */
 
 /* Were the stored bytes read?  They lie at j->bytes then. */
-static int check_read(const struct store_reader *r, const struct page_job *j, struct err *why)
+static int check_read(const struct round *d, const struct page_job *j, struct err *why)
 {
-	const struct extent *x = &r->extents[j->extent];
+	const struct extent *x = &d->extents[j->extent];
+	int res = d->reqs[j->extent].res;
 	uint64_t end = file_offset(j) + page_stored_bytes(j->p);
 
-	if (x->res < 0)
-		return err_errno(why, -x->res, "reading segment %08x offset %llu",
-				 x->batch->segment, (unsigned long long)x->offset);
-	if ((uint64_t)x->res < end - x->offset)
+	if (res < 0)
+		return err_errno(why, -res, "reading segment %08x offset %llu", x->batch->segment,
+				 (unsigned long long)x->offset);
+	if ((uint64_t)res < end - x->offset)
 		return err_set(why, E_CORRUPT, "segment %08x is cut off before offset %llu",
 			       x->batch->segment, (unsigned long long)end);
 	return 0;
@@ -541,176 +549,219 @@ static int check_read(const struct store_reader *r, const struct page_job *j, st
 
 /* The stored bytes as they were before they were encrypted, at `to` or where they are.
  * Never in place in the arena: another job may want them, too. */
-static int open_stored(struct store_reader *r, const struct page_job *j, void *to,
-		       const uint8_t **ret, struct err *e)
+static int open_stored(struct round *d, const struct page_job *j, void *to, const uint8_t **ret,
+		       struct err *e)
 {
 	*ret = j->bytes;
-	if (!r->s->seal)
+	if (!d->reader->s->seal)
 		return 0;
 	*ret = to;
-	if (unseal_page(r->s->seal, j->h, loc_entry(j->loc), to, j->bytes, page_stored_bytes(j->p)))
+	if (unseal_page(d->reader->s->seal, j->h, loc_entry(j->loc), to, j->bytes,
+			page_stored_bytes(j->p)))
 		return 0;
 	return err_set(e, E_CORRUPT, "segment %08x block %u offset %u: not authentic",
 		       j->batch->segment, j->batch->block, j->p->offset);
 }
 
 /* A compressed page to `to`. */
-static int unpack(struct store_reader *r, const struct page_job *j, void *to, struct err *e)
+static int unpack(struct round *d, const struct page_job *j, void *to, struct err *e)
 {
 	struct err why = {0};
 	const uint8_t *stored;
-	int rc = open_stored(r, j, r->opened, &stored, e);
+	int rc = open_stored(d, j, d->opened, &stored, e);
 
 	if (rc)
 		return rc;
-	rc = codec_unpack(r->codec, page_codec(j->p), to, r->page_size, stored,
+	rc = codec_unpack(d->codec, page_codec(j->p), to, d->reader->page_size, stored,
 			  page_stored_bytes(j->p), &why);
 	return rc ? err_set(e, -rc, "segment %08x block %u offset %u: %s", j->batch->segment,
 			    j->batch->block, j->p->offset, why.text)
 		  : 0;
 }
 
-static int finish_probe(struct store_reader *r, struct page_job *j, struct err *why)
+static int finish_probe(struct round *d, struct page_job *j, struct err *why)
 {
-	const uint8_t *bytes = r->page;
-	int rc = is_raw(j) ? open_stored(r, j, r->page, &bytes, why) : unpack(r, j, r->page, why);
+	const uint8_t *bytes = d->page;
+	int rc = is_raw(j) ? open_stored(d, j, d->page, &bytes, why) : unpack(d, j, d->page, why);
 
 	if (!rc)
-		j->probe->result = memcmp(bytes, j->probe->bytes, r->page_size) ? PROBE_COLLISION
-										: PROBE_EQUAL;
+		j->probe->result = memcmp(bytes, j->probe->bytes, d->reader->page_size)
+					   ? PROBE_COLLISION
+					   : PROBE_EQUAL;
 	return rc;
 }
 
-static int finish_read(struct store_reader *r, struct page_job *j, struct err *why)
+static int finish_read(struct round *d, struct page_job *j, struct err *why)
 {
 	const uint8_t *bytes = j->dst;
-	int rc = is_raw(j) ? open_stored(r, j, j->dst, &bytes, why) : unpack(r, j, j->dst, why);
+	int rc = is_raw(j) ? open_stored(d, j, j->dst, &bytes, why) : unpack(d, j, j->dst, why);
 
 	if (!rc)
-		rc = batch_page_check(&r->s->secret, j->h, j->p, bytes, why);
+		rc = batch_page_check(&d->reader->s->secret, j->h, j->p, bytes, why);
 	if (!rc && j->dst != bytes)
-		memcpy(j->dst, bytes, r->page_size);
+		memcpy(j->dst, bytes, d->reader->page_size);
 	return rc;
 }
 
-static void finish_job(struct store_reader *r, struct page_job *j, struct err *e)
+static void finish_job(struct round *d, struct page_job *j)
 {
 	struct err why = {0};
-	int rc = check_read(r, j, &why);
+	int rc = check_read(d, j, &why);
 
 	if (!rc)
-		rc = j->probe ? finish_probe(r, j, &why) : finish_read(r, j, &why);
+		rc = j->probe ? finish_probe(d, j, &why) : finish_read(d, j, &why);
 	if (rc)
-		fail_job(j, r, rc, why.text, e);
+		fail_job(d, j, rc, why.text);
 }
 
-/* ---- windows ---- */
-
-/* Open the batches of the first jobs; returns how many jobs the window has. */
-static size_t window_open(struct store_reader *r, struct page_job *jobs, size_t nr)
+/* On the caller's thread or one of the pool's. */
+static void finish_round(struct round *d)
 {
-	size_t i;
+	struct source *src = d->src;
 
-	r->window++;
-	for (i = 0; i < nr; i++) {
-		struct window_batch *b = r->nr_batches ? &r->batches[r->nr_batches - 1] : NULL;
-		uint32_t segment = loc_segment(jobs[i].loc), block = loc_block(jobs[i].loc);
-
-		if (!b || b->segment != segment || b->block != block) {
-			if (r->nr_batches == WINDOW_BATCHES)
-				break;
-			b = &r->batches[r->nr_batches++];
-			*b = (struct window_batch){.segment = segment, .block = block};
-			batch_open(r, b);
-		}
-		jobs[i].batch = b;
+	if (codec_list_get(&d->reader->s->codecs, &d->codec)) {
+		for (uint32_t i = 0; i < d->nr_found; i++)
+			fail_job(d, d->found[i], -ENOMEM, "no memory to read it");
+		return;
 	}
-	return i;
+	for (uint32_t i = 0; i < d->nr_found; i++)
+		finish_job(d, d->found[i]);
+	codec_list_put(&d->reader->s->codecs, d->codec);
+	if (src->place && d->nr_placed && !d->first.code)
+		src->place(src->arg, d->placed, d->nr_placed, &d->first);
 }
 
-static int run_found(struct store_reader *r, struct page_job **found, size_t nr, struct err *e)
+static void finish_task(struct pool_task *task)
 {
-	while (nr) {
-		size_t n = plan(r, found, nr);
-		int rc = read_extents(r, e);
+	finish_round((struct round *)((char *)task - offsetof(struct round, task)));
+}
 
-		if (rc)
-			return rc;
-		for (size_t i = 0; i < n; i++)
-			finish_job(r, found[i], e);
-		found += n;
-		nr -= n;
+/* ---- rounds ---- */
+
+static struct round *round_of(struct store_reader *r, uint64_t n)
+{
+	return &r->rounds[n % NR_ROUNDS];
+}
+
+static void fail_round(struct round *d, int err)
+{
+	d->nr_found = 0;
+	d->src->failed = err;
+	for (uint32_t i = 0; i < d->nr_jobs; i++)
+		fail_job(d, &d->jobs[i], err, "not read");
+	err_errno(&d->first, -err, "reading segments of %s", d->reader->s->dir);
+}
+
+/* The pages to be read, batch by batch, in the order in which our writer lays them out: raw
+ * ones, then compressed ones. */
+static void find_records(struct round *d)
+{
+	for (uint32_t i = 0, n; i < d->nr_jobs; i += n) {
+		struct page_job *jobs = &d->jobs[i];
+
+		for (n = 0; i + n < d->nr_jobs && jobs[n].batch == jobs[0].batch; n++)
+			if (find_record(d, &jobs[n]) && is_raw(&jobs[n]))
+				d->found[d->nr_found++] = &jobs[n];
+		for (uint32_t k = 0; k < n; k++)
+			if (jobs[k].p && !is_raw(&jobs[k]))
+				d->found[d->nr_found++] = &jobs[k];
 	}
-	return 0;
 }
 
-/* The jobs of jobs[0]'s batch (*ret of them) whose pages are to be read, in the order
- * in which our writer lays them out: raw ones, then compressed ones. */
-static size_t find_in_batch(struct store_reader *r, struct page_job *jobs, size_t nr,
-			    struct page_job **found, size_t *ret, struct err *e)
+/* Steps 1 to 4, up to where the disk works. */
+static void start_round(struct store_reader *r, struct source *src)
 {
-	size_t nr_raw = 0, nr_packed = 0, n;
+	struct round *d = round_of(r, r->started++);
+	int rc = round_init(r, d);
 
-	for (n = 0; n < nr && jobs[n].batch == jobs[0].batch; n++)
-		if (find_record(r, &jobs[n], e) && is_raw(&jobs[n]))
-			found[nr_raw++] = &jobs[n];
-	for (size_t i = 0; i < n; i++)
-		if (jobs[i].p && !is_raw(&jobs[i]))
-			found[nr_raw + nr_packed++] = &jobs[i];
-	*ret = n;
-	return nr_raw + nr_packed;
+	d->src = src;
+	d->nr_batches = d->nr_jobs = d->nr_found = d->nr_extents = d->nr_placed = 0;
+	d->arena_used = d->gaps = 0;
+	d->handed = false;
+	err_clear(&d->first);
+	if (!rc)
+		rc = look_ahead(r, src);
+	if (rc) {
+		fail_round(d, rc);
+		return;
+	}
+	collect(d);
+	rc = batches_load(&r->headers, r->s, r->io, d->batches, d->nr_batches);
+	if (rc) {
+		fail_round(d, rc);
+		return;
+	}
+	find_records(d);
+	plan(d);
+	queue_extents(d);
 }
 
-static int run_window(struct store_reader *r, struct page_job *jobs, size_t nr, struct err *e)
+/* It was read: to the pool, or done here. */
+static void hand_round(struct store_reader *r, bool alone)
 {
-	_cleanup_free_ struct page_job **found = calloc(nr + 1, sizeof(struct page_job *));
-	size_t nr_found = 0;
-	int rc;
+	struct round *d = round_of(r, r->handed++);
+	int rc = d->nr_extents ? reader_wait(r->io, &d->group) : 0;
 
-	if (!found)
-		return err_errno(e, ENOMEM, "reading pages");
-	rc = read_headers(r, e);
 	if (rc)
-		return rc;
-	for (size_t i = 0, n; i < nr; i += n)
-		nr_found += find_in_batch(r, jobs + i, nr - i, found + nr_found, &n, e);
-	return run_found(r, found, nr_found, e);
+		fail_round(d, rc);
+	d->handed = !alone && r->s->pool && MAX(d->nr_found, d->nr_placed) >= TASK_PAGES;
+	if (d->handed)
+		pool_submit(r->s->pool, &d->task);
+	else
+		finish_round(d);
 }
 
-/* jobs sorted by loc, all of kind PAGE. */
-static int run_jobs(struct store_reader *r, struct page_job *jobs, size_t nr, struct err *e)
+static void end_round(struct store_reader *r, struct err *first)
 {
-	while (nr) {
-		size_t n = window_open(r, jobs, nr);
-		int rc = run_window(r, jobs, n, e);
+	struct round *d = round_of(r, r->ended++);
 
-		window_close(r);
-		if (rc) {
-			for (size_t i = 0; i < nr; i++)
-				fail_job(&jobs[i], r, rc, "not read", NULL);
-			return rc;
-		}
-		jobs += n;
-		nr -= n;
+	if (d->handed)
+		pool_wait(r->s->pool, &d->task);
+	while (d->nr_batches)
+		batch_close(&r->headers, r->s, &d->batches[--d->nr_batches]);
+	if (d->first.code && !first->code)
+		*first = d->first;
+	if (d->first.code && d->src->place)
+		d->src->failed = d->first.code; /* its caller wants all of them or none */
+}
+
+/* What no round took. */
+static void fail_rest(struct source *src)
+{
+	for (; src->next < src->nr; src->next++) {
+		if (src->reads)
+			src->reads[src->next].err = src->failed;
+		else if (src->probes)
+			src->probes[src->next].result = PROBE_UNREADABLE;
 	}
-	return 0;
 }
 
-static int reserve_jobs(struct store_reader *r, size_t nr, struct err *e)
+/* One loop for three moves: start what can be started, so that the disk always has some;
+ * hand over what was read; and only then wait for the oldest. */
+static int run(struct store_reader *r, struct source *src, struct err *e)
 {
-	struct page_job *jobs;
+	uint32_t at_once = r->s->pool ? pool_nr_threads(r->s->pool) + 1 : 1;
+	struct err first = {0};
 
-	if (nr <= r->cap_jobs)
-		return 0;
-	jobs = realloc(r->jobs, nr * sizeof(*jobs));
-	if (!jobs)
-		return err_errno(e, ENOMEM, "reading pages");
-	r->jobs = jobs;
-	r->cap_jobs = nr;
-	return 0;
+	r->started = r->handed = r->ended = 0;
+
+	for (;;) {
+		bool more = src->next < src->nr && !src->failed;
+
+		if (more && r->started - r->ended < NR_ROUNDS)
+			start_round(r, src);
+		else if (r->handed < r->started && r->handed - r->ended < at_once)
+			hand_round(r, !more && r->started == 1 + r->ended);
+		else if (r->ended < r->handed)
+			end_round(r, &first);
+		else
+			break;
+	}
+	fail_rest(src);
+	if (first.code && e && !e->code)
+		*e = first;
+	return first.code;
 }
-
-#define JOBS_AT_ONCE 16384u
 
 static int compare_reads(const void *a, const void *b)
 {
@@ -719,22 +770,6 @@ static int compare_reads(const void *a, const void *b)
 	if (x->loc != y->loc)
 		return x->loc < y->loc ? -1 : 1;
 	return x->gfn < y->gfn ? -1 : x->gfn > y->gfn;
-}
-
-/* Pages without a batch; true when done. */
-static bool read_trivial(const struct store_reader *r, struct page_read *q, struct err *e)
-{
-	q->err = 0;
-	if (loc_kind(q->loc) == LOC_PAGE)
-		return false;
-	q->id = (struct pageid){0, 0};
-	if (q->loc == LOC_ZERO_PAGE && q->dst)
-		memset(q->dst, 0, r->page_size);
-	else if (q->loc != LOC_ZERO_PAGE)
-		q->err = err_set(e, E_CORRUPT, "page %#llx: nothing is stored at %#llx",
-				 (unsigned long long)q->gfn << r->page_shift,
-				 (unsigned long long)q->loc);
-	return true;
 }
 
 static bool reads_sorted(const struct page_read *reqs, size_t nr)
@@ -747,32 +782,19 @@ static bool reads_sorted(const struct page_read *reqs, size_t nr)
 
 int store_read_pages(struct store_reader *r, struct page_read *reqs, size_t nr, struct err *e)
 {
-	struct err first = {0};
-	int rc = 0;
+	struct source src = {.reads = reqs, .nr = nr};
 
 	if (!reads_sorted(reqs, nr))
 		qsort(reqs, nr, sizeof(*reqs), compare_reads);
-	rc = reserve_jobs(r, MIN(nr, (size_t)JOBS_AT_ONCE), e);
-	if (rc)
-		return rc;
-	for (size_t at = 0; at < nr;) {
-		size_t nr_jobs = 0;
+	return run(r, &src, e);
+}
 
-		for (; at < nr && nr_jobs < JOBS_AT_ONCE; at++) {
-			if (read_trivial(r, &reqs[at], &first))
-				continue;
-			r->jobs[nr_jobs++] =
-				(struct page_job){.loc = reqs[at].loc,
-						  .gfn = reqs[at].gfn,
-						  .dst = reqs[at].dst,
-						  .id = reqs[at].dst ? NULL : &reqs[at].id,
-						  .err = &reqs[at].err};
-		}
-		run_jobs(r, r->jobs, nr_jobs, &first);
-	}
-	if (first.code && e && !e->code)
-		*e = first;
-	return first.code;
+int store_place_pages(struct store_reader *r, const struct page_at *pages, size_t nr,
+		      store_place_fn *place, void *arg, struct err *e)
+{
+	struct source src = {.pages = pages, .nr = nr, .place = place, .arg = arg};
+
+	return run(r, &src, e);
 }
 
 static int compare_probes(const void *a, const void *b)
@@ -784,15 +806,8 @@ static int compare_probes(const void *a, const void *b)
 
 int reader_probe(struct store_reader *r, struct page_probe *probes, size_t nr, struct err *e)
 {
-	int ignored;
-	int rc;
+	struct source src = {.probes = probes, .nr = nr};
 
 	qsort(probes, nr, sizeof(*probes), compare_probes);
-	rc = reserve_jobs(r, nr, e);
-	if (rc)
-		return rc;
-	for (size_t i = 0; i < nr; i++)
-		r->jobs[i] = (struct page_job){
-			.loc = probes[i].loc, .probe = &probes[i], .err = &ignored};
-	return run_jobs(r, r->jobs, nr, e);
+	return run(r, &src, e);
 }

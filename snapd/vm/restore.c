@@ -6,55 +6,30 @@
  *
  * RAM files are emptied (holes where the file system can), then filled in the
  * order in which the pages lie in the store, so that reads are few and large.
- * Pages go through a buffer: the store may not touch memory that its owner can
- * take away under it.
- *
- * A batch is read, checked and copied by one task, with a reader of its own; so many
- * tasks are under way that while some wait for the disk, others check and copy.
+ * Pages come in the reader's memory and are copied, in place of being read into RAM: the
+ * store may not touch memory that its owner can take away under it.
  *
  * A failure is final for that VMM: the connection is refused with the reason.
  */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "snapd/util/pool.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 #include "snapd/vm/priv.h"
 
-#define BATCH_PAGES 2048u
-#define NR_BATCHES  4u
-
-struct fill_page {
-	uint64_t gfn;
-	loc_t loc;
-};
-
-struct batch {
-	struct pool_task task;
-	struct vm *vm;
-	struct store_reader *reader; /* owned */
-	uint8_t *buf;		     /* BATCH_PAGES pages; borrowed from restore.mem */
-	uint32_t nr;
-	bool busy;
-	int err;
-	struct err why;
-	struct page_read reqs[BATCH_PAGES]; /* the store reorders them: dst names the buffer */
-};
+#define SHARE_PAGES (1u << 16) /* placed between two looks at whether to go on */
 
 struct restore {
 	struct vm *vm;
 	struct goal goal;
-	struct fill_page *pages; /* owned; by loc */
+	struct page_at *pages; /* owned; by loc */
 	size_t nr_pages;
-	struct batch *batches; /* NR_BATCHES, owned */
-	uint8_t *mem;	       /* owned */
-	size_t mem_bytes;
+	struct store_reader *reader; /* owned */
 };
 
 /* ---- empty ---- */
@@ -97,7 +72,7 @@ static int empty_ram(struct vm *vm, struct err *e)
 
 static int by_loc(const void *a, const void *b)
 {
-	loc_t x = ((const struct fill_page *)a)->loc, y = ((const struct fill_page *)b)->loc;
+	loc_t x = ((const struct page_at *)a)->loc, y = ((const struct page_at *)b)->loc;
 
 	return x < y ? -1 : x > y;
 }
@@ -105,7 +80,7 @@ static int by_loc(const void *a, const void *b)
 static int list_pages(struct restore *r, struct err *e)
 {
 	struct pagemap_iter it;
-	struct fill_page page;
+	struct page_at page;
 	bool sorted = true;
 
 	r->pages = calloc(pagemap_nr_pages(r->goal.map) + 1, sizeof(*r->pages));
@@ -123,15 +98,20 @@ static int list_pages(struct restore *r, struct err *e)
 	return 0;
 }
 
-/* How many of the batch's pages from `first` on are neighbours in the piece and in the
- * buffer. */
-static uint32_t run_length(const struct batch *b, uint32_t first, const struct vm_piece *p)
-{
-	const struct page_read *r = &b->reqs[first];
-	uint32_t n = 1;
+struct places {
+	const struct vm *vm;
+	const struct placed_page *pages;
+	size_t nr;
+};
 
-	while (first + n < b->nr && r[n].gfn == r[0].gfn + n && vm_piece_has_gfn(p, r[n].gfn) &&
-	       (uint8_t *)r[n].dst == (uint8_t *)r[0].dst + (size_t)n * b->vm->mem.page_size)
+/* How many of the pages from `first` on are neighbours in the piece and in memory. */
+static size_t run_length(const struct places *x, size_t first, const struct vm_piece *p)
+{
+	const struct placed_page *q = &x->pages[first];
+	size_t n = 1;
+
+	while (first + n < x->nr && q[n].gfn == q[0].gfn + n && vm_piece_has_gfn(p, q[n].gfn) &&
+	       (uint8_t *)q[n].bytes == (uint8_t *)q[0].bytes + n * x->vm->mem.page_size)
 		n++;
 	return n;
 }
@@ -156,74 +136,45 @@ static bool write_file(const struct vm_piece *p, const uint8_t *from, size_t len
 
 static void place(void *arg)
 {
-	const struct batch *b = arg;
-	size_t page_size = b->vm->mem.page_size;
+	const struct places *x = arg;
+	size_t n, page_size = x->vm->mem.page_size;
 	const struct vm_piece *p = NULL;
-	uint32_t n;
 
-	for (uint32_t i = 0; i < b->nr; i += n) {
+	for (size_t i = 0; i < x->nr; i += n) {
+		const struct placed_page *q = &x->pages[i];
 		uint64_t page;
 
-		if (!vm_piece_has_gfn(p, b->reqs[i].gfn))
-			p = vm_mem_by_gfn(&b->vm->mem, b->reqs[i].gfn);
-		n = run_length(b, i, p);
-		page = b->reqs[i].gfn - p->p.home_gfn;
-		if (!write_file(p, b->reqs[i].dst, n * page_size,
-				(p->p.block_page + page) * page_size))
-			memcpy(p->mem + page * page_size, b->reqs[i].dst, n * page_size);
+		if (!vm_piece_has_gfn(p, q->gfn))
+			p = vm_mem_by_gfn(&x->vm->mem, q->gfn);
+		n = run_length(x, i, p);
+		page = q->gfn - p->p.home_gfn;
+		if (!write_file(p, q->bytes, n * page_size, (p->p.block_page + page) * page_size))
+			memcpy(p->mem + page * page_size, q->bytes, n * page_size);
 	}
 }
 
-static void fill_task(struct pool_task *task)
+/* On the pool's threads. */
+static int place_pages(void *arg, const struct placed_page *pages, size_t nr, struct err *e)
 {
-	struct batch *b = (struct batch *)((char *)task - offsetof(struct batch, task));
+	struct places x = {.vm = arg, .pages = pages, .nr = nr};
 
-	b->err = store_read_pages(b->reader, b->reqs, b->nr, &b->why);
-	if (!b->err && busguard_run(place, b))
-		b->err = err_set(&b->why, EFAULT, "the VM's memory file shrank or is out of space");
-}
-
-static int wait_batch(struct restore *r, struct batch *b, struct err *e)
-{
-	if (!b->busy)
-		return 0;
-	pool_wait(r->vm->d->pool, &b->task);
-	b->busy = false;
-	return b->err ? err_set(e, -b->err, "%s", b->why.text) : 0;
-}
-
-static void start_batch(struct restore *r, struct batch *b, const struct fill_page *pages, size_t n)
-{
-	b->nr = (uint32_t)n;
-	b->err = 0;
-	err_clear(&b->why);
-	for (size_t i = 0; i < n; i++)
-		b->reqs[i] = (struct page_read){.gfn = pages[i].gfn,
-						.loc = pages[i].loc,
-						.dst = b->buf + i * r->vm->mem.page_size};
-	b->busy = true;
-	pool_submit(r->vm->d->pool, &b->task);
+	return busguard_run(place, &x)
+		       ? err_set(e, EFAULT, "the VM's memory file shrank or is out of space")
+		       : 0;
 }
 
 static int fill_ram(struct restore *r, struct err *e)
 {
-	size_t at = 0;
-	int err = 0, last = 0;
+	int err = 0;
 
-	for (uint32_t i = 0; !err && at < r->nr_pages; i++) {
-		struct batch *b = &r->batches[i % NR_BATCHES];
-		size_t n = MIN(r->nr_pages - at, (size_t)BATCH_PAGES);
-
+	for (size_t at = 0; !err && at < r->nr_pages; at += SHARE_PAGES) {
 		err = vm_interrupted(r->vm, NULL, e);
 		if (!err)
-			err = wait_batch(r, b, e);
-		if (!err)
-			start_batch(r, b, r->pages + at, n);
-		at += n;
+			err = store_place_pages(r->reader, r->pages + at,
+						MIN(r->nr_pages - at, (size_t)SHARE_PAGES),
+						place_pages, r->vm, e);
 	}
-	for (uint32_t i = 0; i < NR_BATCHES; i++)
-		last = wait_batch(r, &r->batches[i], err ? NULL : e) ?: last;
-	return err ? err : last;
+	return err;
 }
 
 /* ---- all of it ---- */
@@ -231,22 +182,8 @@ static int fill_ram(struct restore *r, struct err *e)
 static int prepare(struct restore *r, struct err *e)
 {
 	struct vm *vm = r->vm;
-	size_t buf_bytes = (size_t)BATCH_PAGES * vm->mem.page_size;
-	int err = 0;
+	int err = store_reader_create(vm->d->store, vm->mem.page_size, &r->reader, e);
 
-	r->mem_bytes = NR_BATCHES * buf_bytes;
-	r->mem = mmap(NULL, r->mem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-		      0);
-	r->batches = calloc(NR_BATCHES, sizeof(*r->batches));
-	if (r->mem == MAP_FAILED || !r->batches)
-		return err_set(e, ENOMEM, "out of memory for a restore");
-	for (uint32_t i = 0; !err && i < NR_BATCHES; i++) {
-		r->batches[i].vm = vm;
-		r->batches[i].buf = r->mem + i * buf_bytes;
-		r->batches[i].task.fn = fill_task;
-		err = store_reader_create(vm->d->store, vm->mem.page_size, &r->batches[i].reader,
-					  e);
-	}
 	return err ? err : list_pages(r, e);
 }
 
@@ -269,13 +206,9 @@ static int run(struct restore *r, struct err *e)
 static void restore_deinit(struct restore *r)
 {
 	vm_keep_timeline(r->vm, 0);
-	for (uint32_t i = 0; r->batches && i < NR_BATCHES; i++)
-		store_reader_destroy(r->batches[i].reader);
+	store_reader_destroy(r->reader);
 	goal_deinit(&r->goal);
 	free(r->pages);
-	free(r->batches);
-	if (r->mem && r->mem != MAP_FAILED)
-		munmap(r->mem, r->mem_bytes);
 }
 
 static int check_snapshot(struct vm *vm, const struct store_snapshot *snap, struct err *e)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "snapd/io_uring_writer.h"
+#include "snapd/util/cleanup.h"
 #include "tests/lib/rand.h"
 
 #define BUF_BYTES 16384u
@@ -312,40 +313,85 @@ static void test_pin_in_flight(void)
 	close(fd);
 }
 
-/* Reads: at and over the end of a file, in any number, with bad requests between. */
+/* ---- reads ---- */
+
+#define GROUPS	    5u
+#define GROUP_READS 16u
+
+static uint8_t read_file[40000];
+static _Alignas(4096) uint8_t read_dst[GROUPS * GROUP_READS][8192];
+
+static void check_read(const struct read_req *q)
+{
+	size_t left = q->offset < sizeof(read_file) ? sizeof(read_file) - q->offset : 0;
+	size_t want = q->len < left ? q->len : left;
+
+	if (q->fd < 0 && q->len) {
+		CHECK(q->res == -EBADF);
+		return;
+	}
+	CHECK(q->res == (int)want);
+	CHECK(memcmp(q->dst, read_file + q->offset, want) == 0);
+}
+
+static void random_reads(struct rand *rnd, int fd, struct read_req *reqs, size_t nr, size_t first)
+{
+	for (size_t i = 0; i < nr; i++)
+		reqs[i] = (struct read_req){.fd = rand_below(rnd, 9) ? fd : -1,
+					    .res = -1,
+					    .offset = rand_below(rnd, 50000),
+					    .dst = read_dst[first + i],
+					    .len = rand_below(rnd, 8193)};
+}
+
+/* At and over the end of a file, in any number, with bad requests between. */
+static void one_group(struct rand *rnd, struct reader *r, int fd)
+{
+	struct read_req reqs[GROUPS * GROUP_READS];
+	size_t nr = rand_below(rnd, ARRAY_SIZE(reqs) + 1);
+
+	random_reads(rnd, fd, reqs, nr, 0);
+	CHECK(reader_run(r, reqs, nr) == 0);
+	for (size_t i = 0; i < nr; i++)
+		check_read(&reqs[i]);
+}
+
+/* Several groups under way, of any size, waited for in any order; after each wait its group
+ * has all its results. */
+static void many_groups(struct rand *rnd, struct reader *r, int fd)
+{
+	struct read_req reqs[GROUPS][GROUP_READS];
+	struct read_group groups[GROUPS];
+	size_t nr[GROUPS], first = rand_below(rnd, GROUPS);
+
+	for (size_t g = 0; g < GROUPS; g++) {
+		nr[g] = rand_below(rnd, GROUP_READS + 1);
+		random_reads(rnd, fd, reqs[g], nr[g], g * GROUP_READS);
+		reader_queue(r, &groups[g], reqs[g], nr[g]);
+	}
+	for (size_t k = 0; k < GROUPS; k++) {
+		size_t g = (first + k) % GROUPS;
+
+		CHECK(reader_wait(r, &groups[g]) == 0 && !groups[g].left);
+		for (size_t i = 0; i < nr[g]; i++)
+			check_read(&reqs[g][i]);
+		memset(&groups[g], 0xff, sizeof(groups[g])); /* the reader has no use for it */
+	}
+}
+
 static void test_reads(struct rand *rnd)
 {
-	static _Alignas(4096) uint8_t file[40000], dst[80][8192];
-	struct read_req reqs[80];
-	struct reader *r;
 	int fd = open("reader-file", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	struct reader *r;
 
 	CHECK(fd >= 0);
 	unlink("reader-file");
-	fill(file, sizeof(file), 5);
-	CHECK(pwrite(fd, file, sizeof(file), 0) == sizeof(file));
+	fill(read_file, sizeof(read_file), 5);
+	CHECK(pwrite(fd, read_file, sizeof(read_file), 0) == sizeof(read_file));
 	CHECK(reader_create(7, &r, NULL) == 0);
 	for (int round = 0; round < 50; round++) {
-		size_t nr = rand_below(rnd, 81);
-
-		for (size_t i = 0; i < nr; i++)
-			reqs[i] = (struct read_req){.fd = rand_below(rnd, 9) ? fd : -1,
-						    .offset = rand_below(rnd, 50000),
-						    .dst = dst[i],
-						    .len = rand_below(rnd, 8193)};
-		CHECK(reader_run(r, reqs, nr) == 0);
-		for (size_t i = 0; i < nr; i++) {
-			const struct read_req *q = &reqs[i];
-			size_t left = q->offset < sizeof(file) ? sizeof(file) - q->offset : 0;
-			size_t want = q->len < left ? q->len : left;
-
-			if (q->fd < 0 && q->len) {
-				CHECK(q->res == -EBADF);
-				continue;
-			}
-			CHECK(q->res == (int)want);
-			CHECK(memcmp(q->dst, file + q->offset, want) == 0);
-		}
+		one_group(rnd, r, fd);
+		many_groups(rnd, r, fd);
 	}
 	reader_destroy(r);
 	close(fd);
