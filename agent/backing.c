@@ -131,29 +131,50 @@ static int block_new(struct snapd_vm *vm, int fd, const struct stat *st, struct 
 	return (int)vm->nr_blocks++;
 }
 
-/* A block of that inode that is large enough; its index. */
-static int block_get(struct snapd_vm *vm, const struct snapd_memslot *m, struct stat *st,
-		     struct err *e)
+/* The one block of all private memory: its pages are numbered by their address. */
+static int block_private(struct snapd_vm *vm, struct err *e)
 {
-	if (fstat(m->fd, st) < 0)
-		return err_errno(e, errno, "slot %u: descriptor %d", m->slot, m->fd);
 	for (size_t i = 0; i < vm->nr_blocks; i++)
-		if (block_is(&vm->blocks[i], st) &&
-		    vm->blocks[i].size_bytes >= m->fd_offset + m->size_bytes)
+		if (vm->blocks[i].is_private)
 			return (int)i;
-	return block_new(vm, m->fd, st, e);
+	if (!GROW(vm->blocks, vm->nr_blocks, vm->cap_blocks))
+		return err_set(e, ENOMEM, "no memory for a RAM block");
+	vm->blocks[vm->nr_blocks] = (struct block){
+		.is_private = true, .fd = -1, .page_size = vm->page_size, .told = -1};
+	return (int)vm->nr_blocks++;
 }
 
-/* The live piece of this file that has page `page`; else NULL and *next is the
+/* A block of that inode that is large enough; its index. */
+static int block_get(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e)
+{
+	struct stat st;
+
+	if (m->flags & SNAPD_SLOT_PRIVATE)
+		return block_private(vm, e);
+	if (fstat(m->fd, &st) < 0)
+		return err_errno(e, errno, "slot %u: descriptor %d", m->slot, m->fd);
+	for (size_t i = 0; i < vm->nr_blocks; i++)
+		if (block_is(&vm->blocks[i], &st) &&
+		    vm->blocks[i].size_bytes >= m->fd_offset + m->size_bytes)
+			return (int)i;
+	return block_new(vm, m->fd, &st, e);
+}
+
+static bool same_memory(const struct block *a, const struct block *b)
+{
+	return a->is_private == b->is_private &&
+	       (a->is_private || (a->fd >= 0 && a->dev == b->dev && a->ino == b->ino));
+}
+
+/* The live piece of this block that has page `page`; else NULL and *next is the
  * first page after it that has one. */
-static struct piece *piece_at(struct snapd_vm *vm, const struct stat *st, uint64_t page,
-			      uint64_t *next)
+static struct piece *piece_at(struct snapd_vm *vm, uint32_t block, uint64_t page, uint64_t *next)
 {
 	*next = UINT64_MAX;
 	for (size_t i = 0; i < vm->nr_pieces && !ABLATED(ALIAS_IS_ANOTHER_PAGE); i++) {
 		struct piece *p = &vm->pieces[i];
 
-		if (p->gone || !block_is(&vm->blocks[p->block], st))
+		if (p->gone || !same_memory(&vm->blocks[p->block], &vm->blocks[block]))
 			continue;
 		if (page >= p->block_page && page - p->block_page < p->nr_frames)
 			return p;
@@ -174,15 +195,25 @@ static bool home_is_taken(const struct snapd_vm *vm, uint64_t gfn, uint64_t n)
 	return false;
 }
 
-static uint64_t home_choose(struct snapd_vm *vm, uint32_t as_id, uint64_t gfn, uint64_t n)
+static uint64_t home_choose(struct snapd_vm *vm, const struct snapd_memslot *m, uint64_t gfn,
+			    uint64_t n)
 {
 	uint64_t home = gfn;
 
-	if (as_id != 0 || gfn + n > 1ull << 40 || home_is_taken(vm, gfn, n)) {
+	if (m->as_id != 0 || m->flags & SNAPD_SLOT_PRIVATE || gfn + n > 1ull << 40 ||
+	    home_is_taken(vm, gfn, n)) {
 		home = vm->next_high_gfn;
 		vm->next_high_gfn += n;
 	}
 	return home;
+}
+
+/* First page of the block that the slot shows. */
+static uint64_t first_page(const struct snapd_vm *vm, const struct snapd_memslot *m)
+{
+	uint64_t at = m->flags & SNAPD_SLOT_PRIVATE ? (uintptr_t)m->hva : m->fd_offset;
+
+	return at >> vm->page_shift;
 }
 
 /* A piece for pages never shown before, dirty in every set. */
@@ -204,9 +235,9 @@ static struct piece *piece_new(struct snapd_vm *vm, const struct snapd_memslot *
 	p = &vm->pieces[vm->nr_pieces];
 	*p = (struct piece){
 		.block = block,
-		.block_page = (m->fd_offset >> vm->page_shift) + offset,
+		.block_page = first_page(vm, m) + offset,
 		.nr_frames = n,
-		.home_gfn = home_choose(vm, m->as_id, (m->gpa >> vm->page_shift) + offset, n),
+		.home_gfn = home_choose(vm, m, (m->gpa >> vm->page_shift) + offset, n),
 		.first_frame = first,
 		.told = -1,
 	};
@@ -236,17 +267,16 @@ static struct slot_run *runs_append(struct slot_run *runs, uint32_t *nr, struct 
 int backing_resolve(struct snapd_vm *vm, const struct snapd_memslot *m, uint32_t *block,
 		    struct slot_run **ret, uint32_t *nr_runs, struct err *e)
 {
-	uint64_t page = m->fd_offset >> vm->page_shift, end = m->size_bytes >> vm->page_shift;
+	uint64_t page = first_page(vm, m), end = m->size_bytes >> vm->page_shift;
 	struct slot_run *runs = NULL;
-	struct stat st;
-	int b = block_get(vm, m, &st, e);
+	int b = block_get(vm, m, e);
 
 	if (b < 0)
 		return b;
 	*nr_runs = 0;
 	for (uint64_t at = 0, n; at < end; at += n) {
 		uint64_t next, skip;
-		struct piece *p = piece_at(vm, &st, page + at, &next);
+		struct piece *p = piece_at(vm, (uint32_t)b, page + at, &next);
 
 		if (!p) {
 			n = MIN(end - at, next - (page + at));
@@ -341,7 +371,7 @@ int backing_for_kvm(struct snapd_vm *vm, uint32_t block, const struct snapd_mems
 	int r;
 
 	*ret = m->hva;
-	if (!vm->two_mappings)
+	if (!vm->two_mappings || b->is_private)
 		return 0;
 	r = b->alias ? 0 : alias_make(b, e);
 	if (r >= 0)
@@ -358,6 +388,8 @@ static void alias_drop(struct block *b)
 
 static void block_put(struct snapd_vm *vm, uint32_t block)
 {
+	if (vm->blocks[block].is_private)
+		return;
 	for (size_t i = 0; i < vm->nr_pieces; i++)
 		if (vm->pieces[i].block == block && !vm->pieces[i].gone)
 			return;
@@ -380,13 +412,17 @@ static void piece_end(struct snapd_vm *vm, struct piece *p)
 
 void backing_unplug(struct snapd_vm *vm, const struct view *gone)
 {
-	for (uint32_t r = 0; r < gone->nr_runs; r++)
-		gpaset_add_range(&vm->unplugged, gone->runs[r].first_frame,
-				 gone->runs[r].nr_frames);
+	backing_unplug_runs(vm, gone->runs, gone->nr_runs);
+}
+
+void backing_unplug_runs(struct snapd_vm *vm, const struct slot_run *runs, uint32_t nr_runs)
+{
+	for (uint32_t r = 0; r < nr_runs; r++)
+		gpaset_add_range(&vm->unplugged, runs[r].first_frame, runs[r].nr_frames);
 	/* Entries of the deleted slot still in rings would set the bits again. */
 	reap(vm);
-	for (uint32_t r = 0; r < gone->nr_runs; r++) {
-		uint64_t at = gone->runs[r].first_frame, end = at + gone->runs[r].nr_frames;
+	for (uint32_t r = 0; r < nr_runs; r++) {
+		uint64_t at = runs[r].first_frame, end = at + runs[r].nr_frames;
 
 		while (at < end) {
 			struct piece *p = piece_of_frame(vm, at);

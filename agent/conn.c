@@ -148,10 +148,10 @@ static size_t next_told(struct snapd_vm *vm, union tell *msg, int *fd)
 		struct piece *p = &vm->pieces[c->seen_pieces];
 		struct block *b = &vm->blocks[p->block];
 
-		if (!p->gone && b->told < 0)
+		if (!p->gone && !b->is_private && b->told < 0)
 			return next_block(vm, b, msg, fd);
 		c->seen_pieces++;
-		if (p->gone)
+		if (p->gone || b->is_private)
 			continue;
 		p->told = c->next_piece++;
 		msg->piece = (struct snapd_msg_piece){.h.type = SNAPD_MSG_PIECE,
@@ -174,7 +174,8 @@ static int tell_ready(struct snapd_vm *vm)
 
 	if (vm->conn.told_ready && vm->conn.told_vcpus == n)
 		return 0;
-	if (atomic_load(&vm->restore_wait) && !vcpus_all_parked(vm))
+	if (vm->vmm_state ? !atomic_load(&vm->vmm_ready)
+			  : atomic_load(&vm->restore_wait) && !vcpus_all_parked(vm))
 		return 0;
 	vm->conn.told_ready = true;
 	vm->conn.told_vcpus = n;
@@ -192,8 +193,10 @@ int conn_tell(struct snapd_vm *vm)
 		pthread_mutex_lock(&vm->slots_lock);
 		len = next_told(vm, &msg, &fd);
 		pthread_mutex_unlock(&vm->slots_lock);
-		if (!len)
-			return tell_ready(vm);
+		if (!len) {
+			r = about_tell(vm);
+			return r < 0 ? r : tell_ready(vm);
+		}
 		r = conn_send(vm, &msg, len, fd);
 		if (fd >= 0)
 			close(fd);
@@ -217,6 +220,9 @@ static void tell_from_start(struct snapd_vm *vm)
 		vm->pieces[i].told = -1;
 	c->seen_gone = vm->gone_count;
 	pthread_mutex_unlock(&vm->slots_lock);
+	pthread_mutex_lock(&vm->about_lock);
+	vm->about_new = vm->about;
+	pthread_mutex_unlock(&vm->about_lock);
 }
 
 /* ---- connecting ---- */
@@ -254,6 +260,8 @@ static int send_hello(struct snapd_vm *vm)
 		m.flags |= SNAPD_HELLO_RESTORE;
 		snprintf(m.restore, sizeof(m.restore), "%s", vm->restore);
 	}
+	if (vm->vmm_state)
+		m.flags |= SNAPD_HELLO_VMM_STATE;
 	m.cmdline_len = read_cmdline(m.cmdline, sizeof(m.cmdline));
 	return conn_send(vm, &m, sizeof(m), vm->shm_fd);
 }

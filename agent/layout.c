@@ -73,7 +73,7 @@ static int emit_view(struct snapd_vm *vm, struct records *out, const struct view
 {
 	int r = 0;
 
-	if (!v->nr_runs)
+	if (!v->nr_runs || v->m.flags & SNAPD_SLOT_PRIVATE)
 		return emit_slot(vm, out, v, 0, v->m.size_bytes >> vm->page_shift, NOT_TRACKED);
 	for (uint32_t i = 0; i < v->nr_runs && !r; i++) {
 		const struct slot_run *run = &v->runs[i];
@@ -117,7 +117,7 @@ static int emit_pieces(struct snapd_vm *vm, struct records *out)
 	for (size_t i = 0; i < vm->nr_pieces; i++) {
 		const struct piece *p = &vm->pieces[i];
 
-		if (!p->gone)
+		if (!p->gone && !vm->blocks[p->block].is_private)
 			pieces[out->nr++] = (struct state_piece){
 				.home_gfn = p->home_gfn,
 				.nr_pages = p->nr_frames,
@@ -390,6 +390,13 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 	vm->cured = false; /* should this fail, the next is not to rely on it */
 
 	pthread_mutex_lock(&vm->slots_lock);
+	if (vm->vmm_state) { /* which brings its slots itself */
+		ret = cure && vm->shadows ? shadow_zap_all(vm, e) : 0;
+		pthread_mutex_unlock(&vm->slots_lock);
+		*cure_ns = now_ns() - begin + vm->cure_ns;
+		*layout_ns = vm->cure_ns = 0;
+		return MIN(ret, 0);
+	}
 	ret = target_read(vm, r, &t, e);
 	if (ret >= 0) {
 		same = is_current(vm, &t);

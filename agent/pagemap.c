@@ -98,7 +98,7 @@ static void publish(struct snapd_vm *vm, const struct watched *w, int n)
 		uint64_t first = (r->start - (uintptr_t)w->hva) >> vm->page_shift;
 		uint64_t pages = (r->end - r->start) >> vm->page_shift;
 
-		each_set_add(vm, w->first_frame + first, pages);
+		each_set_add_host(vm, w->first_frame + first, pages);
 		total += pages;
 	}
 	count(&vm->shm->harvested, total);
@@ -117,7 +117,7 @@ static int watch(struct snapd_vm *vm, void *hva, uint64_t len_bytes)
 static void lost(struct snapd_vm *vm, const struct watched *w)
 {
 	count(&vm->shm->unresolved, 1);
-	each_set_add(vm, w->first_frame, w->nr_pages);
+	each_set_add_host(vm, w->first_frame, w->nr_pages);
 	(void)watch(vm, w->hva, w->nr_pages << vm->page_shift); /* fails: lost again next time */
 }
 
@@ -195,20 +195,34 @@ static size_t drop_repeats(struct watched *w, size_t nr, uint32_t page_shift)
 	return out;
 }
 
-static void append_runs(struct snapd_vm *vm, const struct view *v, struct watched *w, size_t *nr)
+static void append_runs(struct snapd_vm *vm, const char *hva, const struct slot_run *runs,
+			uint32_t nr_runs, struct watched *w, size_t *nr)
 {
-	for (uint32_t i = 0; i < v->nr_runs; i++)
-		w[(*nr)++] =
-			(struct watched){(char *)v->m.hva + (v->runs[i].offset << vm->page_shift),
-					 v->runs[i].nr_frames, v->runs[i].first_frame};
+	for (uint32_t i = 0; i < nr_runs; i++)
+		w[(*nr)++] = (struct watched){(char *)hva + (runs[i].offset << vm->page_shift),
+					      runs[i].nr_frames, runs[i].first_frame};
 }
 
-/* What the slots of now show, and one that is about to come, or NULL. */
+/* Private memory is the VMM's to watch. */
+static bool is_watched(const struct view *v)
+{
+	return v->nr_runs && !(v->m.flags & SNAPD_SLOT_PRIVATE);
+}
+
+static void append_view(struct snapd_vm *vm, const struct view *v, struct watched *w, size_t *nr)
+{
+	if (is_watched(v))
+		append_runs(vm, v->m.hva, v->runs, v->nr_runs, w, nr);
+}
+
+/* The blocks, what the slots of now show, and a slot that is about to come, or NULL. */
 static int regions_renew(struct snapd_vm *vm, const struct view *coming)
 {
 	size_t nr = coming ? coming->nr_runs : 0;
 	struct watched *w;
 
+	for (size_t i = 0; i < vm->nr_rams; i++)
+		nr += vm->rams[i].nr_runs;
 	for (size_t i = 0; i < vm->nr_views; i++)
 		nr += vm->views[i].nr_runs;
 	w = calloc(MAX(nr, (size_t)1), sizeof(*w));
@@ -216,9 +230,11 @@ static int regions_renew(struct snapd_vm *vm, const struct view *coming)
 		return -ENOMEM;
 	nr = 0;
 	if (coming)
-		append_runs(vm, coming, w, &nr);
+		append_view(vm, coming, w, &nr);
+	for (size_t i = 0; i < vm->nr_rams; i++)
+		append_runs(vm, vm->rams[i].r.hva, vm->rams[i].runs, vm->rams[i].nr_runs, w, &nr);
 	for (size_t i = 0; i < vm->nr_views; i++)
-		append_runs(vm, &vm->views[i], w, &nr);
+		append_view(vm, &vm->views[i], w, &nr);
 	qsort(w, nr, sizeof(*w), compare_hva);
 	nr = drop_repeats(w, nr, vm->page_shift);
 	pthread_mutex_lock(&vm->harvest_lock);
@@ -233,7 +249,7 @@ static int pagemap_slot_adding(struct snapd_vm *vm, const struct view *v, struct
 {
 	int r;
 
-	if (!v->nr_runs)
+	if (!is_watched(v))
 		return 0;
 	r = watch(vm, v->m.hva, v->m.size_bytes);
 	if (r < 0)
@@ -250,7 +266,7 @@ static void pagemap_slot_cancelled(struct snapd_vm *vm, const struct view *v)
 /* P3.  Without memory for a new list the old one stands: it only knows too much. */
 static void pagemap_slot_deleted(struct snapd_vm *vm, const struct view *v, int result)
 {
-	if (!v->nr_runs || result < 0)
+	if (!is_watched(v) || result < 0)
 		return;
 	pthread_mutex_lock(&vm->harvest_lock);
 	for (uint32_t i = 0; i < v->nr_runs; i++) {
@@ -264,6 +280,23 @@ static void pagemap_slot_deleted(struct snapd_vm *vm, const struct view *v, int 
 	(void)regions_renew(vm, NULL);
 }
 
+/* The block is in vm.rams already. */
+static int pagemap_ram_adding(struct snapd_vm *vm, const struct ram *ram, struct err *e)
+{
+	int r = watch(vm, ram->r.hva, ram->r.size_bytes);
+
+	if (r < 0)
+		return err_errno(e, -r, "userfaultfd cannot watch a block of RAM");
+	r = regions_renew(vm, NULL);
+	return r < 0 ? err_set(e, ENOMEM, "no memory to watch a block of RAM") : 0;
+}
+
+/* And in vm.rams no more. */
+static void pagemap_ram_gone(struct snapd_vm *vm, const struct ram *ram)
+{
+	(void)regions_renew(vm, NULL);
+}
+
 const struct dirty_ops pagemap_ops = {
 	.backend = SNAPD_DIRTY_PAGEMAP,
 	.attach = pagemap_attach,
@@ -271,6 +304,8 @@ const struct dirty_ops pagemap_ops = {
 	.slot_adding = pagemap_slot_adding,
 	.slot_cancelled = pagemap_slot_cancelled,
 	.slot_deleted = pagemap_slot_deleted,
+	.ram_adding = pagemap_ram_adding,
+	.ram_gone = pagemap_ram_gone,
 	.harvest = pagemap_harvest,
 	.pause = pagemap_pause,
 };

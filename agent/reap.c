@@ -44,6 +44,14 @@ void each_set_add(struct snapd_vm *vm, uint64_t first, uint64_t n)
 		gpaset_add_range(&c->set, first, n);
 }
 
+void each_set_add_host(struct snapd_vm *vm, uint64_t first, uint64_t n)
+{
+	gpaset_add_range(&vm->dirty, first, n);
+	for (struct snapd_consumer *c = vm->consumers; c; c = c->next)
+		if (!c->vcpus_only || !vm->kvm_logs || ABLATED(CONSUMERS_HEAR_HOST))
+			gpaset_add_range(&c->set, first, n);
+}
+
 void sets_add_range(struct snapd_vm *vm, uint64_t first, uint64_t n)
 {
 	pthread_rwlock_rdlock(&vm->map_lock);
@@ -57,14 +65,6 @@ void sets_clear_range(struct snapd_vm *vm, uint64_t first, uint64_t n)
 	gpaset_clear_range(&vm->dirty, first, n);
 	for (struct snapd_consumer *c = vm->consumers; c; c = c->next)
 		gpaset_clear_range(&c->set, first, n);
-	pthread_rwlock_unlock(&vm->map_lock);
-}
-
-void consumers_add_all(struct snapd_vm *vm)
-{
-	pthread_rwlock_rdlock(&vm->map_lock);
-	for (struct snapd_consumer *c = vm->consumers; c; c = c->next)
-		gpaset_add_range(&c->set, 0, frames_end(vm));
 	pthread_rwlock_unlock(&vm->map_lock);
 }
 
@@ -99,10 +99,17 @@ void publish_frames(struct snapd_vm *vm, size_t n)
 	count(&vm->shm->published, n);
 }
 
-static int reap_locked(struct snapd_vm *vm, bool stopped)
+enum reap_what {
+	REAP_VCPUS, /* sources[0] alone: the others tell of the VMM */
+	REAP_ALL,
+	REAP_STOPPED,
+};
+
+static int reap_locked(struct snapd_vm *vm, enum reap_what what)
 {
 	uint64_t begin = now_ns();
-	int r = sources_harvest(vm, stopped);
+	int r = what == REAP_VCPUS ? vm->sources[0]->harvest(vm)
+				   : sources_harvest(vm, what == REAP_STOPPED);
 
 	if (r == 0)
 		slot_table_pass(&vm->table);
@@ -112,14 +119,24 @@ static int reap_locked(struct snapd_vm *vm, bool stopped)
 	return MIN(r, 0);
 }
 
-int reap(struct snapd_vm *vm)
+static int reap_some(struct snapd_vm *vm, enum reap_what what)
 {
 	int r;
 
 	pthread_mutex_lock(&vm->harvest_lock);
-	r = reap_locked(vm, false);
+	r = reap_locked(vm, what);
 	pthread_mutex_unlock(&vm->harvest_lock);
 	return r;
+}
+
+int reap(struct snapd_vm *vm)
+{
+	return reap_some(vm, REAP_ALL);
+}
+
+int reap_vcpus(struct snapd_vm *vm)
+{
+	return reap_some(vm, REAP_VCPUS);
 }
 
 int reap_last(struct snapd_vm *vm)
@@ -132,7 +149,7 @@ int reap_last(struct snapd_vm *vm)
 	if (!ABLATED(BACKUP_BEFORE_STATE))
 		(void)backup_collect(vm); /* failed: all memory is dirty now */
 	pthread_mutex_lock(&vm->harvest_lock);
-	r = reap_locked(vm, true);
+	r = reap_locked(vm, REAP_STOPPED);
 	pthread_mutex_unlock(&vm->harvest_lock);
 	pthread_mutex_unlock(&vm->slots_lock);
 	return r;
@@ -145,7 +162,7 @@ static uint32_t look(struct snapd_vm *vm)
 	pthread_mutex_lock(&vm->harvest_lock);
 	fill = sources_look(vm);
 	if (fill >= 8)
-		reap_locked(vm, false);
+		reap_locked(vm, REAP_ALL);
 	pthread_mutex_unlock(&vm->harvest_lock);
 	return fill;
 }
@@ -184,109 +201,4 @@ void *reap_thread(void *arg)
 		}
 	}
 	return NULL;
-}
-
-static void consumer_link(struct snapd_vm *vm, struct snapd_consumer *c)
-{
-	pthread_mutex_lock(&vm->slots_lock); /* no piece is born meanwhile */
-	pthread_rwlock_wrlock(&vm->map_lock);
-	pthread_mutex_lock(&vm->harvest_lock);
-	if (!ABLATED(NEWCOMER_CLEAN))
-		gpaset_add_range(&c->set, 0, frames_end(vm));
-	c->next = vm->consumers;
-	vm->consumers = c;
-	pthread_mutex_unlock(&vm->harvest_lock);
-	pthread_rwlock_unlock(&vm->map_lock);
-	pthread_mutex_unlock(&vm->slots_lock);
-}
-
-int snapd_consumer_create(struct snapd_vm *vm, const char *name, struct snapd_consumer **ret)
-{
-	struct snapd_consumer *c = calloc(1, sizeof(*c));
-
-	*ret = NULL;
-	err_clear(&agent_err);
-	if (!c)
-		return err_set(&agent_err, ENOMEM, "no memory for a consumer");
-	c->vm = vm;
-	strncpy(c->name, name ? name : "", sizeof(c->name) - 1);
-	c->mem = set_create(&c->set);
-	if (!c->mem) {
-		free(c);
-		return err_errno(&agent_err, errno, "no memory for a consumer's set");
-	}
-	consumer_link(vm, c);
-	*ret = c;
-	return 0;
-}
-
-void consumer_free(struct snapd_consumer *c)
-{
-	munmap(c->mem, set_bytes());
-	free(c);
-}
-
-void snapd_consumer_destroy(struct snapd_consumer *consumer)
-{
-	struct snapd_consumer **p;
-	struct snapd_vm *vm;
-
-	if (!consumer)
-		return;
-	vm = consumer->vm;
-	pthread_rwlock_wrlock(&vm->map_lock);
-	pthread_mutex_lock(&vm->harvest_lock);
-	for (p = &vm->consumers; *p && *p != consumer;)
-		p = &(*p)->next;
-	if (*p)
-		*p = consumer->next;
-	pthread_mutex_unlock(&vm->harvest_lock);
-	pthread_rwlock_unlock(&vm->map_lock);
-	consumer_free(consumer);
-}
-
-/* The piece with the lowest home GFN that ends above `gfn`. */
-static bool next_piece(struct snapd_vm *vm, uint64_t gfn, struct piece *ret)
-{
-	const struct piece *best = NULL;
-
-	pthread_mutex_lock(&vm->slots_lock);
-	for (size_t i = 0; i < vm->nr_pieces; i++) {
-		const struct piece *p = &vm->pieces[i];
-
-		if (!p->gone && p->home_gfn + p->nr_frames > gfn &&
-		    (!best || p->home_gfn < best->home_gfn))
-			best = p;
-	}
-	if (best)
-		*ret = *best;
-	pthread_mutex_unlock(&vm->slots_lock);
-	return best;
-}
-
-long snapd_consumer_take(struct snapd_consumer *consumer, uint64_t *gfns, size_t max, int again)
-{
-	struct piece p;
-	size_t n = 0, got;
-
-	if (!again) {
-		consumer->next_gfn = 0;
-		devlogs_collect(consumer->vm);
-		reap(consumer->vm);
-	}
-	while (n < max && next_piece(consumer->vm, consumer->next_gfn, &p)) {
-		uint64_t skip = consumer->next_gfn > p.home_gfn ? consumer->next_gfn - p.home_gfn
-								: 0;
-		uint64_t cursor = p.first_frame + skip;
-
-		got = gpaset_take(&consumer->set, NULL, p.first_frame + p.nr_frames, &cursor,
-				  gfns + n, max - n);
-		for (size_t i = 0; i < got && ABLATED(CONSUMERS_SHARE); i++)
-			sets_clear_range(consumer->vm, gfns[n + i], 1);
-		for (size_t i = 0; i < got; i++)
-			gfns[n + i] = p.home_gfn + (gfns[n + i] - p.first_frame);
-		consumer->next_gfn = p.home_gfn + (cursor - p.first_frame);
-		n += got;
-	}
-	return (long)n;
 }

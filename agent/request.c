@@ -21,6 +21,11 @@
  * The order of a pause: vCPUs stop; the VMM's devices stop; vCPU state on the
  * vCPUs' own threads, VM, host, memory layout, devices; then the last harvest,
  * since all of that may write guest memory; then PAUSED.
+ *
+ * A VMM that keeps all state itself (vmm_state) also stops its vCPUs, in quiesce; who comes to
+ * run one after that waits, and has spoilt the snapshot.  Its state is saved and loaded
+ * with the slots not frozen, since its threads change them then; a slot that
+ * changed between quiesce and the layout's record spoils the snapshot, too.
  */
 #include "agent/vm.h"
 
@@ -45,11 +50,16 @@ static void fail(struct snapd_vm *vm, uint64_t req, const struct err *e)
 
 static void release(struct snapd_vm *vm)
 {
+	bool held = vm->service_paused && (!vm->vmm_state || vm->quiesced);
+
 	slots_freeze(vm, false);
+	/* The thread that is to start a VMM's vCPUs may wait for one that waits here. */
+	if (held && vm->vmm_state)
+		vcpus_release(vm);
 	if (vm->quiesced && vm->cb.unquiesce)
 		vm->cb.unquiesce(vm->opaque);
 	vm->quiesced = false;
-	if (vm->service_paused)
+	if (held && !vm->vmm_state)
 		vcpus_release(vm);
 	vm->service_paused = vm->rewriting = vm->loaded = false;
 	vm->untouched = vm->cured = false;
@@ -61,7 +71,7 @@ static uint64_t resume(struct snapd_vm *vm)
 	release(vm);
 	if (atomic_exchange(&vm->restore_wait, false))
 		vcpus_release(vm);
-	return vcpus_wait_left(vm) - vm->paused_at_ns;
+	return (vm->vmm_state ? now_ns() : vcpus_wait_left(vm)) - vm->paused_at_ns;
 }
 
 void request_abandon(struct snapd_vm *vm)
@@ -92,6 +102,47 @@ uint64_t request_lease_end(const struct snapd_vm *vm)
 	return vm->lease_end_ns;
 }
 
+static int quiesce(struct snapd_vm *vm, struct err *e)
+{
+	int r = vm->cb.quiesce ? vm->cb.quiesce(vm->opaque) : 0;
+
+	return r < 0 ? callback_failed(vm, r, "the VMM did not stop", e) : 0;
+}
+
+static int hold_all(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
+{
+	int r;
+
+	vcpus_hold(vm);
+	r = vcpus_wait_stopped(vm, timeout_ms, e);
+	if (ABLATED(LOG_BEFORE_QUIESCE))
+		devlogs_collect(vm);
+	if (r < 0)
+		return r;
+	vm->quiesced = true;
+	return quiesce(vm, e);
+}
+
+/* Nobody may run the VM from here on, whoever resumes it. */
+static int check_undisturbed(struct snapd_vm *vm, struct err *e)
+{
+	if (!vm->vmm_state || !vcpus_intruded(vm))
+		return 0;
+	return err_set(e, EAGAIN, "the VM was resumed in the middle of it, by somebody else");
+}
+
+static int hold_vmm(struct snapd_vm *vm, struct err *e)
+{
+	int r = quiesce(vm, e);
+
+	if (r < 0)
+		return r;
+	vm->quiesced = true;
+	vcpus_hold(vm);
+	vm->slots_at = atomic_load(&vm->shm->slot_changes);
+	return check_undisturbed(vm, e);
+}
+
 /* Stop vCPUs and devices. */
 static int hold(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 {
@@ -99,21 +150,13 @@ static int hold(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 
 	vm->paused_at_ns = now_ns();
 	vm->service_paused = true;
-	vcpus_hold(vm);
-	r = vcpus_wait_stopped(vm, timeout_ms, e);
-	if (ABLATED(LOG_BEFORE_QUIESCE))
-		devlogs_collect(vm);
-	if (r >= 0) {
-		vm->quiesced = true;
-		r = vm->cb.quiesce ? vm->cb.quiesce(vm->opaque) : 0;
-		if (r < 0)
-			err_errno(e, -r, "the VMM refused to stop its devices");
-	}
+	r = vm->vmm_state ? hold_vmm(vm, e) : hold_all(vm, timeout_ms, e);
 	if (r < 0) {
 		release(vm);
 		return r;
 	}
-	slots_freeze(vm, true); /* not before: quiesce may wait for who changes slots */
+	if (!vm->vmm_state)
+		slots_freeze(vm, true); /* not before: quiesce may wait for who changes slots */
 	count(&vm->shm->pauses, 1);
 	return 0;
 }
@@ -168,7 +211,32 @@ static int save_devices(struct snapd_vm *vm, struct snapd_state_writer *w, struc
 {
 	int r = vm->cb.save ? vm->cb.save(vm->opaque, w) : 0;
 
-	return r < 0 ? err_errno(e, -r, "the VMM could not save its devices") : 0;
+	return r < 0 ? callback_failed(vm, r, "the VMM could not save its devices", e) : 0;
+}
+
+static int freeze_as_saved(struct snapd_vm *vm, struct err *e)
+{
+	slots_freeze(vm, true);
+	if (atomic_load(&vm->shm->slot_changes) == vm->slots_at)
+		return 0;
+	return err_set(e, EAGAIN, "memory slots changed while the VMM saved its state");
+}
+
+static int save_vmm(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e)
+{
+	const struct state_vmm what = {.nr_vcpus = atomic_load(&vm->nr_vcpus)};
+	int r = state_put(w, STATE_VMM, 0, 1, &what, sizeof(what));
+
+	if (r < 0)
+		return err_errno(e, -r, "the state");
+	r = save_devices(vm, w, e);
+	if (r >= 0)
+		r = check_undisturbed(vm, e);
+	if (r >= 0)
+		r = freeze_as_saved(vm, e);
+	if (r >= 0)
+		r = append_saved(&vm->host, w, "the host", e);
+	return r < 0 ? r : layout_save(vm, w, e);
 }
 
 static int save_all(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e)
@@ -230,7 +298,7 @@ static int save_state(struct snapd_vm *vm, uint64_t *len_bytes, struct err *e)
 
 	if (r < 0)
 		return err_set(e, ENOMEM, "no memory for the state");
-	r = save_all(vm, &w, e);
+	r = vm->vmm_state ? save_vmm(vm, &w, e) : save_all(vm, &w, e);
 	if (r >= 0)
 		r = blob_fd(&w, len_bytes, e);
 	state_writer_deinit(&w);
@@ -261,7 +329,7 @@ static void on_pause(struct snapd_vm *vm, const struct snapd_msg_pause *m)
 	if (vm->service_paused && !vm->rewriting)
 		r = err_set(&e, EBUSY, "the VM is paused already");
 	else if (!vm->service_paused)
-		r = hold(vm, m->timeout_ms, &e);
+		r = about_refusal(vm, &e) ?: hold(vm, m->timeout_ms, &e);
 	stopped = now_ns();
 	if (ABLATED(BACKUP_BEFORE_STATE))
 		(void)backup_collect(vm);
@@ -329,7 +397,29 @@ static int load_devices(struct snapd_vm *vm, const struct snapd_state_reader *r,
 {
 	int ret = vm->cb.load ? vm->cb.load(vm->opaque, r) : 0;
 
-	return ret < 0 ? err_errno(e, -ret, "the VMM could not load its devices") : 0;
+	return ret < 0 ? callback_failed(vm, ret, "the VMM could not load its devices", e) : 0;
+}
+
+static bool is_of_vmm(const struct snapd_state_reader *r)
+{
+	uint16_t version;
+	const void *what;
+	size_t len;
+
+	return !state_get(r, STATE_VMM, 0, &version, &what, &len);
+}
+
+static int load_vmm(struct snapd_vm *vm, const struct snapd_state_reader *r,
+		    struct snapd_msg_loaded *out, struct err *e)
+{
+	uint64_t begin = now_ns();
+	int ret;
+
+	slots_freeze(vm, false);
+	ret = load_devices(vm, r, e);
+	out->load_ns = now_ns() - begin;
+	vm->slots_at = atomic_load(&vm->shm->slot_changes);
+	return ret < 0 ? ret : layout_load(vm, r, &out->layout_ns, &out->cure_ns, e);
 }
 
 /* All that may refuse comes before all that changes anything, where it can. */
@@ -340,6 +430,11 @@ static int load_all(struct snapd_vm *vm, const struct snapd_state_reader *r,
 	int ret = vm->arch->host_check(&vm->kvm, &vm->host_said, r, e);
 	uint64_t begin;
 
+	if (ret >= 0 && is_of_vmm(r) != vm->vmm_state)
+		ret = err_set(e, EINVAL, "the snapshot is%s of a VMM that saves vCPUs itself",
+			      vm->vmm_state ? " not" : "");
+	if (ret >= 0 && vm->vmm_state)
+		return load_vmm(vm, r, out, e);
 	if (ret >= 0)
 		ret = layout_load(vm, r, &out->layout_ns, &out->cure_ns, e);
 	begin = now_ns();
@@ -447,6 +542,7 @@ static void on_resume(struct snapd_vm *vm, const struct snapd_msg_resume *m)
 	struct snapd_msg_resumed out = {.h = {.type = SNAPD_MSG_RESUMED, .req = m->h.req}};
 	bool untouched = m->h.len >= sizeof(*m) && m->flags & SNAPD_RESUME_UNTOUCHED;
 	struct err e = {0};
+	int r;
 
 	if (!vm->service_paused) {
 		err_set(&e, EPROTO, "RESUME without PAUSE");
@@ -460,7 +556,12 @@ static void on_resume(struct snapd_vm *vm, const struct snapd_msg_resume *m)
 		fail(vm, m->h.req, &e);
 		return;
 	}
+	r = atomic_load(&vm->restore_wait) ? 0 : check_undisturbed(vm, &e);
 	out.paused_ns = resume(vm);
+	if (r < 0) { /* and what was copied is no point in time */
+		fail(vm, m->h.req, &e);
+		return;
+	}
 	conn_send(vm, &out, sizeof(out), -1);
 }
 

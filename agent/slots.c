@@ -174,8 +174,14 @@ static int slot_check(const struct snapd_vm *vm, const struct snapd_memslot *m, 
 	if (m->as_id >= vm->address_spaces)
 		return err_set(e, EINVAL, "slot %u: this KVM has no address space %u", m->slot,
 			       m->as_id);
-	if (m->flags & ~(SNAPD_SLOT_READONLY | SNAPD_SLOT_GONE))
+	if (m->flags & ~(SNAPD_SLOT_READONLY | SNAPD_SLOT_GONE | SNAPD_SLOT_PRIVATE))
 		return err_set(e, EINVAL, "slot %u: unknown flags 0x%x", m->slot, m->flags);
+	if (m->flags & SNAPD_SLOT_PRIVATE && (!vm->vmm_state || m->flags & SNAPD_SLOT_READONLY))
+		return err_set(
+			e, EINVAL,
+			"slot %u: PRIVATE is for what is written, and goes with the state of "
+			"a VMM (SNAPD_ATTACH_VMM_STATE)",
+			m->slot);
 	if (!m->size_bytes)
 		return 0;
 	if (m->flags & SNAPD_SLOT_GONE)
@@ -230,8 +236,8 @@ static int view_back(struct snapd_vm *vm, struct view *v, struct err *e)
 	int r;
 
 	if (v->m.flags & SNAPD_SLOT_READONLY && v->m.fd < 0)
-		return rom_remember(vm, v, e);
-	r = backing_check(vm, &v->m, e);
+		return vm->vmm_state ? 0 : rom_remember(vm, v, e);
+	r = v->m.flags & SNAPD_SLOT_PRIVATE ? 0 : backing_check(vm, &v->m, e);
 	if (r >= 0)
 		r = backing_resolve(vm, &v->m, &v->block, &v->runs, &v->nr_runs, e);
 	if (r < 0)
@@ -319,6 +325,12 @@ static int slot_delete(struct snapd_vm *vm, const struct snapd_memslot *m, struc
 	return r;
 }
 
+void slots_wait(struct snapd_vm *vm)
+{
+	while (vm->slots_frozen && !on_vcpu_thread(vm))
+		pthread_cond_wait(&vm->slots_thawed, &vm->slots_lock);
+}
+
 int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot)
 {
 	int r;
@@ -328,8 +340,7 @@ int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&vm->slots_lock);
-	while (vm->slots_frozen && !on_vcpu_thread(vm))
-		pthread_cond_wait(&vm->slots_thawed, &vm->slots_lock);
+	slots_wait(vm);
 	r = slot->size_bytes ? view_add(vm, slot, &agent_err) : slot_delete(vm, slot, &agent_err);
 	pthread_mutex_unlock(&vm->slots_lock);
 	wake_fd(vm->conn_wake); /* new pieces to tell, or gone ones */
@@ -349,6 +360,7 @@ void slots_deinit(struct snapd_vm *vm)
 {
 	for (size_t i = 0; i < vm->nr_views; i++)
 		free(vm->views[i].runs);
+	rams_deinit(vm);
 	free(vm->views);
 	free(vm->roms);
 	free(vm->mapped.r);

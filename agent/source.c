@@ -98,6 +98,23 @@ void sources_slot_deleted(struct snapd_vm *vm, const struct view *v, int result)
 			vm->sources[i]->slot_deleted(vm, v, result);
 }
 
+int sources_ram_adding(struct snapd_vm *vm, const struct ram *ram, struct err *e)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < vm->nr_sources && r >= 0; i++)
+		if (vm->sources[i]->ram_adding)
+			r = vm->sources[i]->ram_adding(vm, ram, e);
+	return r;
+}
+
+void sources_ram_gone(struct snapd_vm *vm, const struct ram *ram)
+{
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->ram_gone)
+			vm->sources[i]->ram_gone(vm, ram);
+}
+
 uint32_t sources_look(struct snapd_vm *vm)
 {
 	uint32_t fill = 0;

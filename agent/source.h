@@ -20,6 +20,7 @@
  *   slot_deleting slots_lock; KVM still has the slot.  Read what would go with it.
  *   slot_deleted  slots_lock; with what KVM said.  Follows slot_deleting always, in the
  *                 reverse order of the sources
+ *   ram_adding, ram_gone  slots_lock; a block of RAM, whatever of it slots show
  *   look          harvest_lock; how full, in eighths of where a harvest is due; none of
  *                 the sources has it: nobody looks
  *   harvest       harvest_lock, vCPUs may run: all that was written before it began is in
@@ -42,6 +43,7 @@
 #include "include/snapd/agent.h"
 
 struct err;
+struct ram;
 struct view;
 
 /* The source keeps entries back, so slot ids must not be used again yet. */
@@ -58,6 +60,8 @@ struct dirty_ops {
 	void (*slot_cancelled)(struct snapd_vm *vm, const struct view *v);
 	void (*slot_deleting)(struct snapd_vm *vm, const struct view *v);
 	void (*slot_deleted)(struct snapd_vm *vm, const struct view *v, int result);
+	int (*ram_adding)(struct snapd_vm *vm, const struct ram *r, struct err *e);
+	void (*ram_gone)(struct snapd_vm *vm, const struct ram *r);
 	uint32_t (*look)(struct snapd_vm *vm);
 	int (*harvest)(struct snapd_vm *vm);
 	int (*pause)(struct snapd_vm *vm);
@@ -77,6 +81,8 @@ int sources_slot_adding(struct snapd_vm *vm, const struct view *v, struct err *e
 void sources_slot_cancelled(struct snapd_vm *vm, const struct view *v);
 void sources_slot_deleting(struct snapd_vm *vm, const struct view *v);
 void sources_slot_deleted(struct snapd_vm *vm, const struct view *v, int result);
+int sources_ram_adding(struct snapd_vm *vm, const struct ram *r, struct err *e);
+void sources_ram_gone(struct snapd_vm *vm, const struct ram *r);
 /* The fullest of them. */
 uint32_t sources_look(struct snapd_vm *vm);
 bool sources_can_fill(const struct snapd_vm *vm);

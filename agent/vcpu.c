@@ -171,6 +171,7 @@ void vcpus_hold(struct snapd_vm *vm)
 	pthread_mutex_lock(&vm->run_lock);
 	vm->pauses++;
 	vm->leaving = 0; /* who has not left stays */
+	vm->intruded = false;
 	attention_update(vm);
 	pthread_mutex_unlock(&vm->run_lock);
 }
@@ -303,6 +304,18 @@ int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 int vcpus_wait_out(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e)
 {
 	return wait_all(vm, is_out, timeout_ms, e);
+}
+
+bool vcpus_intruded(struct snapd_vm *vm)
+{
+	bool ret;
+
+	pthread_mutex_lock(&vm->run_lock);
+	ret = vm->intruded;
+	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
+		ret |= atomic_load(&vm->vcpus[i]->state) == VCPU_IN;
+	pthread_mutex_unlock(&vm->run_lock);
+	return ret;
 }
 
 bool vcpus_all_parked(struct snapd_vm *vm)
@@ -452,6 +465,7 @@ static enum next attend(struct snapd_vcpu *v, int *ret)
 
 	pthread_mutex_lock(&vm->run_lock);
 	*ret = vm->stopping ? -ECANCELED : vm->refused;
+	vm->intruded |= vm->pauses > 0;
 	pthread_mutex_unlock(&vm->run_lock);
 	if (*ret == -ECANCELED)
 		return NEXT_LEAVE;
@@ -460,7 +474,7 @@ static enum next attend(struct snapd_vcpu *v, int *ret)
 			"snapshot \"%s\" was not restored; the log has the reason", vm->restore);
 		return NEXT_LEAVE;
 	}
-	if (v->io_pending) { /* V4 */
+	if (v->io_pending && !vm->vmm_state) { /* V4 */
 		atomic_fetch_or(immediate_exit(v->run), KICK_BIT);
 		*ret = kvm_run(v);
 		if (*ret != -EINTR && *ret != -EAGAIN)

@@ -181,6 +181,7 @@ static int config_numbers(struct snapd_vm *vm, const struct snapd_vm_config *c, 
 	vm->want_dirty = (enum snapd_dirty)c->dirty;
 	vm->log.initially_set = c->flags & SNAPD_ATTACH_LOG_INITIALLY_SET;
 	vm->track_host = c->flags & SNAPD_ATTACH_TRACK_HOST_WRITES;
+	vm->vmm_state = c->flags & SNAPD_ATTACH_VMM_STATE;
 	vm->ring_entries = c->ring_entries;
 	vm->max_vcpus = c->max_vcpus ? c->max_vcpus : MAX_VCPUS_DEFAULT;
 	vm->harvest_min_ns = (uint64_t)min_us * 1000;
@@ -197,7 +198,8 @@ static int config_take(struct snapd_vm *vm, const struct snapd_vm_config *c, str
 		return err_set(e, EINVAL, "snapd_vm_config.size_bytes %u: this library needs %zu",
 			       c->size_bytes, sizeof(*c));
 	if (c->flags & ~(SNAPD_ATTACH_REQUIRE_SERVICE | SNAPD_ATTACH_KEEP_ZAP_QUIRK |
-			 SNAPD_ATTACH_LOG_INITIALLY_SET | SNAPD_ATTACH_TRACK_HOST_WRITES))
+			 SNAPD_ATTACH_LOG_INITIALLY_SET | SNAPD_ATTACH_TRACK_HOST_WRITES |
+			 SNAPD_ATTACH_VMM_STATE))
 		return err_set(e, EINVAL, "unknown attach flags 0x%x", c->flags);
 	vm->kvm = (struct arch_vm){c->kvm ? c->kvm : &arch_kvm_kernel, c->kvm_fd, c->vm_fd};
 	vm->arch = arch_host();
@@ -276,6 +278,7 @@ static void locks_init(struct snapd_vm *vm)
 	pthread_mutex_init(&vm->harvest_lock, NULL);
 	pthread_mutex_init(&vm->run_lock, NULL);
 	pthread_mutex_init(&vm->log_lock, NULL);
+	pthread_mutex_init(&vm->about_lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&vm->run_changed, &attr);
@@ -349,7 +352,8 @@ static int vm_setup(struct snapd_vm *vm, const struct snapd_vm_config *c, struct
 	if (r < 0)
 		return r;
 	vm->zap_all = true;
-	vm->keep_quirk = c->flags & SNAPD_ATTACH_KEEP_ZAP_QUIRK;
+	/* Slots of a VMM that brings them itself cannot be deleted to cure a rollback. */
+	vm->keep_quirk = vm->vmm_state || c->flags & SNAPD_ATTACH_KEEP_ZAP_QUIRK;
 	if (vm->restore[0]) {
 		atomic_store(&vm->restore_wait, true);
 		vcpus_hold(vm);
@@ -389,11 +393,18 @@ static void threads_stop(struct snapd_vm *vm)
 	if (vm->conn_started) {
 		wake_fd(vm->conn_wake);
 		pthread_join(vm->conn_thread, NULL);
+		vm->conn_started = false;
 	}
 	if (vm->harvest_started) {
 		wake_fd(vm->harvest_wake);
 		pthread_join(vm->harvest_thread, NULL);
+		vm->harvest_started = false;
 	}
+}
+
+void snapd_vm_leave(struct snapd_vm *vm)
+{
+	threads_stop(vm);
 }
 
 static void sets_destroy(struct snapd_vm *vm)
@@ -421,6 +432,7 @@ static void locks_destroy(struct snapd_vm *vm)
 	pthread_mutex_destroy(&vm->run_lock);
 	pthread_cond_destroy(&vm->run_changed);
 	pthread_mutex_destroy(&vm->log_lock);
+	pthread_mutex_destroy(&vm->about_lock);
 }
 
 void snapd_vm_detach(struct snapd_vm *vm)
@@ -438,6 +450,8 @@ void snapd_vm_detach(struct snapd_vm *vm)
 	sets_destroy(vm);
 	slot_table_deinit(&vm->table);
 	state_writer_deinit(&vm->host);
+	free(vm->about);
+	free(vm->refusal);
 	free(vm->frames);
 	free(vm->conn.buf);
 	cleanup_fd(&vm->conn.fd);

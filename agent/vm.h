@@ -4,17 +4,20 @@
  *
  *   vm.c       attach, detach, figures, error texts
  *   backing.c  RAM files and pieces: which frames a slot's pages are
+ *   ram.c      blocks of RAM that the VMM told of as a whole
  *   slots.c    memslots
  *   gpamap.c   which frames are at which GPA
  *   writers.c  who writes without a vCPU: marks, discards, device logs, backup bitmaps
  *   devices.c  what KVM emulates and the VMM handed over
  *   layout.c   the slots of a snapshot: record, apply; stale shadow pages
- *   reap.c     sources → sets; the harvest thread; consumers' sets
+ *   reap.c     sources → sets; the harvest thread
+ *   consumer.c sets of the VMM's own
  *   source.c   the dirty sources of a VM (source.h): ring.c, dirtylog.c,
  *              pagemap.c
  *   vcpu.c     running, parking and kicking vCPUs; work on their threads
  *   conn.c     the connection thread: reach the service, tell, dispatch
  *   request.c  SYNC, PAUSE, REWRITE, LOAD, RESUME
+ *   about.c    what the VMM says of itself and the VM
  *
  * Threads
  *   connection  conn.c, request.c; runs every callback but log
@@ -55,7 +58,8 @@
 struct block {
 	dev_t dev;
 	ino_t ino;
-	int fd; /* owned; -1: no piece left */
+	bool is_private; /* no file: all memory that is the VMM's alone, by address; fd is -1 */
+	int fd;		 /* owned; -1: no piece left */
 	uint32_t page_size;
 	uint64_t size_bytes; /* when first seen; a file that grew is one more block */
 	int64_t told;	     /* index on the present connection; -1: not told */
@@ -72,6 +76,14 @@ struct piece {
 	uint64_t first_frame;
 	char *hva;    /* of its first page, where the VMM last showed it */
 	int64_t told; /* as block.told */
+};
+
+/* A block of RAM that the VMM told of. */
+struct ram {
+	struct snapd_ram r; /* as the VMM gave it; r.fd is the block's */
+	uint32_t block;
+	uint32_t nr_runs;
+	struct slot_run *runs; /* owned */
 };
 
 /* A live memslot. */
@@ -100,6 +112,7 @@ struct range_list {
 struct snapd_consumer {
 	struct snapd_vm *vm;
 	struct snapd_consumer *next; /* map_lock and harvest_lock to change, either to read */
+	bool vcpus_only;	     /* nothing that only pagemap.c found */
 	struct gpaset set;
 	void *mem;
 	uint64_t next_gfn; /* where take goes on; the taker's */
@@ -216,6 +229,7 @@ struct pagemap_source {
 struct snapd_vm {
 	/* constant after attach */
 	bool track_host;   /* find the VMM's own writes, too */
+	bool vmm_state;	   /* the VMM stops vCPUs, and saves and loads all but RAM */
 	bool kvm_logs;	   /* slots have KVM_MEM_LOG_DIRTY_PAGES */
 	bool two_mappings; /* KVM has block.alias, not the VMM's mapping */
 	enum snapd_dirty want_dirty;
@@ -264,6 +278,8 @@ struct snapd_vm {
 	size_t nr_blocks, cap_blocks;
 	struct piece *pieces;
 	size_t nr_pieces, cap_pieces;
+	struct ram *rams;
+	size_t nr_rams, cap_rams;
 	uint64_t next_high_gfn;
 	uint64_t gone_count;	 /* pieces that ended */
 	struct gpaset unplugged; /* frames whose slot was deleted as GONE */
@@ -299,6 +315,7 @@ struct snapd_vm {
 	_Atomic uint64_t awake_until_ns; /* vCPUs that wait yield till then; later they sleep */
 	int refused;			 /* what every vcpu_run returns from now on; 0: none */
 	bool stopping;
+	bool intruded;		/* vmm_state: a vCPU came in while the service had the VM paused */
 	_Atomic bool attention; /* any of the three: vCPUs look here */
 
 	/* connection thread */
@@ -306,13 +323,21 @@ struct snapd_vm {
 	bool service_paused; /* holds one of `pauses`, and the VM is quiesced */
 	bool quiesced;
 	bool rewriting, loaded;
-	bool runs_on;	/* the LOAD under way is to resume */
-	bool untouched; /* RAM may be as PAUSE found it, the service knows */
-	bool cured;	/* no shadow page is stale, until a vCPU runs */
+	uint64_t slots_at; /* vmm_state: slot_changes when it was quiesced */
+	bool runs_on;	   /* the LOAD under way is to resume */
+	bool untouched;	   /* RAM may be as PAUSE found it, the service knows */
+	bool cured;	   /* no shadow page is stale, until a vCPU runs */
 	uint64_t cure_ns;
 	struct snapd_point rewrite_to;
 	uint64_t paused_at_ns, lease_end_ns;
 
+	/* about_lock */
+	pthread_mutex_t about_lock;
+	char *about;	/* owned; NULL: nothing said */
+	char *refusal;	/* owned; NULL: can be snapshotted */
+	bool about_new; /* to be told */
+
+	_Atomic bool vmm_ready;	   /* vmm_state: READY may be told */
 	_Atomic bool restore_wait; /* holds one of `pauses`, until LOAD and RESUME */
 	_Atomic bool exiting;
 	_Atomic int connect_result;  /* 1: not known yet; 0, -errno */
@@ -363,9 +388,19 @@ bool block_is(const struct block *b, const struct stat *st);
 /* Where KVM is to find the slot's memory. */
 int backing_for_kvm(struct snapd_vm *vm, uint32_t block, const struct snapd_memslot *m, void **ret,
 		    struct err *e);
+/* As backing_unplug(), by frames. */
+void backing_unplug_runs(struct snapd_vm *vm, const struct slot_run *runs, uint32_t nr_runs);
 struct piece *piece_of_frame(struct snapd_vm *vm, uint64_t frame);
 struct piece *piece_of_home(struct snapd_vm *vm, uint64_t home_gfn);
 void backing_deinit(struct snapd_vm *vm);
+
+/* ram.c */
+void rams_deinit(struct snapd_vm *vm);
+
+/* about.c, connection thread.  -errno with the words of the VMM, taken. */
+int about_tell(struct snapd_vm *vm);
+int about_refusal(struct snapd_vm *vm, struct err *e);
+int callback_failed(struct snapd_vm *vm, int code, const char *what, struct err *e);
 
 /* slots.c; all but the public calls under slots_lock */
 int view_add(struct snapd_vm *vm, const struct snapd_memslot *m, struct err *e);
@@ -375,6 +410,7 @@ int slots_reprotect(struct snapd_vm *vm); /* every page of every slot; vCPUs sto
 void quirk_count_delete(struct snapd_vm *vm);
 int shadow_zap_all(struct snapd_vm *vm, struct err *e); /* needs vm.zap_all */
 void slots_freeze(struct snapd_vm *vm, bool frozen);	/* takes slots_lock */
+void slots_wait(struct snapd_vm *vm);			/* while frozen, and not a vCPU */
 void slots_deinit(struct snapd_vm *vm);
 
 /* gpamap.c */
@@ -408,18 +444,20 @@ int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_
 
 /* reap.c */
 #define REAP_FRAMES 65536u
-int reap(struct snapd_vm *vm);	    /* takes harvest_lock: harvest and publish */
-int reap_last(struct snapd_vm *vm); /* the same with every vCPU and device stopped */
+int reap(struct snapd_vm *vm);	     /* takes harvest_lock: harvest and publish */
+int reap_vcpus(struct snapd_vm *vm); /* only what vCPUs wrote */
+int reap_last(struct snapd_vm *vm);  /* the same with every vCPU and device stopped */
 void *reap_thread(void *vm);
 /* Into every set, under map_lock or harvest_lock; sets_*: take map_lock. */
 void publish_frames(struct snapd_vm *vm, size_t n); /* vm.frames; harvest_lock */
 void each_set_add(struct snapd_vm *vm, uint64_t first, uint64_t n);
+void each_set_add_host(struct snapd_vm *vm, uint64_t first, uint64_t n); /* no vCPU wrote it */
 void sets_add_range(struct snapd_vm *vm, uint64_t first, uint64_t n);
 void sets_clear_range(struct snapd_vm *vm, uint64_t first, uint64_t n);
 void consumers_add_all(struct snapd_vm *vm);
 void *set_create(struct gpaset *set); /* anonymous memory of set_bytes() */
 size_t set_bytes(void);
-void consumer_free(struct snapd_consumer *c);
+void consumer_free(struct snapd_consumer *c); /* consumer.c */
 
 /* vcpu.c */
 void vcpus_hold(struct snapd_vm *vm);	 /* one more reason to be parked */
@@ -436,6 +474,8 @@ int vcpus_wait_stopped(struct snapd_vm *vm, uint32_t timeout_ms, struct err *e);
  * once.  The VM is held and stopped. */
 int vcpus_do(struct snapd_vm *vm, vcpu_job_fn fn, uint32_t n, struct err *e);
 bool vcpus_all_parked(struct snapd_vm *vm);
+/* vmm_state: has a vCPU come to run since vcpus_hold(), or is one running? */
+bool vcpus_intruded(struct snapd_vm *vm);
 void vcpus_refuse(struct snapd_vm *vm, int code);
 bool on_vcpu_thread(const struct snapd_vm *vm);
 int vcpu_signal_init(int sig, struct err *e);

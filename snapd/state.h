@@ -77,6 +77,15 @@ struct state_postmortem {
 };
 static_assert(sizeof(struct state_postmortem) == 16, "disk format");
 
+/* The record "vmm-state!" (version 1): vCPUs and memslots are in what the VMM put there
+ * ("dev.*"), and only a VMM of that kind can become that. */
+#define STATE_VMM "vmm-state!"
+struct state_vmm {
+	uint32_t nr_vcpus;
+	uint32_t reserved;
+};
+static_assert(sizeof(struct state_vmm) == 8, "disk format");
+
 /* One run of tracked memory in the "pieces" record (version 1: an array),
  * ascending by home_gfn: what the snapshot's RAM consists of, mapped or not. */
 struct state_piece {

@@ -11,6 +11,19 @@
 #include "tools/out.h"
 #include "tools/snapctl.h"
 
+/* "QEMU 7.2.22 pc-q35-7.2", and what stands in the way. */
+static void print_vmm(json_t *vm)
+{
+	json_t *vmm = json_object_get(vm, "vmm");
+	const char *refusal = json_string_value(json_object_get(vm, "refusal"));
+
+	if (json_is_object(vmm))
+		printf("%s: %s %s, machine %s\n", get_text(vm, "name"), get_text(vmm, "name"),
+		       get_text(vmm, "version"), get_text(vmm, "machine"));
+	if (refusal)
+		printf("%s: cannot be snapshotted: %s\n", get_text(vm, "name"), refusal);
+}
+
 int verb_vms(const struct args *a)
 {
 	static const char *const heads[] = {"VM",    "STATE", "RAM",	       "VCPUS", "PID",
@@ -43,6 +56,7 @@ int verb_vms(const struct args *a)
 				     get_text(vm, "dirty_backend"), head, get_text(vm, "tags")});
 	}
 	table_print(t);
+	json_array_foreach(json_object_get(o, "vms"), i, vm) print_vmm(vm);
 	return EXIT_DONE;
 }
 

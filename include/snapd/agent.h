@@ -11,7 +11,8 @@
  *   ioctl(KVM_RUN) becomes                         snapd_vcpu_run()
  *
  * and, when it emulates devices, by handing in callbacks that stop them, save
- * them and load them.  Everything else (dirty ring set-up, harvesting, RESET,
+ * them and load them.  (A VMM that has all of that already, for its own migration,
+ * gives SNAPD_ATTACH_VMM_STATE.)  Everything else (dirty ring set-up, harvesting, RESET,
  * ring-full, pausing, vCPU and VM state, the connection to the service and its
  * loss and return) happens inside.
  *
@@ -69,6 +70,10 @@ struct snapd_kvm_ops {
 /* With size_bytes = 0: the memory behind the slot is gone for good (hot-unplug),
  * not only out of sight; its pending dirty bits and its identity are dropped. */
 #define SNAPD_SLOT_GONE	    (1u << 1)
+/* Writable memory that the VMM saves with its devices (SNAPD_ATTACH_VMM_STATE; video memory):
+ * of no snapshot's RAM, but its writes are in consumers' sets.  fd is -1; what it is, is its
+ * hva: slots over the same hva show the same memory. */
+#define SNAPD_SLOT_PRIVATE  (1u << 2)
 
 struct snapd_memslot {
 	uint32_t slot;	     /* the VMM's id, unique in its address space */
@@ -80,6 +85,21 @@ struct snapd_memslot {
 	int fd; /* memfd, hugetlbfs or shm file; borrowed, duplicated inside; -1 for ROM */
 	uint32_t reserved;
 	uint64_t fd_offset; /* bytes, page aligned */
+};
+
+/*
+ * A block of RAM of which slots show parts, now these, now those.  A VMM that knows its
+ * blocks tells of each before its first slot; then what a snapshot's RAM consists of does
+ * not depend on what was ever shown, and with SNAPD_ATTACH_TRACK_HOST_WRITES writes to
+ * parts that no slot shows are found as well.
+ */
+struct snapd_ram {
+	void *hva;	     /* the VMM's own MAP_SHARED mapping of fd at fd_offset */
+	uint64_t size_bytes; /* page aligned */
+	uint64_t fd_offset;
+	uint64_t gpa; /* of its first page, roughly: names the pages; ~0: none in particular */
+	int fd;	      /* as in snapd_memslot */
+	uint32_t reserved;
 };
 
 enum snapd_log_level {
@@ -149,6 +169,24 @@ struct snapd_vm_callbacks {
 #define SNAPD_ATTACH_TRACK_HOST_WRITES (1u << 3)
 
 /*
+ * The VMM stops its vCPUs itself, and what its save callback puts holds their state, and
+ * KVM's, and which memslots there are; loading it sets all of that.  For a VMM that can
+ * migrate, such as QEMU.
+ *
+ *   quiesce    also stops the vCPUs: when it returns, no thread is in snapd_vcpu_run(), and
+ *              one that comes in before unquiesce waits there.  If that happens, somebody
+ *              has resumed the VM meanwhile: the snapshot is given up.
+ *   unquiesce  also starts them again
+ *   save, load may change memslots (the VMM's own threads may).  load may write guest memory:
+ *              the service puts the snapshot's bytes there once more.
+ *
+ * No vCPU, VM or memslot state is read or written by the agent, nor are vCPUs kicked.  The service
+ * hears of the VM being ready with snapd_vm_ready(), not before; to restore, too, where
+ * vCPUs need not have run.  Only snapshots made so can be restored so.
+ */
+#define SNAPD_ATTACH_VMM_STATE (1u << 4)
+
+/*
  * How the pages that vCPUs write are found.  The set of dirty pages is the same with
  * each; docs/benchmarks.md ("backends") has what they cost.
  *
@@ -201,6 +239,13 @@ struct snapd_vm_config {
  */
 int snapd_vm_attach(const struct snapd_vm_config *config, struct snapd_vm **ret);
 
+/*
+ * End the connection, saying so to the service (a VMM that vanishes counts as dead), and
+ * stop the agent's threads; nothing is freed, and vCPUs may run on.  For the VMM's exit.
+ * Waits for a callback that is under way.  detach may follow.
+ */
+void snapd_vm_leave(struct snapd_vm *vm);
+
 /* Stop the agent's thread and free everything.  No vCPU thread may be inside
  * snapd_vcpu_run().  Accepts NULL. */
 void snapd_vm_detach(struct snapd_vm *vm);
@@ -219,6 +264,33 @@ void snapd_vm_detach(struct snapd_vm *vm);
  * other    as KVM returned it
  */
 int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot);
+
+/*
+ * Tell of a block of RAM.  Blocks last until snapd_vm_ram_gone(), which is for memory that
+ * was unplugged, all its slots deleted; it names the mapping, which must still be there.
+ * Both wait while a snapshot has the VM paused, as snapd_vm_memslot() does.
+ *
+ * -EINVAL  misaligned, or private memory, as above
+ * -EEXIST  part of it was told already
+ * -EBUSY   with SNAPD_ATTACH_TRACK_HOST_WRITES: another userfaultfd watches it
+ * -ENOENT  (gone) no block begins there
+ */
+int snapd_vm_ram(struct snapd_vm *vm, const struct snapd_ram *ram);
+int snapd_vm_ram_gone(struct snapd_vm *vm, const void *hva);
+
+/* With SNAPD_ATTACH_VMM_STATE: the machine is complete, and the callbacks can work. */
+void snapd_vm_ready(struct snapd_vm *vm);
+
+/*
+ * What the VMM wants people to know of the VM, as a JSON object of at most
+ * SNAPD_ABOUT_MAX bytes, for `snapctl vms`; and why it cannot be snapshotted, in words, or
+ * NULL: then it can.  Each call replaces what the last one said.  -EINVAL: too long.
+ */
+#define SNAPD_ABOUT_MAX 16384u
+int snapd_vm_about(struct snapd_vm *vm, const char *json, const char *refusal);
+
+/* From within quiesce, save and load, before they return a failure: why. */
+void snapd_vm_reason(struct snapd_vm *vm, const char *text);
 
 /*
  * Hand over a device that KVM emulates and whose state only its own descriptor
@@ -331,11 +403,25 @@ int snapd_state_get(const struct snapd_state_reader *r, const char *name, uint32
  * dirty bit.  A new consumer starts with every frame dirty.
  */
 int snapd_consumer_create(struct snapd_vm *vm, const char *name, struct snapd_consumer **ret);
+/* Only what vCPUs write, not what SNAPD_ATTACH_TRACK_HOST_WRITES finds: the set from which a
+ * VMM's KVM_GET_DIRTY_LOG is answered, since it notes its own writes itself. */
+#define SNAPD_CONSUMER_VCPUS (1u << 0)
+int snapd_consumer_create_for(struct snapd_vm *vm, const char *name, uint32_t flags,
+			      struct snapd_consumer **ret);
 void snapd_consumer_destroy(struct snapd_consumer *consumer);
 /* Harvest, then move up to `max` dirty frames (GPA / page size, ascending) into
  * gfns[]; returns how many, 0 when none are left.  `again` is 0 for the first
  * call of a pass and 1 to continue it without another harvest. */
 long snapd_consumer_take(struct snapd_consumer *consumer, uint64_t *gfns, size_t max, int again);
+
+/*
+ * Harvest, then move what is dirty behind one slot into a bitmap: KVM_GET_DIRTY_LOG.  Bit n of
+ * the little-endian bitmap is the slot's page n; bytes beyond the slot's pages are left
+ * alone.  Where several slots show one page, who asks first is told.
+ * -ENOENT no such slot, or one that is not logged; -EINVAL the bitmap is too short.
+ */
+int snapd_consumer_take_slot(struct snapd_consumer *consumer, uint32_t as_id, uint32_t slot,
+			     void *bitmap, size_t bitmap_bytes);
 
 /* Figures since attach; all counts monotonic. */
 struct snapd_vm_stats {

@@ -31,7 +31,7 @@
 #include <stdint.h>
 
 #define SNAPD_PROTO_MAJOR	   1
-#define SNAPD_PROTO_MINOR	   2 /* docs/protocol.md, "Versions" */
+#define SNAPD_PROTO_MINOR	   3 /* docs/protocol.md, "Versions" */
 #define SNAPD_MSG_MAX		   65536u
 #define SNAPD_NAME_MAX		   64u /* VM names, including the NUL */
 #define SNAPD_AGENT_SOCKET_DEFAULT "/run/snapd/agent.sock"
@@ -50,6 +50,7 @@ enum snapd_msg_type {
 	SNAPD_MSG_RESUMED = 9,
 	SNAPD_MSG_FAILED = 10, /* the request `req` failed; the VM runs as before */
 	SNAPD_MSG_BYE = 11,    /* the VMM detaches; no answer */
+	SNAPD_MSG_ABOUT = 12,  /* what the VMM says of the VM; may come again */
 	/* service → agent */
 	SNAPD_MSG_WELCOME = 32,
 	SNAPD_MSG_REJECT = 33,
@@ -79,6 +80,9 @@ struct snapd_point {
 /* First message.  The service answers WELCOME or REJECT. */
 #define SNAPD_HELLO_REWRITING (1u << 0) /* RAM was being rewritten towards `rewrite_to` */
 #define SNAPD_HELLO_RESTORE   (1u << 1) /* wants `restore` loaded before it runs */
+/* 1.3: the state is the VMM's, vCPUs included (STATE_VMM in it).  LOAD writes memory: the
+ * service puts the snapshot's bytes there again, and sends RESUME by itself. */
+#define SNAPD_HELLO_VMM_STATE (1u << 2)
 struct snapd_msg_hello {
 	struct snapd_msg h;
 	uint16_t major;
@@ -137,6 +141,16 @@ struct snapd_msg_ready {
  * and if the VMM is dead then, so was the VM: snapd may keep its memory.  Since 1.1. */
 struct snapd_msg_bye {
 	struct snapd_msg h;
+};
+
+/* ABOUT (1.3): what the VMM says of itself and the VM; replaces what the last one said.  With
+ * a refusal the agent answers PAUSE with FAILED. */
+struct snapd_msg_about {
+	struct snapd_msg h;
+	uint32_t json_len;
+	uint32_t reserved;
+	char refusal[320]; /* one line, NUL-terminated; "": none */
+	char json[16384];  /* an object, or nothing */
 };
 
 /* WELCOME: go on.  `head` is the point at which the service believes RAM and

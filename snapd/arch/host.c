@@ -48,14 +48,15 @@ int host_machine_save(const struct arch_vm *vm, const uint32_t *caps, size_t nr_
 	return r ? err_errno(e, -r, "recording the host") : 0;
 }
 
-/* A name that ends in '!' is of a record that a loader must understand.  This
- * version knows none; those of devices are the VMM's to judge. */
+/* A name that ends in '!' is of a record that a loader must understand.  Of a VMM's own
+ * state, and of devices, the caller judges. */
 static int check_required_names(const struct snapd_state_reader *r, struct err *e)
 {
 	const struct state_record *rec = NULL;
 
 	while ((rec = state_next(r, rec)))
-		if (rec->name[strlen(rec->name) - 1] == '!' && strncmp(rec->name, "dev.", 4) != 0)
+		if (rec->name[strlen(rec->name) - 1] == '!' && strncmp(rec->name, "dev.", 4) != 0 &&
+		    strcmp(rec->name, STATE_VMM) != 0)
 			return err_set(e, ENOTSUP,
 				       "the snapshot needs a loader that knows its record %s",
 				       rec->name);

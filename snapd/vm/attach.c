@@ -36,7 +36,7 @@ static int check_hello(const struct snapd_msg_hello *h, struct err *e)
 	if (h->major != SNAPD_PROTO_MAJOR)
 		return err_set(e, EPROTO, "agent speaks protocol %u.%u, this service %u.%u",
 			       h->major, h->minor, SNAPD_PROTO_MAJOR, SNAPD_PROTO_MINOR);
-	if (h->flags & ~(SNAPD_HELLO_REWRITING | SNAPD_HELLO_RESTORE))
+	if (h->flags & ~(SNAPD_HELLO_REWRITING | SNAPD_HELLO_RESTORE | SNAPD_HELLO_VMM_STATE))
 		return err_set(e, EPROTO, "HELLO with unknown flags 0x%x", h->flags);
 	if (!is_text(h->name, sizeof(h->name)))
 		return err_set(e, EINVAL, "bad VM name");
@@ -239,6 +239,27 @@ static int told_gone(struct vm *vm, uint32_t id, struct err *e)
 	return err ? err : add_gone(vm, p.home_gfn, p.nr_frames);
 }
 
+/* Shown to people and never looked into: an object, or there is none. */
+static int told_about(struct vm *vm, const struct snapd_msg_about *m, struct err *e)
+{
+	json_t *about = NULL;
+
+	if (m->json_len > sizeof(m->json) || !is_text(m->refusal, sizeof(m->refusal)))
+		return err_set(e, EPROTO, "bad ABOUT");
+	if (m->json_len)
+		about = json_loadb(m->json, m->json_len, 0, NULL);
+	if (about && !json_is_object(about)) {
+		json_decref(about);
+		about = NULL;
+	}
+	pthread_mutex_lock(&vm->lock);
+	json_decref(vm->pub.about);
+	vm->pub.about = about;
+	memcpy(vm->pub.refusal, m->refusal, sizeof(vm->pub.refusal));
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
 static int told(struct vm *vm, struct err *e)
 {
 	const struct snapd_msg *h = (const struct snapd_msg *)vm->in;
@@ -246,7 +267,8 @@ static int told(struct vm *vm, struct err *e)
 				      [SNAPD_MSG_PIECE] = sizeof(struct snapd_msg_piece),
 				      [SNAPD_MSG_GONE] = sizeof(struct snapd_msg_gone),
 				      [SNAPD_MSG_READY] = sizeof(struct snapd_msg_ready),
-				      [SNAPD_MSG_BYE] = sizeof(struct snapd_msg_bye)};
+				      [SNAPD_MSG_BYE] = sizeof(struct snapd_msg_bye),
+				      [SNAPD_MSG_ABOUT] = sizeof(struct snapd_msg_about)};
 
 	if (h->type >= ARRAY_SIZE(lens) || !lens[h->type])
 		return err_set(e, EPROTO, "unexpected message type %u", h->type);
@@ -265,6 +287,8 @@ static int told(struct vm *vm, struct err *e)
 	case SNAPD_MSG_BYE:
 		vm->said_bye = true;
 		return 0;
+	case SNAPD_MSG_ABOUT:
+		return told_about(vm, (const struct snapd_msg_about *)h, e);
 	default:
 		vm->hello.nr_vcpus = ((const struct snapd_msg_ready *)h)->nr_vcpus;
 		vm->ready = true;

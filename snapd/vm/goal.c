@@ -8,6 +8,9 @@
  * device's load callback may mark pages dirty, and those marks count), and only
  * then does the base name the new timeline.  Where LOAD also resumes, the guest may
  * run before that: a crash just then costs an epoch of all memory, and no page.
+ *
+ * A VMM that keeps all state itself (SNAPD_HELLO_VMM_STATE) writes memory as it loads: after
+ * LOADED what it wrote is put right, and so LOAD never resumes such a VM.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -16,8 +19,11 @@
 
 #include "snapd/daemon/contents.h"
 #include "snapd/state.h"
+#include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm/priv.h"
+
+#define SETTLE_PAGES 256u
 
 void goal_deinit(struct goal *g)
 {
@@ -47,11 +53,11 @@ static int may_read(struct vm *vm, struct snapd_point at, struct err *e)
 	return may ? 0 : err_set(e, ENOENT, "no such snapshot");
 }
 
-/* Each vCPU has its registers, in a record of its own. */
-static uint32_t count_vcpus(const struct snapd_state_reader *r)
+/* Each vCPU has its registers, in a record of its own, or the VMM tells. */
+static uint32_t count_vcpus(const struct snapd_state_reader *r, const struct state_vmm *vmm)
 {
 	const struct state_record *rec = NULL;
-	uint32_t nr = 0;
+	uint32_t nr = vmm ? vmm->nr_vcpus : 0;
 
 	while ((rec = state_next(r, rec)))
 		nr += !strcmp(rec->name, "x86.regs") || !strcmp(rec->name, "arm64.regs");
@@ -98,6 +104,35 @@ static bool may_get_more(struct vm *vm, uint32_t wanted)
 	return now < vm->vcpus_until_ns;
 }
 
+/* The record of a VMM that keeps all state itself, or NULL. */
+static const struct state_vmm *vmm_of(const struct snapd_state_reader *r)
+{
+	const void *data;
+	uint16_t version;
+	size_t len;
+
+	if (state_get(r, STATE_VMM, 0, &version, &data, &len) || version != 1 ||
+	    len < sizeof(struct state_vmm))
+		return NULL;
+	return data;
+}
+
+static int check_vcpus(struct vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	const struct state_vmm *vmm = vmm_of(r);
+	uint32_t wanted = count_vcpus(r, vmm);
+
+	if (!!vmm != vm_keeps_state(vm))
+		return err_set(e, EINVAL, "the snapshot's vCPUs %s, those of %s %s",
+			       vmm ? "are in its VMM's own state" : "are KVM's", vm->name,
+			       vmm ? "are KVM's" : "are in its VMM's own state");
+	if (wanted == vm->hello.nr_vcpus)
+		return 0;
+	return err_set(e, may_get_more(vm, wanted) ? EAGAIN : EINVAL,
+		       "the snapshot has %u vCPUs, %s has %u", wanted, vm->name,
+		       vm->hello.nr_vcpus);
+}
+
 static int check_state(struct vm *vm, struct goal *g, struct err *e)
 {
 	struct snapd_state_reader r;
@@ -109,11 +144,8 @@ static int check_state(struct vm *vm, struct goal *g, struct err *e)
 		return err_set(e, EINVAL,
 			       "the snapshot is post-mortem: memory of a VM at its VMM's death, "
 			       "with no vCPU state that could go on; export it instead");
-	if (count_vcpus(&r) != vm->hello.nr_vcpus)
-		return err_set(e, may_get_more(vm, count_vcpus(&r)) ? EAGAIN : EINVAL,
-			       "the snapshot has %u vCPUs, %s has %u", count_vcpus(&r), vm->name,
-			       vm->hello.nr_vcpus);
-	return check_pieces(vm, g, &r, e);
+	err = check_vcpus(vm, &r, e);
+	return err ? err : check_pieces(vm, g, &r, e);
 }
 
 static int make_state_fd(struct goal *g, struct err *e)
@@ -238,6 +270,117 @@ static int load(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_lo
 	return err;
 }
 
+/* ---- what LOAD wrote ---- */
+
+struct settle {
+	struct vm *vm;
+	struct store_reader *reader;
+	uint8_t *buf; /* SETTLE_PAGES pages, owned */
+	uint64_t frames[SETTLE_PAGES];
+	struct page_read reqs[SETTLE_PAGES];
+	size_t nr;
+};
+
+static void settle_write(void *arg)
+{
+	const struct settle *s = arg;
+	uint32_t page_size = s->vm->mem.page_size;
+
+	for (size_t i = 0; i < s->nr; i++) {
+		const struct vm_piece *p = vm_mem_by_frame(&s->vm->mem, s->frames[i]);
+
+		memcpy(vm_piece_page(&s->vm->mem, p, s->frames[i]), s->reqs[i].dst, page_size);
+	}
+}
+
+/* Keep those of `n` taken frames whose page the point has; the others stay as they are,
+ * and dirty. */
+static int settle_list(struct settle *s, size_t n)
+{
+	struct vm *vm = s->vm;
+	uint64_t rest[SETTLE_PAGES];
+	size_t nr_rest = 0;
+
+	s->nr = 0;
+	for (size_t i = 0; i < n; i++) {
+		uint64_t frame = s->frames[i];
+		const struct vm_piece *p = vm_mem_by_frame(&vm->mem, frame);
+		uint64_t gfn = p ? p->p.home_gfn + frame - p->p.first_frame : 0;
+		loc_t loc = p ? pagemap_get(vm->live, gfn) : 0;
+
+		if (!p)
+			continue;
+		if (loc_kind(loc) == LOC_NONE) {
+			rest[nr_rest++] = frame;
+			continue;
+		}
+		s->frames[s->nr] = frame;
+		s->reqs[s->nr] = (struct page_read){
+			.gfn = gfn, .loc = loc, .dst = s->buf + s->nr * vm->mem.page_size};
+		s->nr++;
+	}
+	return vm_shm_add(&vm->shm, &vm->shm.inflight, rest, nr_rest);
+}
+
+static int settle_read(struct settle *s, struct err *e)
+{
+	struct page_read to_read[SETTLE_PAGES];
+	size_t n = 0;
+
+	for (size_t i = 0; i < s->nr; i++) {
+		if (loc_kind(s->reqs[i].loc) == LOC_PAGE)
+			to_read[n++] = s->reqs[i];
+		else
+			memset(s->reqs[i].dst, 0, s->vm->mem.page_size);
+	}
+	return n ? store_read_pages(s->reader, to_read, n, e) : 0;
+}
+
+/* The dirty frames into `inflight`, where they stay until they are as they should be; what
+ * the point does not have stays there for the merge. */
+static int settle_all(struct settle *s, struct err *e)
+{
+	struct vm *vm = s->vm;
+	uint64_t cursor = 0;
+	size_t n;
+	int err;
+
+	for (;;) {
+		if (vm_shm_take(&vm->shm, vm->mem.frames_end, &cursor, s->frames, SETTLE_PAGES, &n))
+			return err_set(e, EFAULT, "the VM's shared memory is gone");
+		if (!n)
+			return 0;
+		err = settle_list(s, n);
+		if (!err)
+			err = settle_read(s, e);
+		if (!err && busguard_run(settle_write, s))
+			err = err_set(e, EFAULT, "the VM's memory file shrank");
+		for (size_t i = 0; !err && i < s->nr; i++)
+			err = vm_shm_clear_range(&vm->shm, &vm->shm.inflight, s->frames[i], 1);
+		if (err)
+			return err;
+	}
+}
+
+/* A VMM's devices write memory as they load.  What the snapshot has there is the memory of
+ * its instant, and the devices have their state already: so that stays. */
+static int settle(struct vm *vm, struct err *e)
+{
+	struct settle s = {.vm = vm, .buf = malloc((size_t)SETTLE_PAGES * vm->mem.page_size)};
+	int err = s.buf ? 0 : err_set(e, ENOMEM, "out of memory");
+
+	if (!err)
+		err = store_reader_create(vm->d->store, vm->mem.page_size, &s.reader, e);
+	if (!err)
+		err = settle_all(&s, e);
+	store_reader_destroy(s.reader);
+	free(s.buf);
+	if (!err && vm_shm_merge(&vm->shm, vm->mem.frames_end, false))
+		err = err_set(e, EFAULT, "the VM's shared memory is gone");
+	vm->broken = err;
+	return err;
+}
+
 /* LOADED came: the sets and the base, which names no point since reset_sets(), are true
  * at each instant from then on, whether or not the guest runs already. */
 int goal_enter(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_loaded *ret,
@@ -266,5 +409,7 @@ int goal_enter(struct vm *vm, struct goal *g, bool runs_on, struct snapd_msg_loa
 	g->map = map;
 	if (err)
 		vm_say_error(vm, SNAPD_MSG_ERROR, e);
+	else if (vm_keeps_state(vm))
+		err = settle(vm, e);
 	return err;
 }

@@ -81,6 +81,8 @@ struct vm {
 		struct vm_pause pause;
 		struct vm_epochs epochs;
 		bool broken;
+		json_t *about;	   /* owned; NULL: nothing said */
+		char refusal[320]; /* why it cannot be snapshotted; "": it can */
 	} pub;
 	struct vm_shm shm; /* the VM's thread uses it; mapped, unmapped under lock */
 
@@ -156,6 +158,12 @@ int vm_set_point(struct vm *vm, struct snapd_point at, struct pagemap *live, str
 /* ---- requests that several files make ---- */
 #define REWRITE_MINOR 2 /* PAUSE with REWRITE, LOAD with RESUME, UNTOUCHED */
 /* Does the agent know what came with minor version `minor`? */
+/* Its VMM stops, saves and loads vCPUs itself. */
+static inline bool vm_keeps_state(const struct vm *vm)
+{
+	return vm->hello.flags & SNAPD_HELLO_VMM_STATE;
+}
+
 static inline bool vm_speaks(const struct vm *vm, uint16_t minor)
 {
 	return vm->hello.minor >= minor;

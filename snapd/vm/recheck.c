@@ -5,7 +5,8 @@
  * only when it was asked for.  On the VM's thread.
  *
  * Left out: pages that are dirty again (devices may write memory while they load),
- * and what runs by itself: clocks, timers' current counts, the host's description.
+ * and what runs by itself: clocks, timers' current counts, the host's description; and
+ * what a VMM saves in a form of its own.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -128,18 +129,20 @@ static int check_memory(struct vm *vm, struct err *e)
 
 /* ---- state ---- */
 
-static bool is_left_out(const char *name)
+static bool is_left_out(const char *name, bool vmm_state)
 {
-	return !strncmp(name, "host.", 5) || !strncmp(name, "note.", 5) || !strcmp(name, "pieces");
+	return !strncmp(name, "host.", 5) || !strncmp(name, "note.", 5) ||
+	       !strcmp(name, "pieces") || (vmm_state && !strncmp(name, "dev.", 4));
 }
 
-static bool same_record(const struct state_record *rec, const struct snapd_state_reader *now)
+static bool same_record(const struct state_record *rec, const struct snapd_state_reader *now,
+			bool vmm_state)
 {
 	const void *data;
 	uint16_t version;
 	size_t len;
 
-	if (is_left_out(rec->name))
+	if (is_left_out(rec->name, vmm_state))
 		return true;
 	if (state_get(now, rec->name, rec->instance, &version, &data, &len) ||
 	    version != rec->version || len != rec->len_bytes)
@@ -147,7 +150,8 @@ static bool same_record(const struct state_record *rec, const struct snapd_state
 	return arch_host()->same(rec->name, rec + 1, data, len);
 }
 
-static int compare_states(const struct goal *g, const void *state, size_t len, struct err *e)
+static int compare_states(const struct goal *g, const void *state, size_t len, bool vmm_state,
+			  struct err *e)
 {
 	struct snapd_state_reader want, now;
 	const struct state_record *rec = NULL;
@@ -156,7 +160,7 @@ static int compare_states(const struct goal *g, const void *state, size_t len, s
 	if (!err)
 		err = state_reader_init(&now, state, len, e);
 	while (!err && (rec = state_next(&want, rec)))
-		if (!same_record(rec, &now))
+		if (!same_record(rec, &now, vmm_state))
 			err = err_set(e, EUCLEAN, "state '%s' %u is not the snapshot's", rec->name,
 				      rec->instance);
 	return err;
@@ -172,7 +176,7 @@ static int check_state(struct vm *vm, const struct goal *g, struct err *e)
 
 	if (!err)
 		err = vm_read_state(fd, len, &state, e);
-	return err ? err : compare_states(g, state, len, e);
+	return err ? err : compare_states(g, state, len, vm_keeps_state(vm), e);
 }
 
 int goal_recheck(struct vm *vm, const struct goal *g, struct err *e)

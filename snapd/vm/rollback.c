@@ -435,7 +435,7 @@ static int run(struct rollback *r, struct err *e)
 	if (err)
 		return err;
 	r->told_rewrite = !r->paused_already && vm_speaks(vm, REWRITE_MINOR);
-	r->runs_on = !r->check && vm_speaks(vm, REWRITE_MINOR);
+	r->runs_on = !r->check && !vm_keeps_state(vm) && vm_speaks(vm, REWRITE_MINOR);
 	err = while_paused(r, e);
 	if (!err && r->runs_on) {
 		r->pause.total_ns = r->loaded.paused_ns;

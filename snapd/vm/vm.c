@@ -22,7 +22,6 @@
 #include <unistd.h>
 
 #include "include/snapd/agent.h"
-#include "snapd/daemon/tags.h"
 #include "snapd/vm/capture.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
@@ -71,6 +70,7 @@ void vm_unref(struct vm *vm)
 	release_memory(vm);
 	pagemap_destroy(vm->live);
 	free(vm->gone);
+	json_decref(vm->pub.about);
 	if (vm->event_fd >= 0)
 		close(vm->event_fd);
 	if (vm->peer_fd >= 0)
@@ -639,18 +639,8 @@ static json_t *counters_json(const struct vm_shm_stats *s)
 	PUT(slot_changes);
 	PUT(pending);
 	PUT(harvest_ns);
-	PUT(harvests);
 #undef PUT
 	return o;
-}
-
-static json_t *epochs_json(const struct vm_epochs *ep)
-{
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "durable", (json_int_t)ep->nr, "paused_ns",
-			 (json_int_t)ep->pause_ns.sum, "changed_bytes",
-			 (json_int_t)ep->epoch_bytes.sum, "pages_stored",
-			 (json_int_t)ep->pages_stored, "bytes_written",
-			 (json_int_t)ep->bytes_written, "taken_ns", (json_int_t)ep->taken_ns);
 }
 
 /* Any number may come; an agent that does not tell has rings. */
@@ -667,8 +657,8 @@ static const char *dirty_backend_name(uint32_t backend)
 json_t *vm_describe(struct vm *vm)
 {
 	struct vm_shm_stats stats = {};
-	char tags[VM_TAGS_MAX];
-	const char *running;
+	const char *running, *refusal;
+	json_t *about;
 	struct vm_pub pub;
 	json_int_t ram_bytes;
 	uint32_t queued;
@@ -678,27 +668,28 @@ json_t *vm_describe(struct vm *vm)
 	ram_bytes = (json_int_t)pub.ram_frames * pub.page_size;
 	queued = vm->nr_queued;
 	running = vm->running ? job_kind_names[vm->running->kind] : NULL;
+	about = json_incref(pub.about);
 	if (vm->shm.map)
 		vm_shm_stats(&vm->shm, pub.frames_end, &stats);
 	pthread_mutex_unlock(&vm->lock);
-	vm_tags_of(vm->d->tags, vm->name, vm->uid, tags);
-	return json_pack(
-		"{s:s,s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
-		"s:I,s:I,s:I,"
-		"s:s?,s:i,"
-		"s:o,s:o,s:o}",
-		"name", vm->name, "tags", tags, "state", vm_state_names[vm->state], "uid",
-		(int)vm->uid, "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
-		(json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
-		dirty_backend_name(pub.dirty_backend), "ring_entries", (int)pub.ring_entries,
-		"page_size", (int)pub.page_size, "ram_bytes", ram_bytes, "dirty_frames",
-		(json_int_t)stats.dirty_frames, "head_snapshot", (json_int_t)pub.head_snapshot,
-		"broken", pub.broken, "point", "timeline", (json_int_t)pub.point.timeline, "epoch",
-		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
-		(json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
-		"missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued", (int)queued,
-		"last_pause", pause_json(&pub.pause), "epochs", epochs_json(&pub.epochs),
-		"counters", counters_json(&stats));
+	refusal = pub.refusal[0] ? pub.refusal : NULL;
+	return json_pack("{s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
+			 "s:I,s:I,s:I,"
+			 "s:s?,s:i,"
+			 "s:o,s:o,s:o?,s:s?}",
+			 "name", vm->name, "state", vm_state_names[vm->state], "uid", (int)vm->uid,
+			 "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
+			 (json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
+			 dirty_backend_name(pub.dirty_backend), "ring_entries",
+			 (int)pub.ring_entries, "page_size", (int)pub.page_size, "ram_bytes",
+			 ram_bytes, "dirty_frames", (json_int_t)stats.dirty_frames, "head_snapshot",
+			 (json_int_t)pub.head_snapshot, "broken", pub.broken, "point", "timeline",
+			 (json_int_t)pub.point.timeline, "epoch", (json_int_t)pub.point.epoch,
+			 "snapshots", (json_int_t)pub.snapshots, "failures",
+			 (json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
+			 "missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued",
+			 (int)queued, "last_pause", pause_json(&pub.pause), "counters",
+			 counters_json(&stats), "vmm", about, "refusal", refusal);
 }
 
 json_t *vm_list_json(struct daemon *d, uint32_t uid)
