@@ -286,14 +286,15 @@ static int open_object(struct objstore *s, const char *key, struct stat *st, str
 {
 	_cleanup_fd_ int fd =
 		openat(impl(s)->dir_fd, key, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	int r = fd < 0 || fstat(fd, st) ? -errno : 0;
 
 	atomic_fetch_add(&s->requests, 1);
-	if (!r && !S_ISREG(st->st_mode))
-		r = -ENOENT;
-	if (r == -ENOENT || r == -ENOTDIR)
+	if (fd >= 0 && fstat(fd, st))
+		return io_err(s, key, -errno, e);
+	if (fd < 0 && errno != ENOENT && errno != ENOTDIR)
+		return io_err(s, key, -errno, e);
+	if (fd < 0 || !S_ISREG(st->st_mode))
 		return err_set(e, ENOENT, "%s/%s is not there", s->url, key);
-	return r ? io_err(s, key, r, e) : steal_fd(&fd);
+	return steal_fd(&fd);
 }
 
 static int file_get(struct objstore *s, const char *key, uint64_t offset, void *buf, size_t len,

@@ -24,8 +24,8 @@ static_assert(ARRAY_SIZE(objstore_failure_names) == NR_OBJSTORE_FAILURES, "a nam
 
 /* ---- keys ---- */
 
-/* Bytes of the UTF-8 character at s, 0 when there is none; overlong forms and surrogates
- * are none, since servers differ about them. */
+/* Bytes of the UTF-8 character at s, 0 when there is none; overlong forms and
+ * surrogates are none, since servers differ about them. */
 static size_t utf8_char(const unsigned char *s)
 {
 	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -48,7 +48,18 @@ static size_t utf8_char(const unsigned char *s)
 	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) || c < 0xa0 ? 0 : n;
 }
 
-/* What XML 1.0 cannot carry, or a file name cannot be, is no part of a key. */
+/* Bytes of the character at s, 0 for what XML 1.0 cannot carry or a file name cannot be. */
+static size_t key_char(const char *s)
+{
+	size_t n = utf8_char((const unsigned char *)s);
+
+	if ((unsigned char)*s < ' ' || *s == '\x7f' || *s == '\\')
+		return 0;
+	if (n == 3 && (!memcmp(s, "\xef\xbf\xbe", 3) || !memcmp(s, "\xef\xbf\xbf", 3)))
+		return 0;
+	return n;
+}
+
 static bool part_ok(const char *part, size_t len)
 {
 	size_t n;
@@ -56,14 +67,23 @@ static bool part_ok(const char *part, size_t len)
 	if (!len || len > OBJSTORE_PART_MAX || part[0] == '.')
 		return false;
 	for (const char *end = part + len; part < end; part += n) {
-		n = utf8_char((const unsigned char *)part);
-		if (!n || n > (size_t)(end - part) || (unsigned char)*part < ' ' ||
-		    *part == '\x7f' || *part == '\\' ||
-		    (n == 3 &&
-		     (!memcmp(part, "\xef\xbf\xbe", 3) || !memcmp(part, "\xef\xbf\xbf", 3))))
+		n = key_char(part);
+		if (!n)
 			return false;
 	}
 	return true;
+}
+
+/* May it be the beginning of a key? */
+static bool text_ok(const char *s)
+{
+	size_t n;
+
+	if (strnlen(s, OBJSTORE_KEY_MAX + 1) > OBJSTORE_KEY_MAX)
+		return false;
+	while (*s && (n = key_char(s)))
+		s += n;
+	return !*s;
 }
 
 bool objstore_key_ok(const char *key)
@@ -150,6 +170,8 @@ static void set_defaults(struct objstore_opts *o)
 
 static int open_kind(struct objstore *s, const char *url, struct err *e)
 {
+	if (!strncmp(url, "s3://", 5))
+		return s3_objstore_open(s, url + 5, e);
 	if (!strncmp(url, "file:///", 8))
 		return file_objstore_open(s, url + 7, e);
 	return err_set(e, EINVAL,
@@ -256,6 +278,8 @@ int objstore_delete(struct objstore *s, const char *key, struct err *e)
 int objstore_list(struct objstore *s, const char *prefix, const char *start_after,
 		  objstore_list_fn fn, void *arg, struct err *e)
 {
+	if (!text_ok(prefix ?: "") || !text_ok(start_after ?: ""))
+		return err_set(e, EINVAL, "%s: no object's name begins so", s->url);
 	return s->ops->list(s, prefix ?: "", start_after ?: "", fn, arg, e);
 }
 

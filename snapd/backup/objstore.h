@@ -112,7 +112,10 @@ const char *objstore_url(const struct objstore *s);
  *   -EDQUOT, -ENOSPC  full                  -EINVAL     such a key or size cannot be
  *   -ETIMEDOUT    hung, or tried in vain    -ECANCELED  cancelled() said so
  *   -ECONNREFUSED, -EHOSTUNREACH            -EPROTO     the server's answers make no sense
+ *   -ECONNRESET   broke off each time     -EIO        an error of the server's, or of a disk
  *   -EAGAIN       the server is overloaded, and stayed so
+ *   -EFBIG        the server takes no object of this size
+ *   -EOPNOTSUPP   the server lacks what is needed
  *   -EREMCHG      the bucket is in another region or behind another endpoint
  */
 #define OBJSTORE_ONLY_IF_ABSENT 1u
@@ -126,9 +129,9 @@ int objstore_head(struct objstore *s, const char *key, struct objstore_info *ret
 int objstore_delete(struct objstore *s, const char *key, struct err *e);
 /*
  * fn(arg, key, info) for each key that begins with `prefix` and is greater than start_after
- * (either may be NULL), in byte order; what is put or deleted meanwhile may be missing.
- * Not 0 from fn ends the list and is returned.  fn may make calls of its own; key is valid
- * during fn.  Names in the bucket that can be no key are passed over.
+ * (either may be NULL, and does not end within a character), in byte order; what is put or deleted
+ * meanwhile may be missing. Not 0 from fn ends the list and is returned.  fn may make calls of its
+ * own; key is valid during fn.  Names in the bucket that can be no key are passed over.
  */
 typedef int (*objstore_list_fn)(void *arg, const char *key, const struct objstore_info *info);
 int objstore_list(struct objstore *s, const char *prefix, const char *start_after,

@@ -7,13 +7,13 @@
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "snapd/util/cleanup.h"
+#include "snapd/util/secretfile.h"
 
 #define USER_KEY_MIN 32u
 #define USER_KEY_MAX 4096u
@@ -47,62 +47,12 @@ static void user_key_free(struct user_key **k)
 	sodium_free(*k); /* wipes */
 }
 
-/* systemd hands credentials out in a directory that it guards, with modes of its own. */
-static bool is_credential(const char *path)
-{
-	const char *dir = getenv("CREDENTIALS_DIRECTORY");
-	size_t len = dir ? strlen(dir) : 0;
-
-	return len && !strncmp(path, dir, len) && path[len] == '/' && !strstr(path, "/../");
-}
-
-static int check_mode(int fd, const char *path, struct err *e)
-{
-	struct stat st;
-
-	if (fstat(fd, &st))
-		return err_errno(e, errno, "key %s", path);
-	if (!S_ISREG(st.st_mode))
-		return err_set(e, EPERM, "key %s is no regular file", path);
-	if (is_credential(path))
-		return 0;
-	if (st.st_mode & 077)
-		return err_set(e, EPERM, "key %s: others may use it (mode %03o); chmod 600 it",
-			       path, st.st_mode & 0777);
-	if (st.st_uid && st.st_uid != geteuid())
-		return err_set(e, EPERM, "key %s belongs to user %u, neither root nor us", path,
-			       st.st_uid);
-	return 0;
-}
-
-static int read_all(int fd, struct user_key *k)
-{
-	while (k->len < sizeof(k->bytes)) {
-		ssize_t n = read(fd, k->bytes + k->len, sizeof(k->bytes) - k->len);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n ? -errno : 0;
-		k->len += (size_t)n;
-	}
-	return 0;
-}
-
 static int user_key_read(const char *path, struct user_key *k, struct err *e)
 {
-	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	int r;
+	int r = secret_file_read(path, "key", k->bytes, sizeof(k->bytes), &k->len, NULL, e);
 
-	if (fd < 0)
-		return err_errno(e, errno, "key %s", path);
-	r = check_mode(fd, path, e);
 	if (r)
 		return r;
-	k->len = 0;
-	r = read_all(fd, k);
-	if (r)
-		return err_errno(e, -r, "key %s", path);
 	if (k->len < USER_KEY_MIN || k->len > USER_KEY_MAX)
 		return err_set(e, EINVAL, "key %s has %s than %u bytes", path,
 			       k->len < USER_KEY_MIN ? "fewer" : "more",
