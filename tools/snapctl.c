@@ -186,16 +186,46 @@ static const struct verb verbs[] = {
 	  {"rate", "BYTES", "check, gc: read so many a second at most; K, M, G may follow"}},
 	 false,
 	 "Exit code 5 when check finds damage; it tells what it costs."},
+	{"top",
+	 "",
+	 "live: what VMs write, what is captured, what it costs",
+	 verb_top,
+	 0,
+	 0,
+	 {{"once", NULL, "one frame, and end; so does --json"},
+	  {"delay", "SECONDS", "between samples (default 1)"},
+	  {"sort", "KEY", "name, state, dirty, behind, age, pause, still, epochs, full"}},
+	 false,
+	 "DIRTY/S what the guest writes, BEHIND what is not captured, AGE of the newest point in\n"
+	 "the store, PAUSE the last one, STILL the share of time that the guest stood still,\n"
+	 "EPO/S epochs a second, FUL/S exits because a dirty ring was full."},
 	{"doctor", "", "can this host run snapd, and what mends it", verb_doctor, 0, 0},
 	{"jobs", "", "list jobs", verb_jobs, 0, 0},
 	{"cancel", "JOB", "cancel a job", verb_cancel, 1, 1},
 	{"version", "", "versions of snapctl and of the service", verb_version, 0, 0},
 };
 
+static struct {
+	char *buf; /* NULL: stderr */
+	size_t size;
+} fail_to;
+
+void fail_into(char *buf, size_t size)
+{
+	fail_to.buf = buf;
+	fail_to.size = size;
+}
+
 int fail(int code, const char *fmt, ...)
 {
 	va_list ap;
 
+	if (fail_to.buf) {
+		va_start(ap, fmt);
+		vsnprintf(fail_to.buf, fail_to.size, fmt, ap);
+		va_end(ap);
+		return code;
+	}
 	fputs("snapctl: ", stderr);
 	va_start(ap, fmt);
 	vfprintf(stderr, fmt, ap);

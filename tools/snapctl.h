@@ -58,6 +58,9 @@ const char *opt(const struct args *a, const char *name);
 /* "snapctl: …" on stderr, one line; returns `code`. */
 int fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* From now on fail() writes its text there; NULL: to stderr again. */
+void fail_into(char *buf, size_t size);
+
 /* verbs */
 int verb_vms(const struct args *a);
 int verb_tag(const struct args *a);
@@ -77,6 +80,7 @@ int verb_import(const struct args *a);
 int verb_doctor(const struct args *a);
 int verb_policy(const struct args *a);
 int verb_store(const struct args *a);
+int verb_top(const struct args *a);
 int verb_jobs(const struct args *a);
 int verb_cancel(const struct args *a);
 int verb_version(const struct args *a);

@@ -20,14 +20,14 @@ _snapctl_jobs() {
 
 _snapctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
-	local verbs='vms tag snapshot self-check list show diff rollback restore export import set delete prune verify policy store doctor jobs cancel version'
+	local verbs='vms tag snapshot self-check list show diff rollback restore export import set delete prune verify policy store top doctor jobs cancel version'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --rate | --set | --add | --remove) ((i++)) ;;
+		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --rate | --set | --add | --remove | --delay | --sort) ((i++)) ;;
 		-*) ;;
 		*) if [ -z "$verb" ]; then verb=$word; else ((npos++)); fi ;;
 		esac
@@ -46,11 +46,13 @@ _snapctl() {
 	export) options+=' --force' ;;
 	import) options+=' --name --snapshot-name --note --tag' ;;
 	show) options+=' --space' ;;
+	top) options+=' --once --delay --sort' ;;
 	store) options+=' --read-data --dry-run --exact --rate' ;;
 	verify) options+=' --digest' ;;
 	esac
 	case $prev in
 	--socket) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
+	--sort) mapfile -t COMPREPLY < <(compgen -W 'name state dirty behind age pause still epochs full' -- "$cur") && return ;;
 	--vm) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_vms)" -- "$cur") && return ;;
 	--name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --set | --add | --remove | --keep-*) return ;;
 	esac

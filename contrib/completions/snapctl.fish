@@ -37,6 +37,7 @@ complete -c snapctl -n __fish_use_subcommand -a prune -d 'delete what no rule ke
 complete -c snapctl -n __fish_use_subcommand -a verify -d 'read and check every page'
 complete -c snapctl -n __fish_use_subcommand -a policy -d 'periodic snapshots'
 complete -c snapctl -n __fish_use_subcommand -a store -d 'figures of the store'
+complete -c snapctl -n __fish_use_subcommand -a top -d 'live figures'
 complete -c snapctl -n __fish_use_subcommand -a doctor -d 'check this host'
 complete -c snapctl -n __fish_use_subcommand -a jobs -d 'list jobs'
 complete -c snapctl -n __fish_use_subcommand -a cancel -d 'cancel a job'
@@ -83,6 +84,9 @@ complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-tag -x -d 'ke
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-grid -x -d 'keep by grid'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only tell'
 
+complete -c snapctl -n '__fish_seen_subcommand_from top' -l once -d 'one frame'
+complete -c snapctl -n '__fish_seen_subcommand_from top' -l delay -x -d 'between samples'
+complete -c snapctl -n '__fish_seen_subcommand_from top' -l sort -x -a 'name state dirty behind age pause still epochs full' -d 'order'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l read-data -d 'read every page'
 complete -c snapctl -n '__fish_seen_subcommand_from show' -l space -d 'what it alone holds'
 complete -c snapctl -n '__fish_seen_subcommand_from store' -l dry-run -d 'only tell'
