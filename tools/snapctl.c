@@ -98,10 +98,14 @@ static const struct verb verbs[] = {
 	 1,
 	 1,
 	 {{"name", "NEW", "name of the new VM (needed)"},
-	  {"print", NULL, "print the command, do not run it"}},
+	  {"print", NULL, "print the command, do not run it"},
+	  {"disk", "OLD=NEW,..", "QEMU: other disk images in place of those recorded"},
+	  {"mac", "OLD=NEW,..", "QEMU: likewise, addresses of network cards"},
+	  {"force", NULL, "QEMU: also another version, machine type or CPU"}},
 	 true,
 	 "Runs CMD, or else the command line that the snapshot's VMM had, in place of snapctl,\n"
-	 "with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set for its agent library."},
+	 "with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set for its agent library;\n"
+	 "QEMU's under snapd-qemu(1).  It runs on the disks as they are now."},
 	{"export",
 	 "SNAP FILE",
 	 "write memory (sparse, raw) to FILE, state to FILE.json",

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* verbs_vm: vms, snapshot, self-check, rollback, restore. */
-#include <errno.h>
+/* verbs_vm: vms, snapshot, self-check, rollback. */
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "snapd/util/cleanup.h"
 #include "tools/client.h"
@@ -198,108 +196,4 @@ int verb_rollback(const struct args *a)
 	       json_is_true(json_object_get(result, "checked")) ? "; memory and state compared"
 								: "");
 	return EXIT_DONE;
-}
-
-/* ---- restore ---- */
-
-/* What the snapshot's VMM was started with, as argv; borrowed from `vm`. */
-static char **recorded_argv(json_t *vm)
-{
-	json_t *list = json_object_get(vm, "cmdline"), *arg;
-	char **argv = calloc(json_array_size(list) + 1, sizeof(*argv));
-	size_t i;
-
-	if (!argv)
-		abort();
-	json_array_foreach(list, i, arg) argv[i] = (char *)json_string_value(arg);
-	return argv;
-}
-
-static void print_quoted(const char *s)
-{
-	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-				    "_-./:=,+@%";
-
-	if (*s && strspn(s, plain) == strlen(s)) {
-		fputs(s, stdout);
-		return;
-	}
-	putchar('\'');
-	for (; *s; s++)
-		if (*s == '\'')
-			fputs("'\\''", stdout);
-		else
-			putchar(*s);
-	putchar('\'');
-}
-
-static int print_command(char **argv)
-{
-	static const char *const env[] = {"SNAPD_RESTORE", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET"};
-
-	for (size_t i = 0; i < ARRAY_SIZE(env); i++) {
-		const char *value = getenv(env[i]);
-
-		printf("%s=", env[i]);
-		print_quoted(value ? value : "");
-		putchar(' ');
-	}
-	for (int i = 0; argv[i]; i++) {
-		if (i)
-			putchar(' ');
-		print_quoted(argv[i]);
-	}
-	putchar('\n');
-	return EXIT_DONE;
-}
-
-/* The agent of the new VMM reads these. */
-static int set_environment(const struct args *a, json_t *snapshot, const char *name)
-{
-	_cleanup_(cleanup_json) json_t *version = NULL;
-	const char *agent = getenv("SNAPD_AGENT_SOCKET");
-	char id[24];
-	int rc;
-
-	if (!agent || !*agent) {
-		rc = call(a, "GET", NULL, &version, "/v1/version", NULL, NULL);
-		if (rc)
-			return rc;
-		agent = get_text(version, "agent_socket");
-	}
-	text_u64(id, sizeof(id), get_u64(snapshot, "id"));
-	if (setenv("SNAPD_RESTORE", id, 1) || setenv("SNAPD_VM_NAME", name, 1) ||
-	    setenv("SNAPD_AGENT_SOCKET", agent, 1))
-		return fail(EXIT_FAILED, "cannot set the environment: %s", strerror(errno));
-	return 0;
-}
-
-int verb_restore(const struct args *a)
-{
-	_cleanup_(cleanup_json) json_t *o = NULL;
-	_cleanup_free_ char **recorded = NULL;
-	const char *name = opt(a, "name");
-	char **argv;
-	int rc;
-
-	if (!name)
-		return fail(EXIT_USAGE, "restore needs --name NEW, a name for the new VM");
-	rc = call(a, "GET", NULL, &o, "/v1/snapshots/%s", a->pos[0], NULL);
-	if (!rc)
-		rc = set_environment(a, json_object_get(o, "snapshot"), name);
-	if (rc)
-		return rc;
-	recorded = recorded_argv(json_object_get(o, "vm"));
-	argv = a->rest && *a->rest ? a->rest : recorded;
-	if (!*argv)
-		return fail(EXIT_FAILED, "%s has no command line recorded: give one after --",
-			    a->pos[0]);
-	if (a->json)
-		return print_json(json_object_get(o, "vm"));
-	if (opt(a, "print"))
-		return print_command(argv);
-	fflush(stdout);
-	execvp(argv[0], argv);
-	return fail(EXIT_FAILED, "cannot run %s: %s (give a command after --)", argv[0],
-		    strerror(errno));
 }

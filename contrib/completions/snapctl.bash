@@ -42,7 +42,7 @@ _snapctl() {
 	list) options+=' --tree --flat' ;;
 	diff) options+=' --all' ;;
 	rollback) options+=' --check' ;;
-	restore) options+=' --name --print' ;;
+	restore) options+=' --name --print --disk --mac --force' ;;
 	export) options+=' --force' ;;
 	import) options+=' --name --snapshot-name --note --tag' ;;
 	show) options+=' --space' ;;

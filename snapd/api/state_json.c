@@ -78,15 +78,20 @@ static json_t *hex_json(const void *data, size_t len)
 	return json_string(text);
 }
 
+/* The payload is JSON itself. */
+static json_t *text_json(const void *data, size_t len)
+{
+	return json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
+}
+
 static const struct {
 	const char *name;
 	uint16_t version;
 	json_t *(*decode)(const void *data, size_t len);
 } decoders[] = {
-	{"layout", 1, layout_json},
-	{"pieces", 1, pieces_json},
-	{"x86.regs", 1, x86_regs_json},
-	{"note.ram-sha256", 1, hex_json},
+	{"layout", 1, layout_json},	 {"pieces", 1, pieces_json},
+	{"x86.regs", 1, x86_regs_json},	 {"note.ram-sha256", 1, hex_json},
+	{"dev.qemu.info", 1, text_json},
 };
 
 /* ---- all records ---- */

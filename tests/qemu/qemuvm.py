@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""A QEMU under the launcher, with one of our guests, and what its memory, its serial line and its
+monitor tell: the truth with which snapshots are compared."""
+import array
+import json
+import mmap
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import snaptest  # noqa: E402
+from snaptest import Failed, need_accel, seed_from, skip  # noqa: E402,F401
+
+QEMU = "qemu-system-x86_64"
+PAGE = 4096
+FIRST_SECTOR = 128
+
+
+def need_qemu():
+    need_accel("kvm")
+    if not shutil.which(QEMU):
+        skip(f"no {QEMU}")
+
+
+def image(build, name, how, pages=64, pause=0, cpus=1, sectors=1024):
+    """A guest as meson built it, with its parameters: how = "rom" or "img"."""
+    with open(os.path.join(build, "tests", "qemu", "guests", f"{name}.{how}"), "rb") as f:
+        data = bytearray(f.read())
+    assert data[512:520] == b"PARAMS!!"
+    struct.pack_into("<4I", data, 520, pages, pause, cpus, sectors)
+    if how == "img":
+        data += bytes(FIRST_SECTOR * 512 - len(data))
+        for i in range(FIRST_SECTOR, FIRST_SECTOR + sectors):
+            data += struct.pack("<I", i) + bytes(508)
+    return bytes(data)
+
+
+class Bench(snaptest.Bench):
+    def __init__(self, build, **kw):
+        super().__init__(build, **kw)
+        self.launcher = os.path.join(self.build, "adapters", "qemu", "snapd-qemu")
+        self.env["SNAPD_QEMU"] = self.launcher
+
+
+class Monitor:
+    """QMP, one request at a time."""
+
+    def __init__(self, path, seconds=60):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self.sock.settimeout(seconds)
+                self.sock.connect(path)
+                break
+            except OSError:
+                self.sock.close()
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.02)
+        self.file = self.sock.makefile("r")
+        self.events = []
+        json.loads(self.file.readline())
+        self.ask("qmp_capabilities")
+
+    def line(self):
+        text = self.file.readline()
+        if not text:
+            raise ConnectionError("QEMU's monitor hung up")
+        return json.loads(text)
+
+    def ask(self, command, fds=(), **arguments):
+        text = json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}).encode()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self.sock.sendmsg([text], rights)
+        while True:
+            got = self.line()
+            if "event" in got:
+                self.events.append(got)
+            elif "error" in got:
+                raise RuntimeError(f"{command}: {got['error']['desc']}")
+            else:
+                return got["return"]
+
+    def status(self):
+        return self.ask("query-status")["status"]
+
+    def wait_event(self, name, match=lambda data: True):
+        while True:
+            for e in self.events:
+                if e["event"] == name and match(e.get("data", {})):
+                    self.events.remove(e)
+                    return e.get("data", {})
+            got = self.line()
+            if "event" in got:
+                self.events.append(got)
+
+    def close(self):
+        self.file.close()
+        self.sock.close()
+
+
+class QemuVm:
+    """guest: counter, native (both as firmware: they start at once), disk, screen (SeaBIOS boots
+    them).  disk: None, ide, ahci, virtio; more: further arguments."""
+
+    def __init__(self, bench, name, guest="native", mem=64, smp=1, disk=None, cache="none", vga="none", more=(),
+                 adapter=True, env=None, argv=None, launcher=(), **params):
+        self.bench, self.name, self.guest, self.smp = bench, name, guest, smp
+        self.mem_bytes = mem << 20
+        self.serial = os.path.join(bench.dir, f"{name}.serial")
+        self.log = os.path.join(bench.dir, f"{name}.log")
+        self.qmp_path = os.path.join(bench.dir, f"{name}.qmp")
+        self.disk_path = os.path.join(bench.dir, f"{name}.disk")
+        self._monitor = None
+        self._ram = None
+        if argv is None:
+            argv = self.arguments(guest, mem, smp, disk, cache, vga, more, dict(params, cpus=smp))
+        if adapter:
+            argv = [bench.launcher, "--vm", name, *launcher, "--", *argv]
+        self.start(argv, env)
+
+    def arguments(self, guest, mem, smp, disk, cache, vga, more, params):
+        how = "img" if disk else "rom"
+        with open(self.disk_path, "wb") as f:
+            f.write(image(self.bench.build, guest, how, **params))
+        argv = [QEMU, "-accel", "kvm", "-m", str(mem), "-smp", str(smp), "-nodefaults", "-display", "none", "-vga", vga,
+                "-no-reboot", "-serial", f"file:{self.serial}", "-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
+        if not disk:
+            argv += ["-bios", self.disk_path]
+        elif disk == "ide":
+            argv += ["-drive", f"file={self.disk_path},format=raw,if=ide,cache={cache}"]
+        else:
+            argv += ["-drive", f"file={self.disk_path},format=raw,if=none,id=d,cache={cache}"]
+            argv += ["-device", "virtio-blk-pci,drive=d"] if disk == "virtio" else \
+                ["-device", "ahci,id=a", "-device", "ide-hd,bus=a.0,drive=d"]
+        return argv + list(more)
+
+    def start(self, argv, env):
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env=dict(self.bench.env, **(env or {})))
+        self.bench.vms.append(self)
+
+    # ---- as snaptest.Vm ----
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def kill(self):
+        if self.alive():
+            self.process.kill()
+        self.process.wait()
+        if self._monitor:
+            self._monitor.close()
+            self._monitor = None
+        self._ram = None
+
+    # ---- the serial line ----
+
+    def lines(self):
+        """Whole lines so far, as (letter, number)."""
+        try:
+            with open(self.serial) as f:
+                text = f.read()
+        except FileNotFoundError:
+            return []
+        out = [(m[1], int(m[2], 16)) for m in re.finditer(r"^(\w) ([0-9a-f]{8})$", text, re.M)]
+        assert not any(c == "E" for c, n in out), f"{self.name}: the guest found its memory wrong: {out[-3:]}"
+        return out
+
+    def wait_lines(self, more=1, seconds=90):
+        """Until so many lines more than now."""
+        want = len(self.lines()) + more
+        end = time.monotonic() + seconds
+        while len(self.lines()) < want:
+            if not self.alive():
+                raise RuntimeError(f"{self.name} ended with {self.process.returncode}: " + open(self.log).read()[-500:])
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.name}: {len(self.lines())} lines, not {want}")
+            time.sleep(0.005)
+        return self.lines()
+
+    # ---- the monitor ----
+
+    @property
+    def monitor(self):
+        if not self._monitor:
+            self._monitor = Monitor(self.qmp_path)
+        return self._monitor
+
+    # ---- memory ----
+
+    def ram(self):
+        """Guest RAM, all of it: a mapping of QEMU's memfd."""
+        if not self._ram:
+            for fd in os.listdir(f"/proc/{self.process.pid}/fd"):
+                path = f"/proc/{self.process.pid}/fd/{fd}"
+                try:
+                    is_ram = "memfd:memory-backend-memfd" in os.readlink(path) and os.stat(path).st_size == self.mem_bytes
+                except FileNotFoundError:
+                    continue
+                if is_ram:
+                    with open(path, "r+b") as f:
+                        self._ram = mmap.mmap(f.fileno(), self.mem_bytes, prot=mmap.PROT_READ)
+                    break
+            else:
+                raise RuntimeError(f"{self.name}: QEMU has no memfd of {self.mem_bytes} bytes")
+        return self._ram
+
+
+def exported(bench, sel):
+    """A snapshot's memory: [(gpa, bytes)], and its description."""
+    path = os.path.join(bench.dir, "export")
+    bench.snapctl("export", "--force", str(sel), path)
+    with open(path + ".json") as f:
+        about = json.load(f)
+    out = []
+    with open(path, "rb") as f:
+        for gpa, length, at in about["memory"]["map"]:
+            f.seek(at)
+            out.append((gpa, f.read(length)))
+    return out, about
+
+
+def same(bench, sel, ram, what):
+    """The snapshot's memory is these bytes, from GPA 0 on."""
+    got, about = exported(bench, sel)
+    length = sum(len(data) for gpa, data in got)
+    assert length == len(ram), f"{what}: the snapshot has {length} bytes of RAM, the VM {len(ram)}"
+    at = 0
+    for gpa, data in got:
+        if data != ram[at:at + len(data)]:
+            bad = [i for i in range(0, len(data), PAGE) if data[i:i + PAGE] != ram[at + i:at + i + PAGE]]
+            raise RuntimeError(f"{what}: {len(bad)} pages differ, the first at 0x{gpa + bad[0]:x}")
+        at += len(data)
+    return about
+
+
+def stopped_snapshot(bench, vm, name=None):
+    """Stop, snapshot, compare with all RAM, go on; the snapshot, and RAM's bytes."""
+    vm.monitor.ask("stop")
+    snap = bench.snapshot(vm.name, **({"name": name} if name else {}))
+    ram = bytes(vm.ram())
+    same(bench, snap["id"], ram, f"{vm.name}@{snap['id']}")
+    assert vm.monitor.status() in ("paused", "postmigrate"), "a VM that was stopped goes on after a snapshot"
+    vm.monitor.ask("cont")
+    return snap, ram

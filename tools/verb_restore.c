@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * verb_restore: becomes the VMM of a snapshot: the command line that it was taken under, or
+ * one that is given, with what its agent needs to know in the environment.
+ *
+ * QEMU's command line comes out of the snapshot's state (record dev.qemu.info), where it is as
+ * long as it was, and goes to snapd-qemu, which makes it one that waits for device state.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "snapd/util/cleanup.h"
+#include "tools/client.h"
+#include "tools/human.h"
+#include "tools/out.h"
+#include "tools/snapctl.h"
+
+#define QEMU_INFO "dev.qemu.info" /* adapters/qemu/info.h */
+
+/* Texts are borrowed, from JSON, the environment or constants. */
+struct command {
+	char **argv; /* owned; NULL-terminated */
+	size_t n;
+};
+
+static void add(struct command *c, const char *text)
+{
+	c->argv = realloc(c->argv, (c->n + 2) * sizeof(*c->argv));
+	if (!c->argv)
+		abort();
+	c->argv[c->n++] = (char *)text;
+	c->argv[c->n] = NULL;
+}
+
+static void cleanup_command(struct command *c)
+{
+	free(c->argv);
+}
+
+static void add_all(struct command *c, const json_t *list)
+{
+	json_t *arg;
+	size_t i;
+
+	json_array_foreach(list, i, arg) add(c, json_string_value(arg));
+}
+
+/* ---- QEMU ---- */
+
+/* The command line of the snapshot's QEMU; borrowed; NULL: it is of another VMM. */
+static const json_t *qemu_argv(json_t *state)
+{
+	json_t *list = json_object_get(state, "records"), *rec, *argv = NULL, *arg;
+	size_t i;
+
+	json_array_foreach(list, i, rec)
+	{
+		if (!strcmp(get_text(rec, "name"), QEMU_INFO))
+			argv = json_object_get(json_object_get(rec, "decoded"), "argv");
+	}
+	json_array_foreach(argv, i, arg)
+	{
+		if (!json_is_string(arg))
+			return NULL;
+	}
+	return json_array_size(argv) ? argv : NULL;
+}
+
+/* "OLD=NEW,OLD=NEW" as one option each; cuts `list` up. */
+static void add_each(struct command *c, const char *option, char *list)
+{
+	char *word;
+
+	while (list && (word = strsep(&list, ","))) {
+		add(c, option);
+		add(c, word);
+	}
+}
+
+static void qemu_command(const struct args *a, const json_t *argv, char *disks, char *macs,
+			 struct command *c)
+{
+	const char *launcher = getenv("SNAPD_QEMU");
+
+	add(c, launcher && *launcher ? launcher : "snapd-qemu");
+	if (opt(a, "force"))
+		add(c, "--force");
+	add_each(c, "--disk", disks);
+	add_each(c, "--mac", macs);
+	add(c, "--");
+	add_all(c, argv);
+}
+
+/* ---- running it ---- */
+
+static void print_quoted(const char *s)
+{
+	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+				    "_-./:=,+@%";
+
+	if (*s && strspn(s, plain) == strlen(s)) {
+		fputs(s, stdout);
+		return;
+	}
+	putchar('\'');
+	for (; *s; s++)
+		if (*s == '\'')
+			fputs("'\\''", stdout);
+		else
+			putchar(*s);
+	putchar('\'');
+}
+
+static int print_command(char **argv)
+{
+	static const char *const env[] = {"SNAPD_RESTORE", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(env); i++) {
+		const char *value = getenv(env[i]);
+
+		printf("%s=", env[i]);
+		print_quoted(value ? value : "");
+		putchar(' ');
+	}
+	for (int i = 0; argv[i]; i++) {
+		if (i)
+			putchar(' ');
+		print_quoted(argv[i]);
+	}
+	putchar('\n');
+	return EXIT_DONE;
+}
+
+/* The agent of the new VMM reads these. */
+static int set_environment(const struct args *a, json_t *snapshot, const char *name)
+{
+	_cleanup_(cleanup_json) json_t *version = NULL;
+	const char *agent = getenv("SNAPD_AGENT_SOCKET");
+	char id[24];
+	int rc;
+
+	if (!agent || !*agent) {
+		rc = call(a, "GET", NULL, &version, "/v1/version", NULL, NULL);
+		if (rc)
+			return rc;
+		agent = get_text(version, "agent_socket");
+	}
+	text_u64(id, sizeof(id), get_u64(snapshot, "id"));
+	if (setenv("SNAPD_RESTORE", id, 1) || setenv("SNAPD_VM_NAME", name, 1) ||
+	    setenv("SNAPD_AGENT_SOCKET", agent, 1))
+		return fail(EXIT_FAILED, "cannot set the environment: %s", strerror(errno));
+	return 0;
+}
+
+static int only_for_qemu(const struct args *a)
+{
+	static const char *const names[] = {"disk", "mac", "force"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (opt(a, names[i]))
+			return fail(EXIT_USAGE,
+				    "--%s is for a snapshot of QEMU, with its own command line",
+				    names[i]);
+	return 0;
+}
+
+/* The command given, or the one recorded.  `vm`, `state` and `lists` have to outlive it. */
+static int make_command(const struct args *a, json_t *vm, json_t *state, char *disks, char *macs,
+			struct command *c)
+{
+	const json_t *qemu = qemu_argv(state);
+	int rc;
+
+	if (qemu && !(a->rest && *a->rest)) {
+		qemu_command(a, qemu, disks, macs, c);
+		return 0;
+	}
+	rc = only_for_qemu(a);
+	if (rc)
+		return rc;
+	if (a->rest && *a->rest)
+		for (char **arg = a->rest; *arg; arg++)
+			add(c, *arg);
+	else
+		add_all(c, json_object_get(vm, "cmdline"));
+	return c->n ? 0
+		    : fail(EXIT_FAILED, "%s has no command line recorded: give one after --",
+			   a->pos[0]);
+}
+
+static int become(const struct args *a, json_t *vm, char **argv)
+{
+	if (a->json)
+		return print_json(vm);
+	if (opt(a, "print"))
+		return print_command(argv);
+	fflush(stdout);
+	execvp(argv[0], argv);
+	return fail(EXIT_FAILED, "cannot run %s: %s (give a command after --)", argv[0],
+		    strerror(errno));
+}
+
+static char *copy_of(const char *text)
+{
+	return text ? strdup(text) : NULL;
+}
+
+int verb_restore(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *o = NULL, *state = NULL;
+	_cleanup_(cleanup_command) struct command c = {0};
+	_cleanup_free_ char *disks = copy_of(opt(a, "disk")), *macs = copy_of(opt(a, "mac"));
+	const char *name = opt(a, "name");
+	json_t *vm;
+	int rc;
+
+	if (!name)
+		return fail(EXIT_USAGE, "restore needs --name NEW, a name for the new VM");
+	rc = call(a, "GET", NULL, &o, "/v1/snapshots/%s", a->pos[0], NULL);
+	if (!rc)
+		rc = set_environment(a, json_object_get(o, "snapshot"), name);
+	if (!rc)
+		rc = call(a, "GET", NULL, &state, "/v1/snapshots/%s/state?payload=0", a->pos[0],
+			  NULL);
+	vm = json_object_get(o, "vm");
+	if (!rc)
+		rc = make_command(a, vm, state, disks, macs, &c);
+	return rc ? rc : become(a, vm, c.argv);
+}
