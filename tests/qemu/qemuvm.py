@@ -172,9 +172,13 @@ class QemuVm:
                 text = f.read()
         except FileNotFoundError:
             return []
-        out = [(m[1], int(m[2], 16)) for m in re.finditer(r"^(\w) ([0-9a-f]{8})$", text, re.M)]
+        out = [(m[1], int(m[2], 16)) for m in re.finditer(r"^(\w) ([0-9a-f]{8})\n", text, re.M)]
         assert not any(c == "E" for c, n in out), f"{self.name}: the guest found its memory wrong: {out[-3:]}"
         return out
+
+    def said(self):
+        """The last number; of the first vCPU."""
+        return [n for c, n in self.lines() if c != "m"][-1]
 
     def wait_lines(self, more=1, seconds=90):
         """Until so many lines more than now."""
@@ -245,11 +249,12 @@ def same(bench, sel, ram, what):
 
 
 def stopped_snapshot(bench, vm, name=None):
-    """Stop, snapshot, compare with all RAM, go on; the snapshot, and RAM's bytes."""
+    """Stop, snapshot, compare with all RAM, go on; the snapshot, RAM's bytes, the last number said."""
     vm.monitor.ask("stop")
+    said = vm.said()
     snap = bench.snapshot(vm.name, **({"name": name} if name else {}))
     ram = bytes(vm.ram())
     same(bench, snap["id"], ram, f"{vm.name}@{snap['id']}")
     assert vm.monitor.status() in ("paused", "postmigrate"), "a VM that was stopped goes on after a snapshot"
     vm.monitor.ask("cont")
-    return snap, ram
+    return snap, ram, said

@@ -26,13 +26,18 @@ static void out(uint8_t c)
 	__asm__ volatile("outb %0, %1" : : "a"(c), "Nd"((uint16_t)0x3f8));
 }
 
+static int line_lock;
+
 static void say(uint8_t name, uint32_t n)
 {
+	while (__atomic_exchange_n(&line_lock, 1, __ATOMIC_ACQUIRE))
+		__asm__ volatile("pause");
 	out(name);
 	out(' ');
 	for (int shift = 28; shift >= 0; shift -= 4)
 		out((uint8_t) "0123456789abcdef"[n >> shift & 15]);
 	out('\n');
+	__atomic_store_n(&line_lock, 0, __ATOMIC_RELEASE);
 }
 
 static void wait(uint32_t rounds)
