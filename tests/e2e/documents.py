@@ -111,7 +111,7 @@ def policies():
 def pages():
     if not shutil.which("man"):
         return
-    for page in ("snapctl.1", "snapd.8", "snapvm.1", "snapd.conf.5", "snapd-policy.5"):
+    for page in ("snapctl.1", "snapd.8", "snapvm.1", "snapd-qemu.1", "snapd.conf.5", "snapd-policy.5"):
         p = subprocess.run(["man", "--warnings", "-l", os.path.join(source, "docs", "man", page)],
                            env=dict(os.environ, MANROFFSEQ="", MANWIDTH="120", LC_ALL="C.UTF-8"),
                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -120,7 +120,8 @@ def pages():
 
 
 def shells():
-    for shell, name in (("bash", "snapctl.bash"), ("zsh", "_snapctl"), ("fish", "snapctl.fish")):
+    for shell, name in (("bash", "snapctl.bash"), ("zsh", "_snapctl"), ("fish", "snapctl.fish"),
+                        ("bash", "snapd-qemu.bash")):
         if shutil.which(shell):
             p = run(shell, "-n", os.path.join(source, "contrib", "completions", name))
             if p.returncode:
@@ -133,6 +134,11 @@ program(os.path.join(build, "snapd", "snapd"), "snapd.8",
                    read("snapd", "daemon", "config.c"), re.M))
 program(os.path.join(build, "vmm", "snapvm"), "snapvm.1",
         re.findall(r'^\t\{"([a-z-]+)", (?:required|no)_argument', read("vmm", "options.c"), re.M))
+program(os.path.join(build, "adapters", "qemu", "snapd-qemu"), "snapd-qemu.1",
+        re.findall(r'\{"([a-z-]+)", (?:required|no)_argument', read("adapters", "qemu", "launcher.c")))
+same("bash: snapd-qemu", re.findall(r"--([a-z-]+)", re.search(r" options='([^']*)'", read(
+    "contrib", "completions", "snapd-qemu.bash"))[1]),
+     page_options(read("docs", "man", "snapd-qemu.1")))
 settings()
 policies()
 pages()
