@@ -20,16 +20,16 @@
 /* No other address space sees it: the first GFN beyond the addresses (agent/backing.c). */
 #define SMRAM_HOME_GFN (1ull << 40)
 
-static bool digest_pages(EVP_MD_CTX *ctx, uint64_t gpa, const void *hva, uint64_t nr_pages)
+static bool digest_pages(EVP_MD_CTX *ctx, uint64_t gfn, const void *hva, size_t len_bytes,
+			 size_t page_size)
 {
 	const char *page = hva;
-	uint64_t i;
 
-	for (i = 0; i < nr_pages; i++, page += GUEST_PAGE) {
-		uint64_t gfn = htole64(gpa / GUEST_PAGE + i);
+	for (; len_bytes; len_bytes -= page_size, page += page_size, gfn++) {
+		uint64_t le = htole64(gfn);
 
-		if (!EVP_DigestUpdate(ctx, &gfn, sizeof(gfn)) ||
-		    !EVP_DigestUpdate(ctx, page, GUEST_PAGE))
+		if (!EVP_DigestUpdate(ctx, &le, sizeof(le)) ||
+		    !EVP_DigestUpdate(ctx, page, page_size))
 			return false;
 	}
 	return true;
@@ -37,22 +37,23 @@ static bool digest_pages(EVP_MD_CTX *ctx, uint64_t gpa, const void *hva, uint64_
 
 static bool digest_ram(struct machine *m, EVP_MD_CTX *ctx)
 {
+	const size_t page = m->page_size;
 	uint32_t i;
 
-	if (!digest_pages(ctx, 0, m->low.hva, m->low.len_bytes / GUEST_PAGE))
+	if (!digest_pages(ctx, 0, m->low.hva, m->low.len_bytes, page))
 		return false;
 	for (i = 0; i < m->nr_areas; i++) {
 		struct area *a = &m->areas[i];
 
-		if (!digest_pages(ctx, a->gpa, (char *)a->backing->hva + a->backing_offset,
-				  a->nr_pages))
+		if (!digest_pages(ctx, a->gpa / page, (char *)a->backing->hva + a->backing_offset,
+				  a->nr_pages * GUEST_PAGE, page))
 			return false;
 	}
 	if (m->dimm.fd >= 0 &&
-	    !digest_pages(ctx, m->params.dimm_gpa, m->dimm.hva, m->dimm.len_bytes / GUEST_PAGE))
+	    !digest_pages(ctx, m->params.dimm_gpa / page, m->dimm.hva, m->dimm.len_bytes, page))
 		return false;
-	return m->smram.fd < 0 || digest_pages(ctx, SMRAM_HOME_GFN * GUEST_PAGE, m->smram.hva,
-					       m->smram.len_bytes / GUEST_PAGE);
+	return m->smram.fd < 0 ||
+	       digest_pages(ctx, SMRAM_HOME_GFN, m->smram.hva, m->smram.len_bytes, page);
 }
 
 int digest_save(struct machine *m, struct snapd_state_writer *w)

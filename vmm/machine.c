@@ -172,6 +172,7 @@ int machine_create(struct machine *m, const struct options *opt)
 			      .main.fd = -1,
 			      .dimm.fd = -1,
 			      .smram.fd = -1};
+	m->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	m->restoring = opt->restore || getenv("SNAPD_RESTORE");
 	atomic_store(&m->live, !m->restoring);
 	pthread_mutex_init(&m->write_lock, NULL);

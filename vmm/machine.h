@@ -80,6 +80,7 @@ struct simkvm;
 
 struct machine {
 	const struct options *opt; /* borrowed */
+	uint64_t page_size;	   /* the host's: what slots, marks and digests count in */
 	bool restoring;		   /* memory and registers come from a snapshot */
 	int kvm_fd, vm_fd;
 	struct snapd_vm *agent;

@@ -29,7 +29,7 @@ struct mirror {
 static bool page_of(struct mirror *k, uint64_t gfn, char **copy, const char **page)
 {
 	struct machine *m = k->machine;
-	uint64_t gpa = gfn * GUEST_PAGE, offset;
+	uint64_t gpa = gfn * m->page_size, offset;
 	struct area *a;
 
 	if (gpa < m->low.len_bytes) {
@@ -49,14 +49,14 @@ static bool page_of(struct mirror *k, uint64_t gfn, char **copy, const char **pa
 static void copy_page(struct mirror *k, uint64_t gfn)
 {
 	uint64_t offset;
-	struct area *a = ram_area_of(k->machine, gfn * GUEST_PAGE, &offset);
+	struct area *a = ram_area_of(k->machine, gfn * k->machine->page_size, &offset);
 	const char *page;
 	char *copy;
 
 	if (a)
 		pthread_mutex_lock(&a->lock);
 	if (page_of(k, gfn, &copy, &page))
-		memcpy(copy, page, GUEST_PAGE);
+		memcpy(copy, page, k->machine->page_size);
 	if (a)
 		pthread_mutex_unlock(&a->lock);
 }
@@ -75,13 +75,14 @@ static int refresh(struct mirror *k)
 	return (int)n;
 }
 
-static void compare(struct mirror *k, uint64_t gpa, uint64_t nr_pages)
+static void compare(struct mirror *k, uint64_t gpa, uint64_t len_bytes)
 {
+	const uint64_t page_size = k->machine->page_size;
 	const char *page;
 	char *copy;
 
-	for (uint64_t gfn = gpa / GUEST_PAGE, end = gfn + nr_pages; gfn < end; gfn++)
-		if (page_of(k, gfn, &copy, &page) && memcmp(copy, page, GUEST_PAGE) != 0) {
+	for (uint64_t gfn = gpa / page_size, end = gfn + len_bytes / page_size; gfn < end; gfn++)
+		if (page_of(k, gfn, &copy, &page) && memcmp(copy, page, page_size) != 0) {
 			machine_fail(k->machine, "mirror: page 0x%llx is not what memory is",
 				     (unsigned long long)gfn);
 			return;
@@ -98,8 +99,8 @@ static int check(struct mirror *k)
 	rc = snapd_vm_pause(m->agent, 0);
 	if (rc == 0) {
 		rc = refresh(k);
-		compare(k, 0, m->low.len_bytes / GUEST_PAGE);
-		compare(k, GUEST_MAIN_GPA, m->params.main_pages);
+		compare(k, 0, m->low.len_bytes);
+		compare(k, GUEST_MAIN_GPA, m->main.len_bytes);
 		snapd_vm_resume(m->agent);
 		atomic_fetch_add(&k->checks, 1);
 	}

@@ -106,6 +106,12 @@ static void plan_parts(struct puncher *p, struct plan *plan, uint64_t nr_pages)
 	plan->views[plan->nr_views++] = (struct view){first, nr_pages - first};
 }
 
+/* Slots are made of these. */
+static uint64_t host_pages(const struct machine *m, const struct area *a)
+{
+	return a->nr_pages * GUEST_PAGE / m->page_size;
+}
+
 static void plan_draw(struct puncher *p, struct plan *plan)
 {
 	struct machine *m = p->machine;
@@ -116,7 +122,7 @@ static void plan_draw(struct puncher *p, struct plan *plan)
 	plan->pattern = draw_pattern(p);
 	plan->area = (uint32_t)draw(p, m->nr_areas);
 	plan->hole_us = (uint32_t)draw(p, 500);
-	nr_pages = m->areas[plan->area].nr_pages;
+	nr_pages = host_pages(m, &m->areas[plan->area]);
 	if (plan->pattern == PUNCH_HOLE)
 		plan_hole(p, plan, nr_pages);
 	else if (plan->pattern == PUNCH_RESIZE)
@@ -164,9 +170,9 @@ static int area_add(struct machine *m, struct area *a, const struct view *v, uin
 	uint32_t id = a->next_id++ % AREA_SLOT_IDS;
 
 	a->ids |= 1u << id;
-	return ram_map_slot(m, 0, area_slot(m, a, id), gpa + v->first_page * GUEST_PAGE, a->backing,
-			    a->backing_offset + v->first_page * GUEST_PAGE,
-			    v->nr_pages * GUEST_PAGE);
+	return ram_map_slot(m, 0, area_slot(m, a, id), gpa + v->first_page * m->page_size,
+			    a->backing, a->backing_offset + v->first_page * m->page_size,
+			    v->nr_pages * m->page_size);
 }
 
 static void rest_us(uint32_t us)
@@ -356,7 +362,7 @@ static void vcpu_store(struct machine *m, size_t shared_field, uint64_t value)
  */
 static int area_replace(struct machine *m, struct area *a)
 {
-	const struct view whole = {0, a->nr_pages};
+	const struct view whole = {0, host_pages(m, a)};
 	uint64_t gen = atomic_load(&m->layout_gen), len = a->nr_pages * GUEST_PAGE;
 	struct ram_block fresh = {.fd = -1}, old = a->own;
 	int rc = ram_block_create(&fresh, "snapvm-area", len, m->opt->backing);

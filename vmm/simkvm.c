@@ -108,13 +108,14 @@ static struct sim_slot *slot_at(struct sim_slots *t, uint32_t as_id, uint64_t gf
 
 void *sim_touch(struct simkvm_cpu *cpu, uint64_t gpa, enum sim_touch how)
 {
-	struct sim_slot *s = slot_at(atomic_load(&cpu->sim->slots), cpu->space, gpa / SIM_PAGE);
+	const uint64_t page_size = cpu->sim->page_size;
+	struct sim_slot *s = slot_at(atomic_load(&cpu->sim->slots), cpu->space, gpa / page_size);
 	bool logged;
 	uint64_t page;
 
 	if (!s || (how == TOUCH_STORE && s->flags & KVM_MEM_READONLY))
 		return NULL;
-	page = gpa / SIM_PAGE - s->gfn;
+	page = gpa / page_size - s->gfn;
 	logged = s->flags & KVM_MEM_LOG_DIRTY_PAGES && cpu->ring;
 	if (how == TOUCH_STORE ? !bit_test(s->writable, page) : !bit_test(s->present, page)) {
 		bit_set(s->present, page);
@@ -122,7 +123,7 @@ void *sim_touch(struct simkvm_cpu *cpu, uint64_t gpa, enum sim_touch how)
 		if (bit_set(s->writable, page) && logged && ring_push(cpu, s->id, page))
 			abort();
 	}
-	return s->hva + page * SIM_PAGE + gpa % SIM_PAGE;
+	return s->hva + page * page_size + gpa % page_size;
 }
 
 /* K2 */
@@ -153,7 +154,7 @@ static struct sim_slot *slot_new(const struct simkvm *sim,
 {
 	bool backup = sim->with_backup && r->flags & KVM_MEM_LOG_DIRTY_PAGES;
 	struct sim_slot *s = calloc(1, sizeof(*s));
-	size_t words = DIV_ROUND_UP(r->memory_size / SIM_PAGE, 64ull);
+	size_t words = DIV_ROUND_UP(r->memory_size / sim->page_size, 64ull);
 	uint8_t *hva;
 
 	if (!s)
@@ -162,8 +163,8 @@ static struct sim_slot *slot_new(const struct simkvm *sim,
 	hva = (uint8_t *)(uintptr_t)r->userspace_addr;
 	*s = (struct sim_slot){.id = r->slot,
 			       .flags = r->flags,
-			       .gfn = r->guest_phys_addr / SIM_PAGE,
-			       .nr_pages = r->memory_size / SIM_PAGE,
+			       .gfn = r->guest_phys_addr / sim->page_size,
+			       .nr_pages = r->memory_size / sim->page_size,
 			       .hva = hva,
 			       .writable = calloc(words, 8),
 			       .present = calloc(words, 8),
@@ -184,9 +185,10 @@ static struct sim_slot *slot_by_id(struct sim_slots *t, uint32_t id)
 	return NULL;
 }
 
-static bool slot_overlaps(struct sim_slots *t, const struct kvm_userspace_memory_region *r)
+static bool slot_overlaps(const struct simkvm *sim, const struct kvm_userspace_memory_region *r)
 {
-	uint64_t gfn = r->guest_phys_addr / SIM_PAGE, nr = r->memory_size / SIM_PAGE;
+	uint64_t gfn = r->guest_phys_addr / sim->page_size, nr = r->memory_size / sim->page_size;
+	struct sim_slots *t = atomic_load(&sim->slots);
 	uint32_t i;
 
 	for (i = 0; i < t->nr; i++) {
@@ -270,10 +272,10 @@ static int slot_change(struct simkvm *sim, struct sim_slot *s,
 	struct sim_slot *fresh;
 	int rc;
 
-	if (s->nr_pages != r->memory_size / SIM_PAGE || (uintptr_t)s->hva != r->userspace_addr ||
-	    (s->flags ^ r->flags) & KVM_MEM_READONLY)
+	if (s->nr_pages != r->memory_size / sim->page_size ||
+	    (uintptr_t)s->hva != r->userspace_addr || (s->flags ^ r->flags) & KVM_MEM_READONLY)
 		return -EINVAL;
-	if (s->gfn == r->guest_phys_addr / SIM_PAGE && s->flags == r->flags)
+	if (s->gfn == r->guest_phys_addr / sim->page_size && s->flags == r->flags)
 		return 0;
 	fresh = slot_new(sim, r);
 	rc = fresh ? slots_publish(sim, s, fresh) : -ENOMEM;
@@ -296,10 +298,10 @@ static int set_memory_region(struct simkvm *sim, const struct kvm_userspace_memo
 		return -EINVAL;
 	if (!r->memory_size)
 		return slot_delete(sim, s);
-	if ((r->memory_size | r->guest_phys_addr | r->userspace_addr) % SIM_PAGE ||
+	if ((r->memory_size | r->guest_phys_addr | r->userspace_addr) % sim->page_size ||
 	    r->guest_phys_addr + r->memory_size < r->guest_phys_addr)
 		return -EINVAL;
-	if (slot_overlaps(t, r))
+	if (slot_overlaps(sim, r))
 		return -EEXIST;
 	return s ? slot_change(sim, s, r) : slot_add(sim, r);
 }
@@ -308,13 +310,14 @@ static int set_memory_region(struct simkvm *sim, const struct kvm_userspace_memo
 
 static int write_locked(struct simkvm *sim, uint32_t as_id, uint64_t gpa, uint64_t value)
 {
-	struct sim_slot *s = slot_at(atomic_load(&sim->slots), as_id, gpa / SIM_PAGE);
+	struct sim_slot *s = slot_at(atomic_load(&sim->slots), as_id, gpa / sim->page_size);
+	const uint64_t page_size = sim->page_size;
 	uint64_t page;
 
 	if (!s || s->flags & KVM_MEM_READONLY)
 		return -EFAULT;
-	page = gpa / SIM_PAGE - s->gfn;
-	__atomic_store_n((uint64_t *)(s->hva + page * SIM_PAGE + gpa % SIM_PAGE), value,
+	page = gpa / page_size - s->gfn;
+	__atomic_store_n((uint64_t *)(s->hva + page * page_size + gpa % page_size), value,
 			 __ATOMIC_RELEASE);
 	if (s->backup)
 		bit_set(s->backup, page);
@@ -448,7 +451,7 @@ static int check_extension(const struct simkvm *sim, uintptr_t cap)
 
 static int enable_ring(struct simkvm *sim, uint64_t bytes)
 {
-	if (!bytes || bytes & (bytes - 1) || bytes < SIM_PAGE ||
+	if (!bytes || bytes & (bytes - 1) || bytes < sim->page_size ||
 	    bytes < SIMKVM_RING_RESERVED * sizeof(struct kvm_dirty_gfn))
 		return -EINVAL;
 	if (bytes > ring_bytes_max(sim))
@@ -525,7 +528,7 @@ static int kvm_ioctl(struct simkvm *sim, unsigned long request, void *arg)
 	case KVM_CHECK_EXTENSION:
 		return check_extension(sim, (uintptr_t)arg);
 	case KVM_GET_VCPU_MMAP_SIZE:
-		return SIM_PAGE;
+		return (int)sim->page_size;
 	case KVM_GET_SUPPORTED_CPUID:
 		return sim_cpuid_supported(arg);
 	case KVM_GET_MSR_INDEX_LIST:
@@ -625,6 +628,7 @@ int simkvm_create(const struct simkvm_config *config, struct simkvm **ret)
 		return -ENOMEM;
 	}
 	sim->config = *config;
+	sim->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
 	atomic_store(&sim->slots, none);
 	pthread_mutex_init(&sim->slots_lock, NULL);
 	*ret = sim;

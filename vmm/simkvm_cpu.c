@@ -356,14 +356,14 @@ static int cpu_map(struct simkvm_cpu *cpu, int fd)
 	struct stat st;
 	void *p;
 
-	cpu->map_bytes = (size_t)SIM_RING_PAGE * SIM_PAGE + ring;
+	cpu->map_bytes = (size_t)SIM_RING_PAGE * sim->page_size + ring;
 	if (ftruncate(fd, (off_t)cpu->map_bytes) || fstat(fd, &st))
 		return -errno;
 	p = mmap(NULL, cpu->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
 		return -errno;
 	cpu->run = p;
-	cpu->ring = ring ? (void *)((char *)p + (size_t)SIM_RING_PAGE * SIM_PAGE) : NULL;
+	cpu->ring = ring ? (void *)((char *)p + (size_t)SIM_RING_PAGE * sim->page_size) : NULL;
 	cpu->dev = st.st_dev;
 	cpu->ino = st.st_ino;
 	return 0;

@@ -13,7 +13,6 @@
 
 #include "vmm/simkvm.h"
 
-#define SIM_PAGE	4096u
 #define SIM_SPACES	2u
 #define SIM_SLOT_IDS	32764u
 #define SIM_RING_PAGE	64u /* KVM_DIRTY_LOG_PAGE_OFFSET of x86 */
@@ -73,6 +72,7 @@ struct simkvm_cpu {
 
 struct simkvm {
 	struct simkvm_config config;
+	uint64_t page_size; /* the host's, as KVM's is */
 	dev_t dev;
 	ino_t kvm_ino, vm_ino;		   /* 0: not made */
 	pthread_mutex_t slots_lock;	   /* memslots, RESET, vCPU creation */

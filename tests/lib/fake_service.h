@@ -19,7 +19,9 @@
 int fake_listen(char *dir, size_t dir_bytes, char *socket_path, size_t socket_bytes);
 void fake_unlisten(int listen_fd, const char *dir, const char *socket_path);
 
-#define FAKE_PAGE   4096ull
+#ifndef FAKE_PAGE
+#define FAKE_PAGE 4096ull /* the host's */
+#endif
 #define FAKE_PIECES 256
 #define FAKE_BLOCKS 256
 struct fake_service {

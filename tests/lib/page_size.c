@@ -2,7 +2,7 @@
 /*
  * page_size: a host whose pages are FA_PAGE bytes, as far as the service can tell:
  * its sysconf() comes before the C library's.  mmap() still works in the real pages,
- * of which FA_PAGE is a multiple.
+ * of which FA_PAGE is a multiple.  Compiled into a program, or preloaded into one.
  */
 #include <dlfcn.h>
 #include <unistd.h>

@@ -107,7 +107,7 @@ class Bench:
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env)
         log.close()
         if wait:
-            self.until(lambda: self.get("/v1/version"), 20, "the service to answer")
+            self.until(lambda: self.get("/v1/version"), 120, "the service to answer")
 
     def stop(self, sig=signal.SIGTERM, timeout=30):
         self.service.send_signal(sig)

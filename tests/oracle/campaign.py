@@ -253,6 +253,8 @@ def run_one(args, seed):
     campaign, verdict = None, None
     try:
         with Bench(args.build, parent=args.dir) as b:
+            if args.preload:
+                b.env["LD_PRELOAD"] = os.path.abspath(args.preload)
             campaign = Campaign(b, args, random.Random(seed))
             try:
                 campaign.run()
@@ -302,6 +304,7 @@ def main():
     p.add_argument("--balloon", default="200", help="pages per second filled or given back")
     p.add_argument("--mirror", default="20", help="ms between two looks of a consumer with a copy")
     p.add_argument("--smm", default="", help="with --accel sim: every n-th step sees address space 1")
+    p.add_argument("--preload", help="a library to be preloaded into service and VMM")
     p.add_argument("--lockstep", action="store_true", help="with --accel sim: a seed replays a run exactly")
     p.add_argument("--twice", type=int, default=0, help="with --lockstep: replay so many epochs, and compare")
     p.add_argument("--old", type=float, default=3, help="weights against 100 of a snapshot")

@@ -32,6 +32,7 @@
 #include "tests/prop/images.h"
 
 #define PAGE	    FAKE_PAGE
+#define LOG_PAGE    4096u /* of a device's log, whatever the host's is */
 #define LOW_PAGES   16u
 #define CHUNK_PAGES 32u
 #define CHUNKS	    8u
@@ -42,7 +43,7 @@
 #define WINDOW	    0x10000000ull
 #define DIMM_GPA    0x20000000ull
 #define GPA_END	    0x30000000ull
-#define RING	    256u
+#define RING	    (PAGE <= 4096 ? 256u : (uint32_t)(PAGE / 16)) /* entries: a page at least */
 #define VCPUS	    2u
 #define CONSUMERS   3u
 #define MAX_SLOTS   40u
@@ -327,8 +328,8 @@ static void device_write(struct campaign *c)
 	if (!s)
 		return;
 	*word_at(s, gpa) = ++c->counter;
-	__atomic_fetch_or((uint8_t *)c->log_mem.base + gpa / PAGE / 8,
-			  (uint8_t)(1u << gpa / PAGE % 8), __ATOMIC_SEQ_CST);
+	__atomic_fetch_or((uint8_t *)c->log_mem.base + gpa / LOG_PAGE / 8,
+			  (uint8_t)(1u << gpa / LOG_PAGE % 8), __ATOMIC_SEQ_CST);
 }
 
 static void op_device(struct campaign *c)
