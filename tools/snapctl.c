@@ -14,8 +14,7 @@
 #include "snapd/util/cleanup.h"
 
 static const struct opt global_opts[] = {
-	{"socket", "PATH",
-	 "the service's socket (else $SNAPD_SOCKET, else " SNAPD_API_SOCKET_DEFAULT ")"},
+	{"socket", "PATH", "of the service (else $SNAPD_SOCKET, " SNAPD_API_SOCKET_DEFAULT ")"},
 	{"json", NULL, "print the service's answer as JSON"},
 	{"no-progress", NULL, "no progress bar, even on a terminal"},
 	{"help", NULL, "this text, or with a verb, the verb's"},
@@ -28,7 +27,8 @@ static const struct verb verbs[] = {
 	 verb_vms,
 	 0,
 	 0,
-	 {{"tag", "TAG", "only those that have this tag"}}},
+	 {{"tag", "TAG", "only those that have this tag"}},
+	 .brief = "the attached VMs"},
 	{"tag",
 	 "VM",
 	 "show and change the tags of a VM, by which policies choose",
@@ -39,7 +39,8 @@ static const struct verb verbs[] = {
 	  {"add", "TAGS", "these besides; separated by commas"},
 	  {"remove", "TAGS", "these go"}},
 	 false,
-	 "Tags that the service's file of tags gives the VM (snapd.conf(5), vm_tags) stay."},
+	 "Tags that the service's file of tags gives the VM (snapd.conf(5), vm_tags) stay.",
+	 .brief = "tags of a VM, for policies"},
 	{"snapshot",
 	 "VM",
 	 "take a snapshot of a running VM",
@@ -50,7 +51,8 @@ static const struct verb verbs[] = {
 	  {"note", "TEXT", "a note"},
 	  {"tag", "TAGS", "tags, separated by commas"},
 	  {"pin", NULL, "pin it: neither deleted nor pruned"},
-	  {"self-check", NULL, "compare all other memory with the store, too"}}},
+	  {"self-check", NULL, "compare all other memory with the store, too"}},
+	 .brief = "take one of a running VM"},
 	{"self-check",
 	 "VM",
 	 "compare all memory with what the store would restore",
@@ -61,7 +63,8 @@ static const struct verb verbs[] = {
 	 false,
 	 "Pauses the VM for one pass over its memory. A page that was written and never\n"
 	 "reported is told, and stored anew. Exit code 5 when there was one: snapshots\n"
-	 "taken since the last check may have it wrong."},
+	 "taken since the last check may have it wrong.",
+	 .brief = "compare memory with store"},
 	{"list",
 	 "[VM]",
 	 "list snapshots; on a terminal as a tree",
@@ -69,28 +72,32 @@ static const struct verb verbs[] = {
 	 0,
 	 1,
 	 {{"tree", NULL, "a tree, even when it is not a terminal"},
-	  {"flat", NULL, "a table, even on a terminal"}}},
+	  {"flat", NULL, "a table, even on a terminal"}},
+	 .brief = "snapshots, as a tree"},
 	{"show",
 	 "SNAP",
 	 "tell all about a snapshot",
 	 verb_show,
 	 1,
 	 1,
-	 {{"space", NULL, "and what deleting it would free (root only)"}}},
+	 {{"space", NULL, "and what deleting it would free (root only)"}},
+	 .brief = "all about a snapshot"},
 	{"diff",
 	 "A B",
 	 "which memory differs between two snapshots",
 	 verb_diff,
 	 2,
 	 2,
-	 {{"all", NULL, "every range, not only the first 20"}}},
+	 {{"all", NULL, "every range, not only the first 20"}},
+	 .brief = "what differs between two"},
 	{"rollback",
 	 "VM SNAP",
 	 "bring a running VM back to a snapshot, in place",
 	 verb_rollback,
 	 2,
 	 2,
-	 {{"check", NULL, "compare memory and state before the VM runs on"}}},
+	 {{"check", NULL, "compare memory and state before the VM runs on"}},
+	 .brief = "bring a VM back, in place"},
 	{"restore",
 	 "SNAP [-- CMD...]",
 	 "start a new VMM from a snapshot",
@@ -103,26 +110,31 @@ static const struct verb verbs[] = {
 	  {"mac", "OLD=NEW,..", "QEMU: likewise, addresses of network cards"},
 	  {"force", NULL, "QEMU: also another version, machine type or CPU"}},
 	 true,
-	 "Runs CMD, or else the command line that the snapshot's VMM had, in place of snapctl,\n"
-	 "with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set for its agent library;\n"
-	 "QEMU's under snapd-qemu(1).  It runs on the disks as they are now."},
+	 "Runs CMD, or else the command line that the snapshot's VMM had, in place of
+	 "
+	 "snapctl, with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set; QEMU's
+	 "
+	 "under snapd-qemu(1).  It runs on the disks as they are now.",
+	 .brief = "a new VMM from a snapshot"},
 	{"export",
 	 "SNAP FILE",
 	 "write memory (sparse, raw) to FILE, state to FILE.json",
 	 verb_export,
 	 2,
 	 2,
-	 {{"force", NULL, "replace FILE and FILE.json"}}},
+	 {{"force", NULL, "replace FILE and FILE.json"}},
+	 .brief = "memory and state to files"},
 	{"import",
 	 "FILE",
 	 "read what export wrote into a new snapshot",
 	 verb_import,
 	 1,
 	 1,
-	 {{"name", "VM", "VM to put it under (else the recorded one with -imported)"},
+	 {{"name", "VM", "VM to put it under (else the recorded one's, -imported)"},
 	  {"snapshot-name", "NAME", "name of the new snapshot"},
 	  {"note", "TEXT", "its note (else the recorded one)"},
-	  {"tag", "TAGS", "its tags (else the recorded ones)"}}},
+	  {"tag", "TAGS", "its tags (else the recorded ones)"}},
+	 .brief = "what export wrote, back"},
 	{"set",
 	 "SNAP",
 	 "change a snapshot's name, note, tags, pin",
@@ -135,14 +147,16 @@ static const struct verb verbs[] = {
 	  {"add-tag", "TAGS", "tags besides those that it has"},
 	  {"remove-tag", "TAGS", "tags that go"},
 	  {"pin", NULL, "neither deleted nor pruned from now on"},
-	  {"unpin", NULL, "may be deleted again"}}},
+	  {"unpin", NULL, "may be deleted again"}},
+	 .brief = "rename, note, tag, pin"},
 	{"delete",
 	 "SNAP...",
 	 "forget snapshots (ID or VM@NAME), or a VM",
 	 verb_delete,
 	 0,
 	 INT_MAX,
-	 {{"vm", "VM", "a VM that is not attached, with all its snapshots"}}},
+	 {{"vm", "VM", "a VM that is not attached, with all its snapshots"}},
+	 .brief = "forget snapshots, or a VM"},
 	{"prune",
 	 "[VM]",
 	 "delete the snapshots that no rule keeps",
@@ -160,24 +174,28 @@ static const struct verb verbs[] = {
 	  {"keep-grid", "STEPS", "the oldest of each span: 24x1h,14x1d,6x30d"},
 	  {"dry-run", NULL, "only tell, for each snapshot, what would happen and why"}},
 	 false,
-	 "What any rule keeps stays, and what is pinned. Space comes back with store gc."},
+	 "What any rule keeps stays, and what is pinned. Space comes back with store gc.",
+	 .brief = "delete what no rule keeps"},
 	{"verify",
 	 "SNAP",
 	 "read and check every page of a snapshot",
 	 verb_verify,
 	 1,
 	 1,
-	 {{"digest", NULL, "and compute SHA-256 of its memory; compare with the VMM's"}}},
+	 {{"digest", NULL, "and SHA-256 of its memory, to compare with the VMM's"}},
+	 .brief = "read and check every page"},
 	{"policy",
-	 "list | show|set|run|pause|resume|rm NAME [KEY=VALUE... | VM]",
+	 "list|show|set|run|pause|resume|rm [NAME] [KEY=VALUE...|VM]",
 	 "periodic snapshots and what stays of them",
 	 verb_policy,
 	 1,
 	 INT_MAX,
 	 {{NULL}},
 	 false,
-	 "set makes or changes a policy: every=5m or schedule='Mon..Fri 02:30', vms='web*',\n"
-	 "keep_grid='24x1h, 14x1d' and more, see snapd-policy(5); KEY= takes a setting away."},
+	 "set makes or changes a policy: every=5m, schedule='Mon..Fri 02:30' or\n"
+	 "recovery_point=1s, vms='web*', keep_grid='24x1h, 14x1d' and more, see\n"
+	 "snapd-policy(5); KEY= takes a setting away.",
+	 .brief = "periodic snapshots"},
 	{"store",
 	 "stats|gc|check|repair",
 	 "figures of the store; give back what is free; check it",
@@ -187,9 +205,10 @@ static const struct verb verbs[] = {
 	 {{"read-data", "[=PERCENT]", "check: every byte of every page, or of a share of them"},
 	  {"dry-run", NULL, "repair: only tell what it would drop"},
 	  {"exact", NULL, "stats: whose the bytes are, page by page"},
-	  {"rate", "BYTES", "check, gc: read so many a second at most; K, M, G may follow"}},
+	  {"rate", "BYTES", "check, gc: at most so many a second (K, M, G)"}},
 	 false,
-	 "Exit code 5 when check finds damage; it tells what it costs."},
+	 "Exit code 5 when check finds damage; it tells what it costs.",
+	 .brief = "figures, gc, check, repair"},
 	{"top",
 	 "",
 	 "live: what VMs write, what is captured, what it costs",
@@ -198,15 +217,18 @@ static const struct verb verbs[] = {
 	 0,
 	 {{"once", NULL, "one frame, and end; so does --json"},
 	  {"delay", "SECONDS", "between samples (default 1)"},
-	  {"sort", "KEY", "name, state, dirty, behind, age, pause, still, epochs, full"}},
+	  {"sort", "KEY", "name state dirty behind age pause still epochs full"}},
 	 false,
-	 "DIRTY/S what the guest writes, BEHIND what is not captured, AGE of the newest point in\n"
-	 "the store, PAUSE the last one, STILL the share of time that the guest stood still,\n"
-	 "EPO/S epochs a second, FUL/S exits because a dirty ring was full."},
-	{"doctor", "", "can this host run snapd, and what mends it", verb_doctor, 0, 0},
-	{"jobs", "", "list jobs", verb_jobs, 0, 0},
-	{"cancel", "JOB", "cancel a job", verb_cancel, 1, 1},
-	{"version", "", "versions of snapctl and of the service", verb_version, 0, 0},
+	 "DIRTY/S what the guest writes, BEHIND what is not captured, AGE of the newest\n"
+	 "point in the store, PAUSE the last one, STILL the share of time that the guest\n"
+	 "stood still, EPO/S epochs a second, FUL/S exits because a dirty ring was full.",
+	 .brief = "live figures"},
+	{"doctor", "", "can this host run snapd, and what mends it", verb_doctor, 0, 0,
+	 .brief = "can this host run snapd?"},
+	{"jobs", "", "list jobs", verb_jobs, 0, 0, .brief = "what runs, and what ran"},
+	{"cancel", "JOB", "cancel a job", verb_cancel, 1, 1, .brief = "stop a job"},
+	{"version", "", "versions of snapctl and of the service", verb_version, 0, 0,
+	 .brief = "of snapctl and service"},
 };
 
 static struct {
@@ -261,14 +283,20 @@ static void print_opts(const struct opt *opts, size_t nr)
 	}
 }
 
+/* Two columns, each read downwards: all verbs on one screen. */
 static int help(void)
 {
-	char left[40];
+	size_t rows = DIV_ROUND_UP(ARRAY_SIZE(verbs), 2);
 
-	puts("usage: snapctl [OPTIONS] VERB ...");
-	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
-		snprintf(left, sizeof(left), "%s %s", verbs[i].name, verbs[i].usage);
-		printf("  %-25s %s\n", left, verbs[i].summary);
+	puts("usage: snapctl [OPTIONS] VERB ...        snapctl VERB --help tells of each");
+	for (size_t i = 0; i < rows; i++) {
+		const struct verb *v = &verbs[i];
+
+		printf("  %-11s%-27s", v->name, v->brief);
+		v += rows;
+		if (v < verbs + ARRAY_SIZE(verbs))
+			printf("  %-11s%s", v->name, v->brief);
+		putchar('\n');
 	}
 	puts("SNAP is ID, VM@ID, VM@NAME, or VM for its newest.\n");
 	print_opts(global_opts, ARRAY_SIZE(global_opts));

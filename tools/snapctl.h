@@ -50,6 +50,7 @@ struct verb {
 	struct opt opts[OPTS_MAX]; /* ends with name NULL */
 	bool takes_rest;	   /* "-- CMD…" */
 	const char *more;	   /* a paragraph for --help, or NULL */
+	const char *brief;	   /* for the list of verbs, at most 27 characters */
 };
 
 /* Value of an option of the verb: "" for a switch that is there, NULL when absent. */

@@ -398,8 +398,9 @@ class Cli:
 def options_are_documented(b):
     """Every option that --help lists is accepted, every other one is refused."""
     text = subprocess.run([b.tool("snapctl"), "--help"], text=True, stdout=subprocess.PIPE, check=True).stdout
-    check(len(text.splitlines()) <= 32, "--help does not fit a screen")
-    verbs = re.findall(r"^  ([a-z][a-z-]+) ", text, re.M)
+    check(len(text.splitlines()) <= 24, "--help does not fit a screen")
+    listed = [part.split() for row in re.findall(r"^  [a-z].*$", text, re.M) for part in (row[:40], row[40:])]
+    verbs = [words[0] for words in listed if words]
     check(len(verbs) >= 15, f"verbs: {verbs}")
     for verb in verbs:
         p = subprocess.run([b.tool("snapctl"), verb, "--help"], text=True, stdout=subprocess.PIPE, check=True)

@@ -48,7 +48,14 @@ def page_options(text):
 def snapctl():
     exe = os.path.join(build, "tools", "snapctl")
     text = run(exe, "--help").stdout
-    verbs = re.findall(r"^  ([a-z][a-z-]+) ", text, re.M)
+    listed = [part.split() for line in re.findall(r"^  [a-z].*$", text, re.M) for part in (line[:40], line[40:])]
+    verbs = [words[0] for words in listed if words]
+    if any(len(words) < 2 or "(null)" in words for words in listed if words):
+        bad.append("snapctl --help: a verb without a word about it")
+    for verb in [None] + verbs:
+        lines = run(exe, *([verb] if verb else []), "--help").stdout.splitlines()
+        if len(lines) > 24 or max(map(len, lines)) > 80:
+            bad.append(f"snapctl {verb or ''} --help: {len(lines)} lines of up to {max(map(len, lines))} columns: no screen")
     common = options(text)
     own = {v: options(run(exe, v, "--help").stdout) - common for v in verbs}
     every = common.union(*own.values())
