@@ -110,10 +110,8 @@ static const struct verb verbs[] = {
 	  {"mac", "OLD=NEW,..", "QEMU: likewise, addresses of network cards"},
 	  {"force", NULL, "QEMU: also another version, machine type or CPU"}},
 	 true,
-	 "Runs CMD, or else the command line that the snapshot's VMM had, in place of
-	 "
-	 "snapctl, with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set; QEMU's
-	 "
+	 "Runs CMD, or else the command line that the snapshot's VMM had, in place of\n"
+	 "snapctl, with SNAPD_RESTORE, SNAPD_VM_NAME and SNAPD_AGENT_SOCKET set; QEMU's\n"
 	 "under snapd-qemu(1).  It runs on the disks as they are now.",
 	 .brief = "a new VMM from a snapshot"},
 	{"export",
