@@ -33,6 +33,9 @@ struct s3 {
 	struct s3_conn *idle; /* under lock */
 };
 
+extern const struct objstore_ops s3_ops;
+void s3_close(struct objstore *s);
+
 struct s3_request {
 	enum s3_method method;
 	const char *key;   /* NULL: the bucket */
