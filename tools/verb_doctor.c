@@ -37,6 +37,12 @@
 #define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
 #endif
 
+#ifdef __aarch64__
+#define QEMU_ARCH "aarch64"
+#else
+#define QEMU_ARCH "x86_64"
+#endif
+
 enum health { GOOD, POOR, BAD };
 
 struct finding {
@@ -205,6 +211,29 @@ static void check_store(struct finding *f)
 		mend(f, "give it 10 GiB or more, or prune and run `snapctl store gc`");
 }
 
+/* Only for QEMU's VMs; other VMMs link the agent. */
+static void check_qemu(struct finding *f)
+{
+	static const char *const places[] = {"/usr/bin", "/usr/local/bin"};
+	char path[64];
+
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		snprintf(path, sizeof(path), "%s/snapd-qemu", places[i]);
+		if (access(path, X_OK))
+			continue;
+		snprintf(path, sizeof(path), "%s/qemu-system-" QEMU_ARCH, places[i]);
+		if (!access(path, X_OK) || !access("/usr/bin/qemu-system-" QEMU_ARCH, X_OK)) {
+			found(f, GOOD, "snapd-qemu and QEMU are installed");
+			return;
+		}
+		found(f, POOR, "no qemu-system-" QEMU_ARCH " for snapd-qemu to start");
+		mend(f, "install QEMU 7.2 or later; not needed for other VMMs");
+		return;
+	}
+	found(f, POOR, "snapd-qemu is not installed");
+	mend(f, "install it from snapd's packages; not needed for other VMMs");
+}
+
 static bool answers(const char *path, int type)
 {
 	struct sockaddr_un un = {.sun_family = AF_UNIX};
@@ -251,6 +280,7 @@ static const struct {
 	{"open-files", check_files},
 	{"locked-memory", check_locked},
 	{"store", check_store},
+	{"qemu", check_qemu},
 };
 
 #define NR_CHECKS (ARRAY_SIZE(checks) + 2)

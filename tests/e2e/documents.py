@@ -126,6 +126,31 @@ def pages():
             bad.append(f"{page}: {p.stderr.strip()[:200]}")
 
 
+def commands():
+    """A page for each program and file of settings that is installed, and no page that is not."""
+    listed = set(re.findall(r"'([a-z.-]+\.[0-9])'", read("docs", "meson.build")))
+    same("docs/man", os.listdir(os.path.join(source, "docs", "man")), listed)
+    installed = re.findall(r"executable\((?:name_prefix \+ )?'([a-z-]+)'(?:(?!executable\()[\s\S])*?install: true",
+                           "".join(read(d, "meson.build") for d in ("snapd", "tools", "vmm", "adapters/qemu")))
+    same("pages of commands", {re.sub(r"\.[0-9]$", "", p) for p in listed if p[-1] in "18"}, installed)
+
+
+def anchor(heading):
+    return re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
+
+
+def links():
+    """Relative links of the documents lead somewhere."""
+    for name in ["README.md", "HACKING.md", "NEWS.md"] + ["docs/" + f for f in os.listdir(os.path.join(source, "docs")) if f.endswith(".md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)]*)\)", read(name)):
+            path, _, part = target.partition("#")
+            path = os.path.normpath(os.path.join(os.path.dirname(name), path)) if path else name
+            if not os.path.exists(os.path.join(source, path)):
+                bad.append(f"{name}: a link to {target}, which is not there")
+            elif part and part not in map(anchor, re.findall(r"^#+ (.*)$", read(path), re.M)):
+                bad.append(f"{name}: a link to {target}, which has no such heading")
+
+
 def shells():
     for shell, name in (("bash", "snapctl.bash"), ("zsh", "_snapctl"), ("fish", "snapctl.fish"),
                         ("bash", "snapd-qemu.bash")):
@@ -149,6 +174,8 @@ same("bash: snapd-qemu", re.findall(r"--([a-z-]+)", re.search(r" options='([^']*
 settings()
 policies()
 pages()
+commands()
+links()
 shells()
 for line in bad:
     print(line)
