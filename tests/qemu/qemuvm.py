@@ -112,7 +112,7 @@ class QemuVm:
     them).  disk: None, ide, ahci, virtio; more: further arguments."""
 
     def __init__(self, bench, name, guest="native", mem=64, smp=1, disk=None, cache="none", vga="none", more=(),
-                 adapter=True, env=None, argv=None, launcher=(), **params):
+                 adapter=True, env=None, argv=None, launcher=(), pass_fds=(), **params):
         self.bench, self.name, self.guest, self.smp = bench, name, guest, smp
         self.mem_bytes = mem << 20
         self.serial = os.path.join(bench.dir, f"{name}.serial")
@@ -125,7 +125,7 @@ class QemuVm:
             argv = self.arguments(guest, mem, smp, disk, cache, vga, more, dict(params, cpus=smp))
         if adapter:
             argv = [bench.launcher, "--vm", name, *launcher, "--", *argv]
-        self.start(argv, env)
+        self.start(argv, env, pass_fds)
 
     def arguments(self, guest, mem, smp, disk, cache, vga, more, params):
         how = "img" if disk else "rom"
@@ -143,10 +143,10 @@ class QemuVm:
                 ["-device", "ahci,id=a", "-device", "ide-hd,bus=a.0,drive=d"]
         return argv + list(more)
 
-    def start(self, argv, env):
+    def start(self, argv, env, pass_fds=()):
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            env=dict(self.bench.env, **(env or {})))
+                                            env=dict(self.bench.env, **(env or {})), pass_fds=pass_fds)
         self.bench.vms.append(self)
 
     # ---- as snaptest.Vm ----
@@ -222,7 +222,7 @@ class QemuVm:
 
 def exported(bench, sel):
     """A snapshot's memory: [(gpa, bytes)], and its description."""
-    path = os.path.join(bench.dir, "export")
+    path = os.path.join(bench.dir, f"export-{sel}")
     bench.snapctl("export", "--force", str(sel), path)
     with open(path + ".json") as f:
         about = json.load(f)
@@ -231,6 +231,7 @@ def exported(bench, sel):
         for gpa, length, at in about["memory"]["map"]:
             f.seek(at)
             out.append((gpa, f.read(length)))
+    os.unlink(path)
     return out, about
 
 
