@@ -344,6 +344,8 @@ static size_t least_length(uint16_t type)
 		return SNAPD_1_0_LOAD_BYTES;
 	case SNAPD_MSG_RESUME:
 		return SNAPD_1_0_RESUME_BYTES;
+	case SNAPD_MSG_CHECK:
+		return sizeof(struct snapd_msg_check);
 	default:
 		return SIZE_MAX;
 	}
@@ -403,7 +405,7 @@ static const char *check_message(const struct snapd_vm *vm, ssize_t len, int fd,
 		return "it sent a message of unknown type";
 	if ((size_t)len < least)
 		return "it sent too short a message";
-	if (fd >= 0 && h->type != SNAPD_MSG_LOAD)
+	if (fd >= 0 && h->type != SNAPD_MSG_LOAD && h->type != SNAPD_MSG_CHECK)
 		return "it sent a descriptor where none belongs";
 	if (!vm->conn.welcome && h->type != SNAPD_MSG_WELCOME && h->type != SNAPD_MSG_REJECT &&
 	    h->type != SNAPD_MSG_ERROR)

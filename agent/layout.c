@@ -241,7 +241,9 @@ static bool continues(const struct snapd_memslot *last, const struct snapd_memsl
 	       last->fd_offset + last->size_bytes == m->fd_offset;
 }
 
-static int target_append(struct target *t, const struct snapd_memslot *m)
+/* Pieces that were one slot, which KVM maps from one host address on: where the VMM has
+ * them at two by now, there is no such slot to be made. */
+static int target_append(struct target *t, const struct snapd_memslot *m, struct err *e)
 {
 	struct snapd_memslot *last = t->nr ? &t->slots[t->nr - 1] : NULL;
 
@@ -249,8 +251,13 @@ static int target_append(struct target *t, const struct snapd_memslot *m)
 		last->size_bytes += m->size_bytes;
 		return 0;
 	}
+	if (last && last->slot == m->slot && last->as_id == m->as_id)
+		return err_set(e, EINVAL,
+			       "the snapshot has one memslot at GPA 0x%" PRIx64
+			       " of memory that the VMM has mapped in two places",
+			       last->gpa);
 	if (!GROW(t->slots, t->nr, t->cap))
-		return -ENOMEM;
+		return err_set(e, ENOMEM, "no memory for the layout");
 	t->slots[t->nr++] = *m;
 	return 0;
 }
@@ -272,10 +279,10 @@ static int target_read(struct snapd_vm *vm, const struct snapd_state_reader *r, 
 	s = data;
 	for (size_t i = 0; i < len / sizeof(*s); i++) {
 		ret = target_of(vm, &s[i], &m, e);
+		if (ret >= 0)
+			ret = target_append(t, &m, e);
 		if (ret < 0)
 			return ret;
-		if (target_append(t, &m) < 0)
-			return err_set(e, ENOMEM, "no memory for the layout");
 	}
 	return 0;
 }
@@ -377,6 +384,18 @@ static int drop_unknown(struct snapd_vm *vm, const struct snapd_state_reader *r,
 		return err_set(e, ENOTSUP, "pieces record of version %u, %zu bytes", version, len);
 	backing_keep(vm, data, len / sizeof(struct state_piece));
 	return 0;
+}
+
+int layout_check(struct snapd_vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	struct target t = {0};
+	int ret;
+
+	pthread_mutex_lock(&vm->slots_lock);
+	ret = target_read(vm, r, &t, e);
+	pthread_mutex_unlock(&vm->slots_lock);
+	free(t.slots);
+	return ret;
 }
 
 int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_t *layout_ns,

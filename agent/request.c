@@ -422,17 +422,26 @@ static int load_vmm(struct snapd_vm *vm, const struct snapd_state_reader *r,
 	return ret < 0 ? ret : layout_load(vm, r, &out->layout_ns, &out->cure_ns, e);
 }
 
+/* What may refuse a state, with nothing changed. */
+static int check_all(struct snapd_vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	int ret = vm->arch->host_check(&vm->kvm, &vm->host_said, r, e);
+
+	if (ret >= 0 && is_of_vmm(r) != vm->vmm_state)
+		ret = err_set(e, EINVAL, "the snapshot is%s of a VMM that saves vCPUs itself",
+			      vm->vmm_state ? " not" : "");
+	/* Such a VMM makes its memslots itself. */
+	return ret < 0 || vm->vmm_state ? ret : layout_check(vm, r, e);
+}
+
 /* All that may refuse comes before all that changes anything, where it can. */
 static int load_all(struct snapd_vm *vm, const struct snapd_state_reader *r,
 		    struct snapd_msg_loaded *out, struct err *e)
 {
 	const struct arch_vm whole = arch_vm_whole(vm);
-	int ret = vm->arch->host_check(&vm->kvm, &vm->host_said, r, e);
+	int ret = check_all(vm, r, e);
 	uint64_t begin;
 
-	if (ret >= 0 && is_of_vmm(r) != vm->vmm_state)
-		ret = err_set(e, EINVAL, "the snapshot is%s of a VMM that saves vCPUs itself",
-			      vm->vmm_state ? " not" : "");
 	if (ret >= 0 && vm->vmm_state)
 		return load_vmm(vm, r, out, e);
 	if (ret >= 0)
@@ -474,6 +483,7 @@ static int read_blob(int fd, uint64_t len, void **ret, struct err *e)
 	return 0;
 }
 
+/* `out` NULL: only look whether it could be loaded. */
 static int load_state(struct snapd_vm *vm, int fd, uint64_t len, struct snapd_msg_loaded *out,
 		      struct err *e)
 {
@@ -484,7 +494,7 @@ static int load_state(struct snapd_vm *vm, int fd, uint64_t len, struct snapd_ms
 	if (r >= 0)
 		r = state_reader_init(&reader, blob, len, e);
 	if (r >= 0)
-		r = load_all(vm, &reader, out, e);
+		r = out ? load_all(vm, &reader, out, e) : check_all(vm, &reader, e);
 	return r;
 }
 
@@ -526,6 +536,17 @@ static void on_load(struct snapd_vm *vm, const struct snapd_msg_load *m, int fd)
 	if (vm->runs_on)
 		out.paused_ns = resume(vm);
 	conn_send(vm, &out, sizeof(out), -1);
+}
+
+static void on_check(struct snapd_vm *vm, const struct snapd_msg_check *m, int fd)
+{
+	struct snapd_msg_checked out = {.h = {.type = SNAPD_MSG_CHECKED, .req = m->h.req}};
+	struct err e = {0};
+
+	if (load_state(vm, fd, m->state_bytes, NULL, &e) < 0)
+		fail(vm, m->h.req, &e);
+	else
+		conn_send(vm, &out, sizeof(out), -1);
 }
 
 static void on_rewrite(struct snapd_vm *vm, const struct snapd_msg_rewrite *m)
@@ -576,6 +597,9 @@ void request_handle(struct snapd_vm *vm, const struct snapd_msg *h, int *fd)
 		break;
 	case SNAPD_MSG_REWRITE:
 		on_rewrite(vm, (const void *)h);
+		break;
+	case SNAPD_MSG_CHECK:
+		on_check(vm, (const void *)h, *fd);
 		break;
 	case SNAPD_MSG_LOAD:
 		on_load(vm, (const void *)h, *fd);

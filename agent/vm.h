@@ -439,6 +439,8 @@ int layout_save(struct snapd_vm *vm, struct snapd_state_writer *w, struct err *e
 /* Drop stale shadow pages ahead of LOAD, while the service writes, where that is
  * harmless if no LOAD follows. */
 void layout_cure_ahead(struct snapd_vm *vm);
+/* Could it be loaded?  Changes nothing, and may come while vCPUs run. */
+int layout_check(struct snapd_vm *vm, const struct snapd_state_reader *r, struct err *e);
 int layout_load(struct snapd_vm *vm, const struct snapd_state_reader *r, uint64_t *layout_ns,
 		uint64_t *cure_ns, struct err *e);
 

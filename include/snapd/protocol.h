@@ -51,6 +51,7 @@ enum snapd_msg_type {
 	SNAPD_MSG_FAILED = 10, /* the request `req` failed; the VM runs as before */
 	SNAPD_MSG_BYE = 11,    /* the VMM detaches; no answer */
 	SNAPD_MSG_ABOUT = 12,  /* what the VMM says of the VM; may come again */
+	SNAPD_MSG_CHECKED = 13,
 	/* service → agent */
 	SNAPD_MSG_WELCOME = 32,
 	SNAPD_MSG_REJECT = 33,
@@ -59,6 +60,7 @@ enum snapd_msg_type {
 	SNAPD_MSG_REWRITE = 36, /* no answer */
 	SNAPD_MSG_LOAD = 37,	/* + fd of the state */
 	SNAPD_MSG_RESUME = 38,
+	SNAPD_MSG_CHECK = 39, /* + fd of the state */
 	/* either way */
 	SNAPD_MSG_ERROR = 64,
 };
@@ -225,6 +227,15 @@ struct snapd_msg_rewrite {
  * the descriptor (format: snapd/state.h), cure stale shadow mappings.  Answer
  * LOADED (still paused) or FAILED (still paused, and the VM is unusable).  With
  * RESUME (1.2) LOADED says that the VM runs on: paused_ns is as in RESUMED. */
+/* CHECK (1.3): could the VM load this state?  Host and memory layout are looked at; nothing
+ * is touched, and the VM runs, or stands, as before.  CHECKED, or FAILED with the reason. */
+struct snapd_msg_check {
+	struct snapd_msg h;
+	uint64_t state_bytes;
+};
+struct snapd_msg_checked {
+	struct snapd_msg h;
+};
 #define SNAPD_LOAD_RESUME (1u << 0)
 struct snapd_msg_load {
 	struct snapd_msg h;

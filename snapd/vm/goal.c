@@ -190,6 +190,16 @@ int goal_load(struct vm *vm, struct snapd_point at, struct goal *g, struct err *
 	return err;
 }
 
+int goal_check(struct vm *vm, const struct goal *g, struct err *e)
+{
+	struct snapd_msg_check msg = {.state_bytes = g->state_len};
+
+	if (!vm_speaks(vm, CHECK_MINOR))
+		return 0;
+	return vm_request(vm, &msg, sizeof(msg), SNAPD_MSG_CHECK, g->state_fd, SNAPD_MSG_CHECKED,
+			  sizeof(struct snapd_msg_checked), VM_REQUEST_TIMEOUT_MS, e);
+}
+
 /* First piece that ends above gfn, or nr_pieces. */
 static size_t piece_above(const struct goal *g, uint64_t gfn)
 {

@@ -157,6 +157,7 @@ int vm_set_point(struct vm *vm, struct snapd_point at, struct pagemap *live, str
 
 /* ---- requests that several files make ---- */
 #define REWRITE_MINOR 2 /* PAUSE with REWRITE, LOAD with RESUME, UNTOUCHED */
+#define CHECK_MINOR   3 /* CHECK */
 /* Does the agent know what came with minor version `minor`? */
 /* Its VMM stops, saves and loads vCPUs itself. */
 static inline bool vm_keeps_state(const struct vm *vm)
@@ -218,6 +219,8 @@ struct goal {
 int goal_load(struct vm *vm, struct snapd_point at, struct goal *g, struct err *e);
 void goal_deinit(struct goal *g);
 bool goal_has(const struct goal *g, uint64_t gfn);
+/* Ask the agent, which may know more of its VM, before anything is touched. */
+int goal_check(struct vm *vm, const struct goal *g, struct err *e);
 /* Start the timeline. */
 int goal_fork(struct vm *vm, struct goal *g, struct err *e);
 /*

@@ -190,8 +190,10 @@ static int prepare(struct restore *r, struct err *e)
 static int run(struct restore *r, struct err *e)
 {
 	struct snapd_msg_loaded loaded;
-	int err = prepare(r, e);
+	int err = goal_check(r->vm, &r->goal, e);
 
+	if (!err)
+		err = prepare(r, e);
 	if (!err)
 		err = empty_ram(r->vm, e);
 	if (!err)

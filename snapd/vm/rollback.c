@@ -474,6 +474,8 @@ static int rollback_to(struct rollback *r, struct snapd_point at, struct err *e)
 
 	r->nr_removed = vm->mem.nr_removed;
 	err = goal_load(vm, at, &r->goal, e);
+	if (!err && !r->paused_already)
+		err = goal_check(vm, &r->goal, e);
 	if (!err)
 		err = run(r, e);
 	if (err)

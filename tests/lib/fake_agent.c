@@ -345,6 +345,7 @@ static void on_load(struct fake_agent *a, const struct snapd_msg_load *m, int fd
 static void on_request(struct fake_agent *a, const struct snapd_msg *h, int fd)
 {
 	struct snapd_msg_synced synced = {};
+	struct snapd_msg_checked checked = {};
 	struct snapd_msg_resumed resumed = {.paused_ns = 1000};
 	struct snapd_msg_error failed = {.code = EIO, .text = "as the test asked"};
 	int type = h->type;
@@ -376,6 +377,9 @@ static void on_request(struct fake_agent *a, const struct snapd_msg *h, int fd)
 		a->untouched = false;
 		a->rewrite_to = ((const struct snapd_msg_rewrite *)h)->to;
 		a->nr_rewrites++;
+		break;
+	case SNAPD_MSG_CHECK:
+		answer(a, &checked, sizeof(checked), SNAPD_MSG_CHECKED, h->req, -1);
 		break;
 	case SNAPD_MSG_LOAD:
 		on_load(a, (const struct snapd_msg_load *)h, fd);

@@ -209,6 +209,27 @@ static void test_load_refused(void)
 	fa_deinit(&a);
 }
 
+/* CHECK refused: nothing was touched, the VM has not stood. */
+static void test_check_refused(void)
+{
+	struct fake_agent a;
+	struct err e = {};
+	int pauses, loads;
+	uint64_t id;
+
+	fa_init(&a, "choosy", 100, 0);
+	check(service_attach(&service, &a), "attach");
+	id = snapshot(&a);
+	fa_write(&a, 0, 3, 9);
+	pauses = a.nr_pauses;
+	loads = a.nr_loads;
+	a.fail_at = SNAPD_MSG_CHECK;
+	check(service_rollback(&service, &a, id, &e) == -EIO, "refused: %s", e.text);
+	check(a.nr_pauses == pauses && a.nr_loads == loads, "the VM stood");
+	snapshot(&a);
+	fa_deinit(&a);
+}
+
 static void test_shrinking_memory(void)
 {
 	static const int types[] = {SNAPD_MSG_SYNC, SNAPD_MSG_PAUSE};
@@ -353,6 +374,7 @@ int main(void)
 	test_untouched(0);
 	test_untouched(2);
 	test_load_refused();
+	test_check_refused();
 	test_shrinking_memory();
 	test_staging_too_small();
 	test_names();
