@@ -21,6 +21,7 @@
 #include "snapd/daemon/agents.h"
 #include "snapd/policy/scheduler.h"
 #include "snapd/api/api.h"
+#include "snapd/backup/backup.h"
 #include "snapd/daemon/config.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/job.h"
@@ -130,6 +131,8 @@ static int start(struct daemon *d, struct err *e)
 	if (!err)
 		err = vm_tags_open(d->config.vm_tags, d->config.store_dir, &d->tags, e);
 	if (!err)
+		err = backup_start(d, e);
+	if (!err)
 		err = policies_start(d, e);
 	if (!err)
 		err = api_start(d, e);
@@ -146,6 +149,7 @@ static void stop(struct daemon *d)
 	api_stop(d);
 	if (d->jobs)
 		jobs_stop(d);
+	backup_stop(d);
 	vm_tags_close(d->tags);
 	systemd_watchdog_stop();
 	if (signals.src.fd > 0)

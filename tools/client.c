@@ -128,6 +128,7 @@ static int exit_code_of(const char *code)
 		{"not-found", EXIT_NOT_FOUND},	{"busy", EXIT_CONFLICT},
 		{"exists", EXIT_CONFLICT},	{"not-connected", EXIT_CONFLICT},
 		{"unsupported", EXIT_CONFLICT}, {"corrupt", EXIT_CORRUPT},
+		{"wrong-key", EXIT_CORRUPT},
 	};
 
 	for (size_t i = 0; code && i < ARRAY_SIZE(map); i++)

@@ -179,3 +179,49 @@ int64_t image_offset(const struct image_map *m, uint64_t gpa, uint64_t *len)
 	*len = m->runs[lo].gpa + m->runs[lo].len - gpa;
 	return (int64_t)(m->runs[lo].offset + (gpa - m->runs[lo].gpa));
 }
+
+int image_blob(json_t *state, const char *json_path, struct snapd_state_writer *w, const void **ret,
+	       size_t *len)
+{
+	json_t *rec;
+	size_t i;
+
+	json_array_foreach(json_object_get(state, "records"), i, rec)
+	{
+		size_t n = 0;
+		_cleanup_free_ void *payload = image_payload(rec, &n);
+
+		if (!payload || n != get_u64(rec, "bytes"))
+			return fail(EXIT_CORRUPT, "%s: record %s has no proper payload", json_path,
+				    get_text(rec, "name"));
+		if (state_put(w, get_text(rec, "name"), (uint32_t)get_u64(rec, "instance"),
+			      (uint16_t)get_u64(rec, "version"), payload, n))
+			return fail(EXIT_CORRUPT, "%s: record %s: too much, or a name too long",
+				    json_path, get_text(rec, "name"));
+	}
+	if (state_writer_finish(w, ret, len))
+		return fail(EXIT_FAILED, "out of memory");
+	return 0;
+}
+
+int image_header(json_t *state, const char *json_path, const char *vm, const char *name,
+		 const char *note, const char *tags, size_t state_bytes, char **ret)
+{
+	json_t *snap = json_object_get(state, "snapshot"), *of = json_object_get(state, "vm");
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	_cleanup_free_ char *line = NULL;
+	uint64_t page_size;
+	int rc = page_size_of(state, &page_size);
+
+	if (rc)
+		return rc;
+	o = json_pack("{ss ss sI sI ss* ss ss sI sO*}", "vm", vm, "arch", get_text(of, "arch"),
+		      "page_size", (json_int_t)page_size, "state_bytes", (json_int_t)state_bytes,
+		      "name", name, "note", note, "tags", tags, "taken_ns",
+		      json_integer_value(json_object_get(snap, "taken_ns")), "cmdline",
+		      json_object_get(of, "cmdline"));
+	line = o ? json_dumps(o, JSON_COMPACT) : NULL;
+	if (!line || asprintf(ret, "%s\n", line) < 0)
+		return fail(EXIT_FAILED, "%s: not usable as a description", json_path);
+	return 0;
+}

@@ -207,6 +207,34 @@ static const struct verb verbs[] = {
 	 false,
 	 "Exit code 5 when check finds damage; it tells what it costs.",
 	 .brief = "figures, gc, check, repair"},
+	{"backup",
+	 "push|pull|list|verify|forget|prune|status [SNAP...]",
+	 "snapshots in a bucket or a directory",
+	 verb_backup,
+	 1,
+	 INT_MAX,
+	 {{"repository", "URL", "s3://BUCKET/PREFIX or file:///PATH"},
+	  {"stdout", NULL, "push: one snapshot, whole, to the standard output"},
+	  {"stdin", NULL, "pull: what push --stdout wrote"},
+	  {"name", "VM", "pull: VM to put it under (else its own)"},
+	  {"read-data", "[=PERCENT]", "verify: every byte, or a share"},
+	  {"keep-last", "RULE", NULL},
+	  {"keep-hourly", "RULE", NULL},
+	  {"keep-daily", "RULE", NULL},
+	  {"keep-weekly", "RULE", NULL},
+	  {"keep-monthly", "RULE", NULL},
+	  {"keep-yearly", "RULE", NULL},
+	  {"keep-within", "RULE", NULL},
+	  {"keep-tag", "RULE", NULL},
+	  {"keep-grid", "RULE", NULL},
+	  {"vm", "VM", "forget: only snapshots of this VM"},
+	  {"prune", NULL, "forget: and prune"},
+	  {"dry-run", NULL, "forget, prune: only tell"}},
+	 false,
+	 "SNAP is a local snapshot for push; else the first digits of one in the\n"
+	 "repository, VM@NAME, or VM for its newest. forget takes prune's --keep rules.\n"
+	 "Root only. Exit code 5 when verify finds damage.",
+	 .brief = "in a bucket or a directory"},
 	{"top",
 	 "",
 	 "live: what VMs write, what is captured, what it costs",
@@ -274,6 +302,9 @@ static void print_opts(const struct opt *opts, size_t nr)
 
 	for (size_t i = 0; i < nr && opts[i].name; i++) {
 		const char *arg = opts[i].arg ? opts[i].arg : "";
+
+		if (!opts[i].help)
+			continue;
 
 		snprintf(left, sizeof(left), "--%s%s%s", opts[i].name,
 			 *arg && *arg != '[' ? " " : "", arg);

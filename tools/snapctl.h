@@ -24,10 +24,10 @@ enum {
 struct opt {
 	const char *name; /* without the dashes */
 	const char *arg;  /* what --help calls its value; NULL: a switch; "[X]": may be left out */
-	const char *help;
+	const char *help; /* NULL: told elsewhere */
 };
 
-#define OPTS_MAX 12
+#define OPTS_MAX 18
 
 struct args {
 	const struct verb *verb;
@@ -82,6 +82,10 @@ int verb_doctor(const struct args *a);
 int verb_policy(const struct args *a);
 int verb_store(const struct args *a);
 int verb_top(const struct args *a);
+int verb_backup(const struct args *a);
 int verb_jobs(const struct args *a);
 int verb_cancel(const struct args *a);
 int verb_version(const struct args *a);
+
+/* verbs_keep.c: what --keep-… options say, as the API has it. */
+void keep_rules(const struct args *a, json_t *keep);

@@ -81,29 +81,6 @@ static int open_files(struct importing *m)
 	return rc;
 }
 
-static int build_blob(struct importing *m, const void **blob, size_t *len)
-{
-	json_t *rec;
-	size_t i;
-
-	json_array_foreach(json_object_get(m->state, "records"), i, rec)
-	{
-		size_t n = 0;
-		_cleanup_free_ void *payload = image_payload(rec, &n);
-
-		if (!payload || n != get_u64(rec, "bytes"))
-			return fail(EXIT_CORRUPT, "%s: record %s has no proper payload",
-				    m->json_path, get_text(rec, "name"));
-		if (state_put(&m->blob, get_text(rec, "name"), (uint32_t)get_u64(rec, "instance"),
-			      (uint16_t)get_u64(rec, "version"), payload, n))
-			return fail(EXIT_CORRUPT, "%s: record %s: too much, or a name too long",
-				    m->json_path, get_text(rec, "name"));
-	}
-	if (state_writer_finish(&m->blob, blob, len))
-		return fail(EXIT_FAILED, "out of memory");
-	return 0;
-}
-
 static const char *either(const char *a, const char *b)
 {
 	return a ? a : b;
@@ -111,23 +88,14 @@ static const char *either(const char *a, const char *b)
 
 static int build_header(struct importing *m, const struct args *a, size_t state_bytes)
 {
-	json_t *snap = json_object_get(m->state, "snapshot"), *vm = json_object_get(m->state, "vm");
-	_cleanup_free_ char *vm_name = NULL, *line = NULL;
-	_cleanup_(cleanup_json) json_t *o = NULL;
+	json_t *snap = json_object_get(m->state, "snapshot");
+	_cleanup_free_ char *vm_name = NULL;
 
 	if (asprintf(&vm_name, "%s-imported", get_text(snap, "vm")) < 0)
 		abort();
-	o = json_pack("{ss ss sI sI ss* ss ss sI sO*}", "vm", either(opt(a, "name"), vm_name),
-		      "arch", get_text(vm, "arch"), "page_size", (json_int_t)m->map.page_size,
-		      "state_bytes", (json_int_t)state_bytes, "name", opt(a, "snapshot-name"),
-		      "note", either(opt(a, "note"), get_text(snap, "note")), "tags",
-		      either(opt(a, "tag"), get_text(snap, "tags")), "taken_ns",
-		      json_integer_value(json_object_get(snap, "taken_ns")), "cmdline",
-		      json_object_get(vm, "cmdline"));
-	line = o ? json_dumps(o, JSON_COMPACT) : NULL;
-	if (!line || asprintf(&m->header, "%s\n", line) < 0)
-		return fail(EXIT_FAILED, "%s: not usable as a description", m->json_path);
-	return 0;
+	return image_header(m->state, m->json_path, either(opt(a, "name"), vm_name),
+			    opt(a, "snapshot-name"), either(opt(a, "note"), get_text(snap, "note")),
+			    either(opt(a, "tag"), get_text(snap, "tags")), state_bytes, &m->header);
 }
 
 /* ---- sending ---- */
@@ -253,7 +221,7 @@ int verb_import(const struct args *a)
 		return fail(EXIT_FAILED, "out of memory");
 	rc = open_files(&m);
 	if (!rc)
-		rc = build_blob(&m, &blob, &len);
+		rc = image_blob(m.state, m.json_path, &m.blob, &blob, &len);
 	if (!rc)
 		rc = build_header(&m, a, len);
 	if (!rc)

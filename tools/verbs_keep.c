@@ -153,7 +153,7 @@ int verb_delete(const struct args *a)
 
 /* ---- prune ---- */
 
-static void keep_rules(const struct args *a, json_t *keep)
+void keep_rules(const struct args *a, json_t *keep)
 {
 	static const char *const rules[][2] = {
 		{"keep-last", "last"},	   {"keep-hourly", "hourly"},	{"keep-daily", "daily"},

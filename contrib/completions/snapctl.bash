@@ -20,14 +20,14 @@ _snapctl_jobs() {
 
 _snapctl() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' npos=0 i word
-	local verbs='vms tag snapshot self-check list show diff rollback restore export import set delete prune verify policy store top doctor jobs cancel version'
+	local verbs='vms tag snapshot self-check list show diff rollback restore export import set delete prune verify policy store backup top doctor jobs cancel version'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
 		case $word in
-		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --rate | --set | --add | --remove | --delay | --sort) ((i++)) ;;
+		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --repository | --rate | --set | --add | --remove | --delay | --sort) ((i++)) ;;
 		-*) ;;
 		*) if [ -z "$verb" ]; then verb=$word; else ((npos++)); fi ;;
 		esac
@@ -48,6 +48,7 @@ _snapctl() {
 	show) options+=' --space' ;;
 	top) options+=' --once --delay --sort' ;;
 	store) options+=' --read-data --dry-run --exact --rate' ;;
+	backup) options+=' --repository --stdout --stdin --name --read-data --vm --prune --dry-run' ;;
 	verify) options+=' --digest' ;;
 	esac
 	case $prev in
@@ -68,6 +69,7 @@ _snapctl() {
 		;;
 	export:1 | import:0) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	policy:0) mapfile -t COMPREPLY < <(compgen -W 'list show set run pause resume rm' -- "$cur") ;;
+	backup:0) mapfile -t COMPREPLY < <(compgen -W 'push pull list verify forget prune status' -- "$cur") ;;
 	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check repair' -- "$cur") ;;
 	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
 	esac

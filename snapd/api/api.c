@@ -42,6 +42,13 @@ const struct api_route api_routes[] = {
 	{"POST", "/v1/store/check", api_post_check},
 	{"POST", "/v1/store/repair", api_post_repair},
 	{"POST", "/v1/store/account", api_post_account},
+	{"POST", "/v1/backup/push", api_post_backup_push},
+	{"POST", "/v1/backup/pull", api_post_backup_pull},
+	{"POST", "/v1/backup/list", api_post_backup_list},
+	{"POST", "/v1/backup/verify", api_post_backup_verify},
+	{"POST", "/v1/backup/forget", api_post_backup_forget},
+	{"POST", "/v1/backup/prune", api_post_backup_prune},
+	{"POST", "/v1/backup/status", api_post_backup_status},
 };
 const size_t api_nr_routes = ARRAY_SIZE(api_routes);
 

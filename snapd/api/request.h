@@ -121,6 +121,13 @@ int api_get_jobs(struct api_request *req);
 int api_get_job(struct api_request *req);
 int api_delete_job(struct api_request *req);
 int api_post_gc(struct api_request *req);
+int api_post_backup_push(struct api_request *req);
+int api_post_backup_pull(struct api_request *req);
+int api_post_backup_list(struct api_request *req);
+int api_post_backup_verify(struct api_request *req);
+int api_post_backup_forget(struct api_request *req);
+int api_post_backup_prune(struct api_request *req);
+int api_post_backup_status(struct api_request *req);
 int api_get_store_stats(struct api_request *req);
 
 /* api/transfer.c: an import's body as it comes in.  Consumes up to *len bytes and

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "include/snapd/format.h"
+#include "snapd/backup/layout.h"
 #include "snapd/daemon/logging.h"
 #include "snapd/store/codec.h"
 #include "snapd/util/cleanup.h"
@@ -70,6 +71,16 @@ static const struct setting {
 	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
 	{"dedup", "dedup", WORD, AT(dedup), STORE_DEDUP_OWNER, STORE_DEDUP_OFF, dedup_words},
 	{"dedup_memory", "dedup-memory", BYTES, AT(dedup_bytes), 1 << 20, 1ull << 40},
+	{"backup", "backup", TEXT, AT(backup), 0, 0},
+	{"backup_key", "backup-key", TEXT, AT(backup_key), 0, 0},
+	{"backup_endpoint", "backup-endpoint", TEXT, AT(backup_endpoint), 0, 0},
+	{"backup_region", "backup-region", TEXT, AT(backup_region), 0, 0},
+	{"backup_credentials", "backup-credentials", TEXT, AT(backup_credentials), 0, 0},
+	{"backup_profile", "backup-profile", TEXT, AT(backup_profile), 0, 0},
+	{"backup_ca", "backup-ca", TEXT, AT(backup_ca), 0, 0},
+	{"backup_rate", "backup-rate", BYTES, AT(backup_rate), 0, 1ull << 40},
+	{"backup_grace", "backup-grace", NUMBER, AT(backup_grace_s), BK_GRACE_MIN_S,
+	 BK_GRACE_MAX_S},
 	{"log_level", "log-level", WORD, AT(log_level), LOG_LVL_ERR, LOG_LVL_DEBUG, level_words},
 	{"log_format", "log-format", WORD, AT(log_format), LOG_FORMAT_AUTO, LOG_FORMAT_JSON,
 	 log_format_words},
@@ -248,6 +259,17 @@ static void usage(void)
 	     "                          user; default), store, off\n"
 	     "  --dedup-memory BYTES    of the table of duplicates, at most (default: 1/32 of the\n"
 	     "                          machine's, up to 256M)\n"
+	     "  --backup URL            repository for backups where none is named:\n"
+	     "                          s3://BUCKET/PREFIX or file:///PATH\n"
+	     "  --backup-key FILE       its key, 32 bytes or more; a new one is encrypted with it\n"
+	     "  --backup-endpoint URL   of an S3 server other than AWS's\n"
+	     "  --backup-region NAME    of the bucket (default us-east-1)\n"
+	     "  --backup-credentials FILE  in the form of ~/.aws/credentials\n"
+	     "  --backup-profile NAME   section of that file (default default)\n"
+	     "  --backup-ca FILE        whom to trust, in place of the system's authorities\n"
+	     "  --backup-rate BYTES     a second at most, each way (default 0: no limit)\n"
+	     "  --backup-grace SECONDS  what a new repository keeps after it is forgotten\n"
+	     "                          (default 86400)\n"
 	     "  --log-level LEVEL       err, warning, notice, info, debug (default info)\n"
 	     "  --log-format FORM       auto, journal, text, logfmt, json (default auto: the\n"
 	     "                          journal's fields when stderr is the journal, else text)\n"

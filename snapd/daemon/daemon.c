@@ -57,4 +57,11 @@ void daemon_deinit(struct daemon *d)
 	free(d->config.compression);
 	free(d->config.encryption_key);
 	free(d->config.rekey);
+	free(d->config.backup);
+	free(d->config.backup_key);
+	free(d->config.backup_endpoint);
+	free(d->config.backup_region);
+	free(d->config.backup_profile);
+	free(d->config.backup_credentials);
+	free(d->config.backup_ca);
 }

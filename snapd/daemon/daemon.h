@@ -17,18 +17,27 @@ struct vm;
 struct api;
 struct pool;
 struct policies;
+struct backups;
 struct vm_tags;
 
 struct daemon_config {
 	char *store_dir; /* owned strings */
 	char *api_socket;
 	char *agent_socket;
-	char *socket_group;	    /* who may connect to either socket, besides root; NULL: all */
-	char *policy_dir;	    /* one file a policy */
-	char *vm_tags;		    /* file of patterns and tags */
-	char *encryption_key;	    /* key file; NULL: the store is not encrypted */
-	char *rekey;		    /* only change to this key file, then end; NULL: serve */
-	char *compression;	    /* of new pages; NULL: as the store says */
+	char *socket_group;   /* who may connect to either socket, besides root; NULL: all */
+	char *policy_dir;     /* one file a policy */
+	char *vm_tags;	      /* file of patterns and tags */
+	char *encryption_key; /* key file; NULL: the store is not encrypted */
+	char *rekey;	      /* only change to this key file, then end; NULL: serve */
+	char *compression;    /* of new pages; NULL: as the store says */
+	char *backup;	      /* repository where a request names none; NULL: none */
+	char *backup_key;     /* key file; NULL: new repositories are not encrypted */
+	char *backup_endpoint, *backup_region,
+		*backup_profile;    /* of s3://; NULL: as objstore.h says */
+	char *backup_credentials;   /* file */
+	char *backup_ca;	    /* file */
+	uint64_t backup_rate;	    /* bytes a second, each way; 0: no limit */
+	uint32_t backup_grace_s;    /* of new repositories; 0: default */
 	uint64_t staging_max_bytes; /* per VM, for the pages copied in the pause; default 1 GiB */
 	uint64_t store_max_bytes;   /* 0: no limit */
 	uint32_t segment_bytes;	    /* 0: default */
@@ -57,6 +66,7 @@ struct daemon {
 
 	struct vm_tags *tags;	   /* vm_tags_open() in tags.h; NULL: none */
 	struct policies *policies; /* policies_start() in policy/scheduler.h */
+	struct backups *backups;   /* backup_start() in backup/backup.h */
 	struct jobs *jobs;	   /* registry: jobs_start(), jobs_stop() in job.h */
 };
 

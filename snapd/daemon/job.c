@@ -32,14 +32,28 @@ const char *const job_state_names[JOB_NR_STATES] = {
 	[JOB_FAILED] = "failed", [JOB_CANCELLED] = "cancelled",
 };
 const char *const job_kind_names[JOB_NR_KINDS] = {
-	[JOB_SNAPSHOT] = "snapshot",	 [JOB_ROLLBACK] = "rollback",
-	[JOB_VERIFY] = "verify",	 [JOB_DIFF] = "diff",
-	[JOB_DELETE] = "delete",	 [JOB_IMPORT] = "import",
-	[JOB_EXPORT] = "export",	 [JOB_GC] = "gc",
-	[JOB_SELF_CHECK] = "self-check", [JOB_SET] = "set",
-	[JOB_PRUNE] = "prune",		 [JOB_REMOVE] = "remove",
-	[JOB_CHECK] = "check",		 [JOB_ACCOUNT] = "account",
+	[JOB_SNAPSHOT] = "snapshot",
+	[JOB_ROLLBACK] = "rollback",
+	[JOB_VERIFY] = "verify",
+	[JOB_DIFF] = "diff",
+	[JOB_DELETE] = "delete",
+	[JOB_IMPORT] = "import",
+	[JOB_EXPORT] = "export",
+	[JOB_GC] = "gc",
+	[JOB_SELF_CHECK] = "self-check",
+	[JOB_SET] = "set",
+	[JOB_PRUNE] = "prune",
+	[JOB_REMOVE] = "remove",
+	[JOB_CHECK] = "check",
+	[JOB_ACCOUNT] = "account",
 	[JOB_REPAIR] = "repair",
+	[JOB_BACKUP_PUSH] = "backup-push",
+	[JOB_BACKUP_PULL] = "backup-pull",
+	[JOB_BACKUP_LIST] = "backup-list",
+	[JOB_BACKUP_VERIFY] = "backup-verify",
+	[JOB_BACKUP_FORGET] = "backup-forget",
+	[JOB_BACKUP_PRUNE] = "backup-prune",
+	[JOB_BACKUP_STATUS] = "backup-status",
 };
 
 struct jobs {
@@ -89,6 +103,11 @@ const char *err_name(int code)
 		return "bad-method";
 	case ESHUTDOWN:
 		return "stopping";
+	case ENOKEY:
+	case EKEYREJECTED:
+		return "wrong-key";
+	case ENXIO:
+		return "not-found";
 	case E_CORRUPT:
 		return "corrupt";
 	default:

@@ -40,6 +40,13 @@ enum job_kind {
 	JOB_CHECK,
 	JOB_ACCOUNT,
 	JOB_REPAIR,
+	JOB_BACKUP_PUSH,
+	JOB_BACKUP_PULL,
+	JOB_BACKUP_LIST,
+	JOB_BACKUP_VERIFY,
+	JOB_BACKUP_FORGET,
+	JOB_BACKUP_PRUNE,
+	JOB_BACKUP_STATUS,
 	JOB_NR_KINDS
 };
 extern const char *const job_state_names[JOB_NR_STATES];
@@ -52,7 +59,7 @@ struct job {
 	json_t *args; /* owned; read-only once the job is queued */
 	/* progress: written by the runner, read by anyone */
 	_Atomic uint64_t done, total; /* bytes, or pages: see unit */
-	const char *unit;	      /* "pages", "bytes" */
+	const char *unit;	      /* "pages", "bytes", "objects" */
 	_Atomic(const char *) phase;  /* static strings: "early capture", "paused", … */
 	_Atomic bool cancel;	      /* runner looks at it between steps */
 	/* under lock */

@@ -60,8 +60,7 @@ static int user_key_read(const char *path, struct user_key *k, struct err *e)
 	return 0;
 }
 
-/* The key that the store key is encrypted with. */
-static int wrapping_key(const char *path, const uint8_t salt[16], uint8_t ret[32], struct err *e)
+int seal_wrapping_key(const char *path, const uint8_t salt[16], uint8_t ret[32], struct err *e)
 {
 	static const uint8_t personal[crypto_generichash_blake2b_PERSONALBYTES] = "snapd-wrap";
 	_cleanup_(user_key_free) struct user_key *k = sodium_malloc(sizeof(*k));
@@ -90,7 +89,7 @@ static int key_file_wrap(const struct seal *s, const char *path, struct key_file
 	memcpy(f->store, s->uuid, sizeof(f->store));
 	randombytes_buf(f->salt, sizeof(f->salt));
 	randombytes_buf(f->nonce, sizeof(f->nonce));
-	r = wrapping_key(path, f->salt, wrap, e);
+	r = seal_wrapping_key(path, f->salt, wrap, e);
 	if (r)
 		return r;
 	crypto_aead_xchacha20poly1305_ietf_encrypt_detached(f->wrapped, f->tag, NULL, s->store_key,
@@ -113,7 +112,7 @@ static int key_file_unwrap(struct seal *s, const char *path, const char *dir,
 	if (f->major != FMT_MAJOR)
 		return err_set(e, EPROTO, "%s/key has format %u; this snapd knows %u", dir,
 			       f->major, FMT_MAJOR);
-	r = wrapping_key(path, f->salt, wrap, e);
+	r = seal_wrapping_key(path, f->salt, wrap, e);
 	if (r)
 		return r;
 	r = crypto_aead_xchacha20poly1305_ietf_decrypt_detached(

@@ -45,6 +45,9 @@ int seal_open(int dir_fd, const char *dir, const char *path, bool create, struct
 void seal_close(struct seal *s); /* accepts NULL */
 /* From now on the store is opened with the key file `path`.  Durable. */
 int seal_rekey(const struct seal *s, int dir_fd, const char *dir, const char *path, struct err *e);
+/* The key that a store's, or a backup repository's, is encrypted with: made from the user's
+ * key file.  -EPERM: others may read it. */
+int seal_wrapping_key(const char *path, const uint8_t salt[16], uint8_t ret[32], struct err *e);
 const uint8_t *seal_uuid(const struct seal *s); /* 16 bytes: the store's */
 const uint8_t *seal_index_key(const struct seal *s);
 void seal_page_secret(const struct seal *s, struct page_secret *ret);

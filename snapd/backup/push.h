@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * push: a snapshot of the local store into a repository.  Job threads; blocks.
+ *
+ *   1 what is there: is it in the repository already; which snapshot of this VM is, and is
+ *     still in the store: the *base*
+ *   2 pages that differ from the base (all, without one), in batches: read, named; those that
+ *     the repository has, by the cache, are referred to; the others go into packs
+ *   3 packs are sent while others are filled (upload.h)
+ *   4 map, state, then repo_commit(): from then on the snapshot is visible
+ *
+ * Cost: with a base, by what changed, and a request or two for what the cache does not
+ * have; without one by the whole memory, and what the bucket has that the cache does not.
+ * Memory: UPLOAD_SLOTS packs, a batch, and 8 bytes a page for each of two maps.
+ *
+ * Everything may stop anywhere: what was sent is found again by the next push, and nothing
+ * is visible before 4.
+ */
+#pragma once
+
+#include "snapd/backup/repo.h"
+
+struct job;
+struct store;
+
+struct push_result {
+	struct bk_name name;
+	bool already; /* nothing was to do */
+	bool has_base;
+	struct bk_name base;
+	uint64_t pages_read, pages_known, pages_sent, pages_zero;
+	uint64_t packs_sent, bytes_sent;
+};
+
+/* Progress goes to the job, which may be cancelled. */
+int push_snapshot(struct job *job, struct repo *r, uint64_t snapshot, struct push_result *ret,
+		  struct err *e);
+/* Of a snapshot of this store: is it in the list?  NULL: no. */
+const struct manifest *push_find(const struct repo_list *list, struct store *s, struct repo *r,
+				 uint64_t snapshot);
