@@ -85,10 +85,7 @@ struct s3_conn *s3_conn_pop(struct s3_conn **stack)
 
 static void account(struct try *t, struct objstore_limiter *l, _Atomic uint64_t *counter, size_t n)
 {
-	uint64_t waited = objstore_limit(t->s, l, n);
-
-	t->q->deadline_ns += waited;
-	t->stall_from_ns += waited;
+	t->q->deadline_ns += objstore_limit(t->s, l, n);
 	t->moved += n;
 	atomic_fetch_add(counter, n);
 }

@@ -6,8 +6,8 @@
  *
  * A connection (struct s3_conn) is a libcurl handle with its sockets, for one request at a
  * time; the caller keeps them for reuse.  A try is ended when it is cancelled, when it moves
- * less than 4 KiB in the stall timeout, and at the deadline; time that the rate limit takes
- * counts for neither.
+ * less than 4 KiB in the stall timeout, and at the deadline; the time that the rate limit
+ * takes comes on top of that.
  */
 #pragma once
 

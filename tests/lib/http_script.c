@@ -146,6 +146,13 @@ static void next_step(struct http_script *h, const struct http_request *q, struc
 
 static void dribble(struct conn *c, const char *p, size_t len)
 {
+	const char *body = memmem(p, len, "\r\n\r\n", 4);
+	size_t head = body ? (size_t)(body + 4 - p) : 0;
+
+	if (!conn_write(c, p, head))
+		return;
+	p += head;
+	len -= head;
 	while (len && conn_write(c, p, 1)) {
 		usleep(5000);
 		p++;

@@ -21,7 +21,7 @@ enum http_then {
 	HTTP_CLOSE,   /* close it in order */
 	HTTP_RESET,   /* break it off */
 	HTTP_HANG,    /* say no more */
-	HTTP_DRIBBLE, /* say it at a byte each 5 ms */
+	HTTP_DRIBBLE, /* say the body at a byte each 5 ms */
 };
 
 struct http_step {
