@@ -11,6 +11,7 @@
 #include "snapd/util/cleanup.h"
 
 #define TIMEOUT_DEFAULT_MS 5000u
+#define FINAL_POLL_US	   200u
 
 uint64_t qmp_deadline(const struct qmp *q, uint32_t timeout_ms)
 {
@@ -379,12 +380,28 @@ int qmp_stop(struct qmp *q, uint32_t timeout_ms, bool *was_running, struct err *
 	return rc;
 }
 
+/* A migration, ours too, is told to be complete some time before QEMU takes `cont` again
+ * ("Migration is not finalized yet"). */
+static int cont_when_final(struct qmp *q, uint64_t deadline, struct err *e)
+{
+	struct err why = {0};
+	enum qmp_run run;
+	int rc;
+
+	for (;;) {
+		err_clear(&why);
+		rc = qmp_call(q, deadline, "cont", NULL, -1, NULL, &why);
+		if (rc != -EIO || qmp_read_status(q, deadline, &run, NULL) ||
+		    run != QMP_MIGRATING || wire_now_ns() > deadline)
+			return rc ? err_set(e, -rc, "%s", why.text) : 0;
+		usleep(FINAL_POLL_US);
+	}
+}
+
 int qmp_cont(struct qmp *q, uint32_t timeout_ms, struct err *e)
 {
 	int rc = qmp_poll(q, e);
 
 	/* Answers may be owed: all the more should this stand behind what they answer. */
-	if (!rc)
-		rc = qmp_call(q, qmp_deadline(q, timeout_ms), "cont", NULL, -1, NULL, e);
-	return rc;
+	return rc ? rc : cont_when_final(q, qmp_deadline(q, timeout_ms), e);
 }

@@ -54,7 +54,7 @@ enum qmp_run {
 	QMP_RUNNING,
 	QMP_PAUSED,	/* by somebody; also before the first cont of -S */
 	QMP_INCOMING,	/* -incoming: waits for a stream */
-	QMP_MIGRATING,	/* a migration of the operator's finishes: neither stop nor cont is ours */
+	QMP_MIGRATING,	/* a migration finishes: QEMU takes no cont */
 	QMP_UNRUNNABLE, /* shut down, panicked, internal error: cont would fail */
 };
 

@@ -56,11 +56,12 @@ struct monitor {
 	const char *migration_status; /* the event's; NULL: no event */
 	const char *foreign;	      /* status of a migration of somebody else's */
 	bool resumed_meanwhile;
+	int not_final; /* so often QEMU refuses `cont` after a migration */
 	/* What is the case; the monitor's thread. */
 	bool running, x_ignore_shared, events, auto_converge, incoming;
 	long long bandwidth;
 	int passed_fd;
-	bool hung;
+	bool hung, refused_cont;
 	/* What came; read by the test after the end. */
 	char log[LOG_MAX][40];
 	int nr_log;
@@ -119,9 +120,10 @@ static const char *obey(struct monitor *m, const char *name, json_t *args)
 
 	if (!strcmp(name, "query-status")) {
 		snprintf(text, sizeof(text), "{\"status\":\"%s\"}",
-			 m->incoming  ? "inmigrate"
-			 : m->running ? "running"
-				      : "paused");
+			 m->incoming	   ? "inmigrate"
+			 : m->refused_cont ? "finish-migrate"
+			 : m->running	   ? "running"
+					   : "paused");
 		return text;
 	}
 	if (!strcmp(name, "stop")) {
@@ -253,6 +255,11 @@ static void serve(struct monitor *m, json_t *o)
 		return;
 	if (m->at && !strcmp(m->at, name) && !--m->nth) {
 		misbehave(m, id, name, args);
+		return;
+	}
+	m->refused_cont = !strcmp(name, "cont") ? m->not_final-- > 0 : m->refused_cont;
+	if (!strcmp(name, "cont") && m->refused_cont) {
+		say(m, "{\"id\":%lld,\"error\":{\"desc\":\"Migration is not finalized yet\"}}", id);
 		return;
 	}
 	value = obey(m, name, args);
@@ -512,6 +519,18 @@ static void refused_states(void)
 	}
 }
 
+/* QEMU tells that a migration is complete before it would go on. */
+static void not_finalized(void)
+{
+	struct monitor m = {.migration_status = "completed", .not_final = 3};
+	struct err e = {0};
+	struct qmp *q = open_monitor(&m, 2000, &e);
+
+	check(!snapshot(q, &e), "%s", e.text);
+	close_monitor(&m, q);
+	check(m.running && as_it_was(&m), "as it was");
+}
+
 static void failed_migration(void)
 {
 	struct monitor m = {.migration_status = "failed"};
@@ -592,6 +611,7 @@ int main(void)
 	loads("inmigrate");
 	undone_stop();
 	refused_states();
+	not_finalized();
 	failed_migration();
 	resumed_by_somebody();
 	paused_before();
