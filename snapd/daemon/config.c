@@ -67,6 +67,7 @@ static const struct setting {
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
 	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
 	{"self_check_max_ms", "self-check-max-ms", NUMBER, AT(self_check_max_ms), 1, 20000},
+	{"vcpus_wait_ms", "vcpus-wait-ms", NUMBER, AT(vcpus_wait_ms), 1, 600000},
 	{"post_mortem", "post-mortem", SWITCH, AT(post_mortem), 0, 0},
 	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
 	{"dedup", "dedup", WORD, AT(dedup), STORE_DEDUP_OWNER, STORE_DEDUP_OFF, dedup_words},
@@ -251,6 +252,7 @@ static void usage(void)
 	     "10000)\n"
 	     "  --self-check-max-ms N   how much longer a self-check may make a pause (default "
 	     "5000)\n"
+	     "  --vcpus-wait-ms N       for the last vCPU of a VM to be restored (default 5000)\n"
 	     "  --post-mortem on|off    keep the memory of a VM whose VMM dies (default off)\n"
 	     "  --early-min-frames N    copy pages ahead of the pause only above it (default "
 	     "4096)\n"

@@ -14,6 +14,7 @@
 #define STAGING_MAX_DEFAULT	  (1ull << 30)
 #define EARLY_MIN_FRAMES_DEFAULT  4096
 #define SELF_CHECK_MAX_MS_DEFAULT 5000
+#define VCPUS_WAIT_MS_DEFAULT	  5000
 #define PAUSE_TIMEOUT_MS_DEFAULT  10000
 
 int daemon_init(struct daemon *d, struct err *e)
@@ -25,6 +26,7 @@ int daemon_init(struct daemon *d, struct err *e)
 		.config = {.staging_max_bytes = STAGING_MAX_DEFAULT,
 			   .pause_timeout_ms = PAUSE_TIMEOUT_MS_DEFAULT,
 			   .self_check_max_ms = SELF_CHECK_MAX_MS_DEFAULT,
+			   .vcpus_wait_ms = VCPUS_WAIT_MS_DEFAULT,
 			   .early_min_frames = EARLY_MIN_FRAMES_DEFAULT,
 			   .log_level = LOG_LVL_INFO},
 	};

@@ -100,7 +100,7 @@ static bool may_get_more(struct vm *vm, uint32_t wanted)
 	if (!(vm->hello.flags & SNAPD_HELLO_RESTORE) || vm->hello.nr_vcpus > wanted)
 		return false;
 	if (!vm->vcpus_until_ns)
-		vm->vcpus_until_ns = now + VM_VCPUS_WAIT_MS * 1000000ull;
+		vm->vcpus_until_ns = now + vm->d->config.vcpus_wait_ms * 1000000ull;
 	return now < vm->vcpus_until_ns;
 }
 

@@ -34,7 +34,6 @@
 #define VM_REQUEST_TIMEOUT_MS 20000
 #define VM_LOAD_TIMEOUT_MS    120000
 #define VM_LINGER_MS	      30000
-#define VM_VCPUS_WAIT_MS      5000 /* a restored VM's vCPUs may be attached one by one */
 
 struct capture;
 

@@ -230,6 +230,51 @@ static void test_check_refused(void)
 	fa_deinit(&a);
 }
 
+/* A VM to be restored that says READY with one vCPU; the snapshot has two. */
+static void attach_few(struct fake_agent *a, const char *name, uint64_t id)
+{
+	int fd;
+
+	fa_init(a, name, 100, 0);
+	a->nr_vcpus = a->hello.nr_vcpus = 1;
+	a->restore_pending = true;
+	snprintf(a->restore, sizeof(a->restore), "%llu", (unsigned long long)id);
+	fd = fa_connect(a);
+	check(!vm_accept(&service.d, fd) && fa_attach(a), "attach");
+}
+
+/* vCPUs that are attached one by one are waited for, and not for ever. */
+static void test_few_vcpus(void)
+{
+	struct snapd_msg_ready ready = {.h = {.len = sizeof(ready), .type = SNAPD_MSG_READY},
+					.nr_vcpus = 2};
+	struct fake_agent a, late, never;
+	uint64_t id;
+
+	fa_init(&a, "both", 100, 0);
+	check(service_attach(&service, &a), "attach");
+	id = snapshot(&a);
+
+	attach_few(&late, "late", id);
+	usleep(50000);
+	check(!late.nr_loads && !late.ended, "it waits");
+	fa_send(&late, &ready, sizeof(ready), -1);
+	service_await(&service, &late, VM_READY);
+	check(late.nr_loads == 1 && !memcmp(late.ram[0], a.truth[0], 100 * FA_PAGE), "restored");
+
+	service.d.config.vcpus_wait_ms = 100;
+	attach_few(&never, "never", id);
+	for (int i = 0; i < 500 && !never.ended; i++)
+		usleep(10000);
+	check(never.ended == 2 && !never.nr_loads, "refused");
+	check(strstr(never.last_error.text, "has 2 vCPUs, never has 1"), "%s",
+	      never.last_error.text);
+	service.d.config.vcpus_wait_ms = 5000;
+	fa_deinit(&never);
+	fa_deinit(&late);
+	fa_deinit(&a);
+}
+
 static void test_shrinking_memory(void)
 {
 	static const int types[] = {SNAPD_MSG_SYNC, SNAPD_MSG_PAUSE};
@@ -375,6 +420,7 @@ int main(void)
 	test_untouched(2);
 	test_load_refused();
 	test_check_refused();
+	test_few_vcpus();
 	test_shrinking_memory();
 	test_staging_too_small();
 	test_names();
