@@ -1,0 +1,558 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Goal: nothing that a visible manifest of a backup repository refers to is ever deleted, in
+ * whatever order the steps of pushes, forgets and prunes of several hosts happen.
+ *
+ * Method: the real repo.c and prune.c on an object store in memory with a clock of its own.
+ * Each actor is a thread, and at every call to the store hands over to one that is picked at
+ * random, when the clock may go on, too; only one ever runs.  A push puts packs, relies on
+ * packs of others that it knows of or on a base, and commits; in between it may be held up for
+ * longer than the grace time.  After every call that changed anything, every visible
+ * manifest is followed to its packs.  What repo.h assumes of a store is made so: a put or a list
+ * that takes longer than G - W fails.  Guards are taken away one by one (--without N): then
+ * something must be lost.
+ *
+ *   backup_race [ROUNDS] [--without window|marks|base]
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "snapd/backup/memory.h"
+#include "snapd/backup/pack.h"
+#include "snapd/backup/repo.h"
+#include "snapd/util/cleanup.h"
+#include "tests/lib/rand.h"
+
+#define NR_ACTORS   5
+#define NR_STEPS    24 /* things that an actor does in a round */
+#define MAX_OBJECTS 4096
+#define GRACE_S	    64
+#define PAGE	    4096u
+
+enum without { NOTHING, WINDOW, MARKS, BASE };
+static enum without without;
+
+/* ---- the store ---- */
+
+struct object {
+	char key[REPO_KEY_BYTES];
+	uint8_t *bytes;
+	size_t len;
+	int64_t mtime_s;
+	bool there;
+};
+
+struct objstore {
+	struct object all[MAX_OBJECTS];
+	size_t nr;
+	int64_t now_ms;
+};
+
+static struct objstore world;
+static struct rand rng;
+static uint64_t nr_lost, nr_commits, nr_stale, nr_deleted;
+static bool settled = true; /* look after each change */
+
+/* ---- who runs ---- */
+
+struct actor {
+	pthread_t thread;
+	struct repo *r;
+	struct packset known;	   /* packs that it has seen, here or elsewhere */
+	struct manifest bases[64]; /* maps are owned */
+	uint32_t nr_bases;
+	bool alive;
+};
+static struct actor actors[NR_ACTORS];
+static pthread_mutex_t turn_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t turn_changed = PTHREAD_COND_INITIALIZER;
+static int turn = -1; /* -1: the main thread */
+static _Thread_local int self = -1;
+
+#define TOO_LONG_MS (GRACE_S * 1000 * 3 / 4) /* G - W */
+
+static void wait_turn(void)
+{
+	pthread_mutex_lock(&turn_lock);
+	while (turn != self)
+		pthread_cond_wait(&turn_changed, &turn_lock);
+	pthread_mutex_unlock(&turn_lock);
+}
+
+static void give_turn(int to)
+{
+	pthread_mutex_lock(&turn_lock);
+	turn = to;
+	pthread_cond_broadcast(&turn_changed);
+	pthread_mutex_unlock(&turn_lock);
+}
+
+static int pick_alive(void)
+{
+	int list[NR_ACTORS], nr = 0;
+
+	for (int i = 0; i < NR_ACTORS; i++)
+		if (actors[i].alive)
+			list[nr++] = i;
+	return nr ? list[rand_below(&rng, (uint64_t)nr)] : -1;
+}
+
+/* Time goes on: mostly a little, at times for longer than any window. */
+static void pass_time(void)
+{
+	uint64_t dice = rand_below(&rng, 100);
+
+	if (dice < 70)
+		world.now_ms += (int64_t)rand_below(&rng, 300);
+	else if (dice < 96)
+		world.now_ms += (int64_t)rand_below(&rng, 3000);
+	else
+		world.now_ms += (int64_t)rand_below(&rng, 2 * GRACE_S * 1000);
+}
+
+/* In front of each call to the store. */
+static void step(void)
+{
+	if (self < 0)
+		return;
+	pass_time();
+	give_turn(pick_alive());
+	wait_turn();
+}
+
+/* ---- objstore.h ---- */
+
+static struct object *find(const char *key)
+{
+	for (size_t i = 0; i < world.nr; i++)
+		if (world.all[i].there && !strcmp(world.all[i].key, key))
+			return &world.all[i];
+	return NULL;
+}
+
+const char *objstore_url(const struct objstore *s)
+{
+	return "mem://";
+}
+
+int64_t objstore_clock(const struct objstore *s)
+{
+	return world.now_ms / 1000;
+}
+
+int objstore_put(struct objstore *s, const char *key, const struct iovec *iov, int nr_iov,
+		 unsigned int flags, struct err *e)
+{
+	struct object *o;
+	int64_t sent_ms = world.now_ms;
+	size_t at = 0;
+
+	step();
+	if (world.now_ms - sent_ms >= TOO_LONG_MS && !strncmp(key, "snapshots/", 10))
+		return -ETIMEDOUT;
+	if (find(key))
+		return flags & OBJSTORE_ONLY_IF_ABSENT ? -EEXIST : -EINVAL;
+	CHECK(world.nr < MAX_OBJECTS);
+	o = &world.all[world.nr++];
+	snprintf(o->key, sizeof(o->key), "%s", key);
+	for (int i = 0; i < nr_iov; i++)
+		o->len += iov[i].iov_len;
+	o->bytes = malloc(o->len + 1);
+	for (int i = 0; i < nr_iov; at += iov[i++].iov_len)
+		memcpy(o->bytes + at, iov[i].iov_base, iov[i].iov_len);
+	o->mtime_s = world.now_ms / 1000;
+	o->there = true;
+	return 0;
+}
+
+int objstore_get(struct objstore *s, const char *key, uint64_t offset, void *buf, size_t len,
+		 size_t *ret_len, struct err *e)
+{
+	struct object *o;
+
+	step();
+	o = find(key);
+	if (!o)
+		return err_set(e, ENOENT, "%s: missing", key);
+	*ret_len = offset >= o->len ? 0 : MIN(len, o->len - offset);
+	memcpy(buf, o->bytes + offset, *ret_len);
+	return 0;
+}
+
+int objstore_head(struct objstore *s, const char *key, struct objstore_info *ret, struct err *e)
+{
+	const struct object *o;
+
+	step();
+	o = find(key);
+	if (!o)
+		return -ENOENT;
+	*ret = (struct objstore_info){.size = o->len, .mtime_s = o->mtime_s};
+	return 0;
+}
+
+static void look_at_all(void);
+
+int objstore_delete(struct objstore *s, const char *key, struct err *e)
+{
+	struct object *o;
+
+	step();
+	o = find(key);
+	if (o) {
+		o->there = false;
+		free(o->bytes);
+		o->bytes = NULL;
+		nr_deleted++;
+	}
+	if (settled)
+		look_at_all();
+	return 0;
+}
+
+static int compare_keys(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* In pages of 3 keys, with other things in between. */
+int objstore_list(struct objstore *s, const char *prefix, const char *start_after,
+		  objstore_list_fn fn, void *arg, struct err *e)
+{
+	_cleanup_free_ const char **keys = calloc(MAX_OBJECTS, sizeof(*keys));
+	int64_t began_ms = world.now_ms;
+	size_t nr = 0;
+	int rc = 0;
+
+	step();
+	for (size_t i = 0; i < world.nr; i++)
+		if (world.all[i].there && !strncmp(world.all[i].key, prefix, strlen(prefix)))
+			keys[nr++] = world.all[i].key;
+	qsort(keys, nr, sizeof(*keys), compare_keys);
+	for (size_t i = 0; !rc && i < nr; i++) {
+		const struct object *o;
+
+		if (i % 3 == 2)
+			step();
+		o = find(keys[i]);
+		if (o)
+			rc = fn(arg, o->key,
+				&(struct objstore_info){.size = o->len, .mtime_s = o->mtime_s});
+	}
+	return !rc && world.now_ms - began_ms >= TOO_LONG_MS ? -ETIMEDOUT : rc;
+}
+
+/* ---- what must hold ---- */
+
+static int pack_there(void *arg, const struct layer_run *run, struct err *e)
+{
+	return 0;
+}
+
+/* The objects that a manifest needs; false: one is gone.  Without steps: the main world only. */
+static bool is_whole(struct repo *r, const struct object *o)
+{
+	struct bk_name name, state;
+	_cleanup_free_ uint8_t *payload = NULL;
+	struct packset packs = {0};
+	struct manifest m;
+	char key[REPO_KEY_BYTES];
+	bool whole = true;
+	size_t len;
+
+	CHECK(!name_parse(o->key + strlen(repo_rooms[REPO_SNAPSHOTS]), &name));
+	CHECK(!blob_decode(&r->keys, BK_MANIFEST, &name, o->bytes, o->len, &payload, &len, NULL));
+	CHECK(!manifest_decode(payload, len, &m, NULL));
+	memcpy(state.b, m.m.state, sizeof(state.b));
+	whole = find(repo_key(REPO_BLOBS, &state, key));
+	for (uint32_t i = 0; i < m.m.nr_maps; i++) {
+		const struct object *map = find(repo_key(REPO_BLOBS, &m.maps[i], key));
+		_cleanup_free_ uint8_t *text = NULL;
+
+		if (!map) {
+			whole = false;
+			continue;
+		}
+		CHECK(!blob_decode(&r->keys, BK_MAP, &m.maps[i], map->bytes, map->len, &text, &len,
+				   NULL));
+		CHECK(!layer_decode(text, len, &packs, pack_there, NULL, NULL));
+	}
+	for (uint32_t i = 0; i < packs.nr; i++)
+		whole &= find(repo_key(REPO_PACKS, &packs.names[i], key)) != NULL;
+	packset_deinit(&packs);
+	manifest_deinit(&m);
+	return whole;
+}
+
+static void look_at_all(void)
+{
+	for (size_t i = 0; i < world.nr; i++) {
+		const struct object *o = &world.all[i];
+		char tomb[REPO_KEY_BYTES];
+
+		if (!o->there || strncmp(o->key, "snapshots/", 10) != 0)
+			continue;
+		snprintf(tomb, sizeof(tomb), "forgotten/%s", o->key + 10);
+		if (!find(tomb) && !is_whole(actors[0].r, o))
+			nr_lost++;
+	}
+}
+
+/* ---- what actors do ---- */
+
+static int64_t model_ms(void *arg)
+{
+	return world.now_ms;
+}
+
+/* A guard that is taken away: time stands still while a push looks, so no window is missed. */
+static int64_t frozen_ms(void *arg)
+{
+	return 0;
+}
+
+static void put_pack(struct actor *a, struct bk_name *ret)
+{
+	struct pack_builder b;
+	uint8_t *scratch = malloc(PACK_SCRATCH_BYTES), page[PAGE];
+	const void *pages[] = {page};
+	struct bk_name name;
+	char key[REPO_KEY_BYTES];
+	struct iovec iov[2];
+
+	for (size_t i = 0; i < PAGE; i++)
+		page[i] = (uint8_t)rand_next(&rng);
+	CHECK(!pack_builder_init(&b, &a->r->keys));
+	pack_begin(&b, PAGE);
+	b.scratch = scratch;
+	keys_page_name(&a->r->keys, page, PAGE, &name);
+	pack_reserve(&b, &name);
+	pack_add(&b, NULL, pages);
+	CHECK(!pack_finish(&b));
+	iov[0] = (struct iovec){b.head, b.head_bytes};
+	iov[1] = (struct iovec){b.data, b.data_bytes};
+	*ret = b.name;
+	CHECK(!objstore_put(a->r->os, repo_key(REPO_PACKS, ret, key), iov, 2,
+			    OBJSTORE_ONLY_IF_ABSENT, NULL));
+	pack_builder_deinit(&b);
+	free(scratch);
+}
+
+static void rely_on(struct repo_relied *relied, size_t *nr, const struct bk_name *name,
+		    bool is_pack, bool sent)
+{
+	relied[(*nr)++] = (struct repo_relied){
+		.name = *name, .is_pack = is_pack, .sent = sent, .sent_ms = world.now_ms};
+}
+
+static void describe(struct manifest *m, const struct bk_name *state)
+{
+	m->m.page_size = PAGE;
+	m->m.state_bytes = 1;
+	memcpy(m->m.state, state->b, sizeof(m->m.state));
+	strcpy(m->m.vm, "vm");
+}
+
+/* A snapshot of a new pack, an old one or two that somebody has sent, and perhaps a base. */
+static void push(struct actor *a)
+{
+	struct packset packs = {0};
+	struct repo_relied relied[16];
+	struct manifest m = {0};
+	struct layer_writer w;
+	struct bk_name mine, state, map;
+	const struct bk_name *base_name = NULL;
+	bool base_lost = false;
+	size_t nr = 0, len;
+	uint64_t sent = 0, frames, gfn = 0;
+	uint8_t *payload;
+	uint32_t n;
+	int rc;
+
+	put_pack(a, &mine);
+	CHECK(!packset_add(&packs, &mine, &n));
+	rely_on(relied, &nr, &mine, true, true);
+	for (uint32_t i = 0; i < 3 && a->known.nr; i++) {
+		const struct bk_name *other = &a->known.names[rand_below(&rng, a->known.nr)];
+
+		if (packset_find(&packs, other) >= 0)
+			continue;
+		CHECK(!packset_add(&packs, other, &n));
+		rely_on(relied, &nr, other, true, false);
+	}
+	layer_writer_init(&w, &packs);
+	for (uint32_t i = 0; i < packs.nr; i++)
+		CHECK(!layer_put(&w, gfn++, LAYER_PAGES, i, 0));
+	CHECK(!layer_finish(&w, &payload, &len, &frames));
+	layer_writer_deinit(&w);
+	CHECK(!repo_put_blob(a->r, REPO_BLOBS, BK_MAP, payload, len, &map, &sent, NULL));
+	free(payload);
+	rely_on(relied, &nr, &map, false, true);
+	CHECK(!repo_put_blob(a->r, REPO_BLOBS, BK_STATE, "s", 1, &state, &sent, NULL));
+	rely_on(relied, &nr, &state, false, true);
+	if (a->nr_bases && rand_below(&rng, 2)) {
+		const struct manifest *base = &a->bases[rand_below(&rng, a->nr_bases)];
+
+		if (base->m.nr_layers < 8) {
+			base_name = &base->name;
+			m.m.nr_layers = base->m.nr_layers;
+			memcpy(m.layers, base->layers, sizeof(m.layers));
+			for (uint32_t i = 0; i < base->m.nr_maps; i++)
+				CHECK(!manifest_add_map(&m, &base->maps[i]));
+		}
+	}
+	m.layers[m.m.nr_layers++] = (struct bk_layer){.nr_maps = 1, .nr_frames = frames};
+	CHECK(!manifest_add_map(&m, &map));
+	describe(&m, &state);
+	/* Held up: packs that it found may go meanwhile. */
+	if (!rand_below(&rng, 4))
+		world.now_ms += (int64_t)rand_below(&rng, 4 * GRACE_S * 1000);
+	rc = repo_commit(a->r, &m, without == BASE ? NULL : base_name, &base_lost, relied,
+			 without == MARKS ? 0 : nr, NULL);
+	CHECK(!rc || rc == -ESTALE || rc == -ETIMEDOUT);
+	nr_commits += !rc;
+	nr_stale += rc == -ESTALE;
+	if (settled && !rc)
+		look_at_all();
+	if (!rc && a->nr_bases < ARRAY_SIZE(a->bases))
+		a->bases[a->nr_bases++] = m;
+	else
+		manifest_deinit(&m);
+	if (!rc)
+		for (int i = 0; i < NR_ACTORS; i++)
+			CHECK(!packset_add(&actors[i].known, &mine, &n));
+	packset_deinit(&packs);
+}
+
+static int pick_name(void *arg, const struct bk_name *name, const struct objstore_info *info)
+{
+	struct packset *set = arg;
+	uint32_t n;
+
+	return packset_add(set, name, &n);
+}
+
+static void forget(struct actor *a)
+{
+	struct packset names = {0};
+
+	if (!repo_each(a->r, REPO_SNAPSHOTS, pick_name, &names, NULL) && names.nr) {
+		const struct bk_name *name = &names.names[rand_below(&rng, names.nr)];
+
+		CHECK(!repo_forget(a->r, name, NULL));
+	}
+	packset_deinit(&names);
+}
+
+static void prune(struct actor *a)
+{
+	struct prune_stats stats;
+	struct err e = {0};
+	int rc = repo_prune(a->r, false, NULL, NULL, &stats, &e);
+
+	/* Without a guard it may well find that something is missing. */
+	if (rc && rc != -EBUSY && rc != -ETIMEDOUT && without == NOTHING)
+		fprintf(stderr, "prune: %s\n", e.text);
+	CHECK(!rc || rc == -EBUSY || rc == -ETIMEDOUT || without != NOTHING);
+}
+
+static void *run_actor(void *arg)
+{
+	struct actor *a = arg;
+
+	self = (int)(a - actors);
+	wait_turn();
+	for (int i = 0; i < NR_STEPS; i++) {
+		uint64_t dice = rand_below(&rng, 10);
+
+		if (dice < 5)
+			push(a);
+		else if (dice < 7)
+			forget(a);
+		else
+			prune(a);
+	}
+	a->alive = false;
+	give_turn(pick_alive());
+	return NULL;
+}
+
+/* ---- rounds ---- */
+
+static void open_repos(const char *dir)
+{
+	struct repo_config c = {.os = &world,
+				.cache_dir = dir,
+				.create = true,
+				.grace_s = GRACE_S,
+				.now_ms = without == WINDOW ? frozen_ms : model_ms};
+
+	for (int i = 0; i < NR_ACTORS; i++) {
+		actors[i] = (struct actor){.alive = true};
+		CHECK(!repo_open(&c, &actors[i].r, NULL));
+	}
+}
+
+static void clear_world(void)
+{
+	for (size_t i = 0; i < world.nr; i++)
+		free(world.all[i].bytes);
+	memset(&world, 0, sizeof(world));
+	world.now_ms = 1000000;
+}
+
+static void run_round(const char *dir)
+{
+	clear_world();
+	open_repos(dir);
+	for (int i = 0; i < NR_ACTORS; i++)
+		CHECK(!pthread_create(&actors[i].thread, NULL, run_actor, &actors[i]));
+	give_turn(pick_alive());
+	for (int i = 0; i < NR_ACTORS; i++)
+		pthread_join(actors[i].thread, NULL);
+	look_at_all();
+	for (int i = 0; i < NR_ACTORS; i++) {
+		for (uint32_t k = 0; k < actors[i].nr_bases; k++)
+			manifest_deinit(&actors[i].bases[k]);
+		packset_deinit(&actors[i].known);
+		repo_close(actors[i].r);
+	}
+}
+
+static enum without parse_without(const char *word)
+{
+	static const char *const words[] = {
+		[WINDOW] = "window", [MARKS] = "marks", [BASE] = "base"};
+
+	for (int i = WINDOW; i <= BASE; i++)
+		if (!strcmp(words[i], word))
+			return (enum without)i;
+	CHECK(!"a guard");
+	return NOTHING;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 20;
+	char dir[] = "/dev/shm/backup-race-XXXXXX", command[128];
+
+	rng = rand_of(rand_seed());
+	if (argc > 3 && !strcmp(argv[2], "--without"))
+		without = parse_without(argv[3]);
+	CHECK(mkdtemp(dir));
+	for (uint64_t i = 0; i < rounds && !(without && nr_lost); i++)
+		run_round(dir);
+	clear_world();
+	snprintf(command, sizeof(command), "rm -rf %s", dir);
+	CHECK(!system(command));
+	printf("%llu commits, %llu refused, %llu deleted, %llu lost\n",
+	       (unsigned long long)nr_commits, (unsigned long long)nr_stale,
+	       (unsigned long long)nr_deleted, (unsigned long long)nr_lost);
+	CHECK(nr_commits && nr_deleted && (without || nr_stale));
+	CHECK(without ? nr_lost : !nr_lost);
+	return 0;
+}
