@@ -57,6 +57,8 @@ static struct rand rng;
 static uint64_t nr_lost, nr_commits, nr_stale, nr_deleted;
 static bool settled = true; /* look after each change */
 
+static void (*after_head)(const char *key); /* a pusher is held up here */
+
 /* ---- who runs ---- */
 
 struct actor {
@@ -106,12 +108,12 @@ static void pass_time(void)
 {
 	uint64_t dice = rand_below(&rng, 100);
 
-	if (dice < 70)
+	if (dice < 60)
 		world.now_ms += (int64_t)rand_below(&rng, 300);
-	else if (dice < 96)
-		world.now_ms += (int64_t)rand_below(&rng, 3000);
+	else if (dice < 90)
+		world.now_ms += (int64_t)rand_below(&rng, 2000);
 	else
-		world.now_ms += (int64_t)rand_below(&rng, 2 * GRACE_S * 1000);
+		world.now_ms += (int64_t)rand_below(&rng, GRACE_S * 1000 / 3);
 }
 
 /* In front of each call to the store. */
@@ -192,6 +194,8 @@ int objstore_head(struct objstore *s, const char *key, struct objstore_info *ret
 	if (!o)
 		return -ENOENT;
 	*ret = (struct objstore_info){.size = o->len, .mtime_s = o->mtime_s};
+	if (after_head)
+		after_head(key);
 	return 0;
 }
 
@@ -505,6 +509,16 @@ static void clear_world(void)
 	world.now_ms = 1000000;
 }
 
+static void close_repos(void)
+{
+	for (int i = 0; i < NR_ACTORS; i++) {
+		for (uint32_t k = 0; k < actors[i].nr_bases; k++)
+			manifest_deinit(&actors[i].bases[k]);
+		packset_deinit(&actors[i].known);
+		repo_close(actors[i].r);
+	}
+}
+
 static void run_round(const char *dir)
 {
 	clear_world();
@@ -515,12 +529,66 @@ static void run_round(const char *dir)
 	for (int i = 0; i < NR_ACTORS; i++)
 		pthread_join(actors[i].thread, NULL);
 	look_at_all();
-	for (int i = 0; i < NR_ACTORS; i++) {
-		for (uint32_t k = 0; k < actors[i].nr_bases; k++)
-			manifest_deinit(&actors[i].bases[k]);
-		packset_deinit(&actors[i].known);
-		repo_close(actors[i].r);
+	close_repos();
+}
+
+/* ---- a pusher that is held up between its look and its put ---- */
+
+static struct bk_name held_pack;
+
+static void prune_twice(const char *key)
+{
+	char want[REPO_KEY_BYTES];
+	struct prune_stats stats;
+
+	if (strcmp(key, repo_key(REPO_PACKS, &held_pack, want)) != 0)
+		return;
+	after_head = NULL;
+	for (int i = 0; i < 2; i++) {
+		CHECK(!repo_prune(actors[1].r, false, NULL, NULL, &stats, NULL));
+		world.now_ms += GRACE_S * 1000;
 	}
+	CHECK(!find(want));
+}
+
+/* It relies on an old pack that nothing refers to, and that goes while it is held up. */
+static void hold_up(const char *dir)
+{
+	struct actor *a = &actors[0];
+	uint32_t n;
+
+	clear_world();
+	open_repos(dir);
+	put_pack(a, &held_pack);
+	world.now_ms += 2 * GRACE_S * 1000;
+	CHECK(!packset_add(&a->known, &held_pack, &n));
+	after_head = prune_twice;
+	push(a);
+	CHECK(!after_head || without == MARKS);
+	after_head = NULL;
+	look_at_all();
+	close_repos();
+}
+
+/* Its base is forgotten and pruned before it is done. */
+static void lose_base(const char *dir)
+{
+	struct actor *a = &actors[0];
+	struct prune_stats stats;
+
+	clear_world();
+	open_repos(dir);
+	push(a);
+	CHECK(a->nr_bases == 1 && !repo_forget(a->r, &a->bases[0].name, NULL));
+	for (int i = 0; i < 3; i++) {
+		world.now_ms += GRACE_S * 1000;
+		CHECK(!repo_prune(a->r, false, NULL, NULL, &stats, NULL));
+	}
+	packset_deinit(&a->known);
+	for (int i = 0; i < 8; i++) /* with and without the base, as it falls */
+		push(a);
+	look_at_all();
+	close_repos();
 }
 
 static enum without parse_without(const char *word)
@@ -544,6 +612,8 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(argv[2], "--without"))
 		without = parse_without(argv[3]);
 	CHECK(mkdtemp(dir));
+	hold_up(dir);
+	lose_base(dir);
 	for (uint64_t i = 0; i < rounds && !(without && nr_lost); i++)
 		run_round(dir);
 	clear_world();
