@@ -447,6 +447,30 @@ static void park(struct snapd_vcpu *v)
 	atomic_fetch_and(immediate_exit(v->run), (uint8_t)~KICK_BIT); /* V2: `attention` is next */
 }
 
+static bool vmm_kicked(const struct snapd_vcpu *v)
+{
+	return atomic_load(immediate_exit(v->run)) & ~KICK_BIT;
+}
+
+/* vmm_state: somebody runs the vCPU while the service has the VM paused.  It waits, but not
+ * for one who wants it out: the VMM, which may be about to stop it again, kicks it as if it
+ * were in KVM_RUN. */
+static bool wait_as_guest(struct snapd_vcpu *v)
+{
+	struct snapd_vm *vm = v->vm;
+	bool may_run;
+
+	pthread_mutex_lock(&vm->run_lock);
+	atomic_store(&v->state, VCPU_PARKED);
+	pthread_cond_broadcast(&vm->run_changed);
+	while (must_wait(vm) && !vmm_kicked(v))
+		wait_changed(vm, KICK_REPEAT_NS);
+	may_run = !must_wait(vm);
+	atomic_store(&v->state, VCPU_IN);
+	pthread_mutex_unlock(&vm->run_lock);
+	return may_run;
+}
+
 static int kvm_run(struct snapd_vcpu *v)
 {
 	int r = arch_ioctl(&v->vm->kvm, v->fd, KVM_RUN, NULL);
@@ -474,7 +498,11 @@ static enum next attend(struct snapd_vcpu *v, int *ret)
 			"snapshot \"%s\" was not restored; the log has the reason", vm->restore);
 		return NEXT_LEAVE;
 	}
-	if (v->io_pending && !vm->vmm_state) { /* V4 */
+	if (vm->vmm_state) {
+		*ret = -EINTR;
+		return wait_as_guest(v) ? NEXT_RUN : NEXT_LEAVE;
+	}
+	if (v->io_pending) { /* V4 */
 		atomic_fetch_or(immediate_exit(v->run), KICK_BIT);
 		*ret = kvm_run(v);
 		if (*ret != -EINTR && *ret != -EAGAIN)

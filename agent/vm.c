@@ -405,6 +405,7 @@ static void threads_stop(struct snapd_vm *vm)
 void snapd_vm_leave(struct snapd_vm *vm)
 {
 	threads_stop(vm);
+	cleanup_fd(&vm->conn.fd);
 }
 
 static void sets_destroy(struct snapd_vm *vm)

@@ -275,7 +275,6 @@ static void take_out(struct parsed *p, bool restore)
 
 static int see_accel(struct parsed *p, struct option *o, struct err *e)
 {
-	_cleanup_free_ char *rest = NULL;
 	size_t nr = 0;
 
 	if (!p->accel)

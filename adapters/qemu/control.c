@@ -4,10 +4,16 @@
  * agent's connection thread; events, on a thread of our own, which also opens the monitor
  * when QEMU's main loop has come so far.  Leave: QMP commands (qmp.h), READY, ABOUT.
  *
- *   OPENING ──greeting──► UP ──hung up──► DOWN     refused in OPENING and DOWN
+ *   OPENING ──► (INCOMING) ──► UP ──hung up──► DOWN     READY is told in UP
+ *
+ * INCOMING: a migration of the operator's comes in.  To stop or to continue the VM then would
+ * change what QEMU does when it is there, so the service hears of the VM afterwards.  With
+ * SNAPD_RESTORE the stream is ours: the VM waits for it in UP.
  *
  * One mutex for the monitor: a callback holds it for one command; the thread only to take
- * what has arrived, so that QEMU does not keep events for us without end.
+ * what has arrived, so that QEMU does not keep events for us without end.  It is held
+ * while QEMU's main loop is to answer: so no thread of QEMU's may ever want it.  What those
+ * have to say goes under another one.
  *
  * A VM that somebody else had stopped stays stopped after a snapshot or rollback.  One
  * that was restored runs.
@@ -24,6 +30,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "adapters/qemu/env.h"
@@ -31,31 +38,41 @@
 #include "adapters/qemu/qmp.h"
 #include "snapd/util/cleanup.h"
 
-#define STOP_MS	 10000u
-#define CONT_MS	 10000u
-#define STATE_MS 20000u /* of a pause whose lease is 30 s */
-#define LOAD_MS	 60000u
-#define OPEN_MS	 10000u
+#define STOP_MS	    10000u
+#define CONT_MS	    10000u
+#define STATE_MS    20000u /* of a pause whose lease is 30 s */
+#define LOAD_MS	    60000u
+/* Its main loop answers when the machine is made, which takes minutes for much RAM. */
+#define OPEN_MS	    600000u
+#define INCOMING_US 50000u
+/* From KVM_CREATE_VM to a monitor on a path: QEMU may prepare its RAM first. */
+#define CONNECT_MS  60000
 
 static struct {
 	/* constant after start */
 	struct snapd_vm *vm;
+	bool restores;
 	pthread_t thread;
+	struct sockaddr_un path; /* of the monitor, where it was not given as a descriptor */
 
 	pthread_mutex_t lock;
-	struct qmp *qmp; /* owned; NULL: OPENING, or DOWN */
-	int monitor;	 /* qmp's descriptor, or that of the monitor to be; -1: none */
-	json_t *info;	 /* owned; NULL: not read */
-	char *about;	 /* owned */
-	char refusal[320];
-	bool waits; /* for a stream, since QEMU began with -incoming */
+	struct qmp *qmp;     /* owned; NULL: OPENING, or DOWN */
+	_Atomic int monitor; /* qmp's descriptor, or that of the monitor to be; -1: none */
+	json_t *info;	     /* owned; NULL: not read */
+	bool waits;	     /* to be restored */
 	bool was_running;
+
+	pthread_mutex_t about_lock; /* QEMU's threads, too; nothing that waits is done under it */
+	char *about;		    /* owned */
+	char refusal[320];
+
 	_Atomic bool ended;
-} control = {.lock = PTHREAD_MUTEX_INITIALIZER, .monitor = -1};
+} control = {
+	.lock = PTHREAD_MUTEX_INITIALIZER, .about_lock = PTHREAD_MUTEX_INITIALIZER, .monitor = -1};
 
 /* ---- what people see ---- */
 
-/* lock held. */
+/* about_lock held. */
 static void about_update(void)
 {
 	const char *refusal = control.refusal[0] ? control.refusal : NULL;
@@ -66,11 +83,11 @@ static void about_update(void)
 
 void control_refuse(const char *reason)
 {
-	pthread_mutex_lock(&control.lock);
+	pthread_mutex_lock(&control.about_lock);
 	snprintf(control.refusal, sizeof(control.refusal), "%s", reason);
 	if (control.vm)
 		about_update();
-	pthread_mutex_unlock(&control.lock);
+	pthread_mutex_unlock(&control.about_lock);
 }
 
 static char *describe(const json_t *info)
@@ -95,8 +112,7 @@ static void on_log(void *opaque, const char *line)
 	adapter_log("%s", line);
 }
 
-/* QEMU greets when its main loop runs: the machine is made by then, which may have
- * taken minutes.  False: hung up before. */
+/* False: hung up before. */
 static bool wait_for_greeting(int fd)
 {
 	struct pollfd p = {fd, POLLIN, 0};
@@ -112,7 +128,6 @@ static int open_monitor(struct err *e)
 {
 	const struct qmp_config config = {
 		.fd = control.monitor, .timeout_ms = OPEN_MS, .log = on_log};
-	enum qmp_run status = QMP_RUNNING;
 	int r = qmp_open(&config, &control.qmp, e);
 
 	control.monitor = -1;
@@ -120,14 +135,37 @@ static int open_monitor(struct err *e)
 		control.monitor = qmp_fd(control.qmp);
 	if (!r)
 		r = qemu_info_read(control.qmp, &control.info, e);
-	if (!r)
-		r = qmp_status(control.qmp, &status, e);
 	if (r)
 		return r;
-	control.waits = status == QMP_INCOMING;
+	pthread_mutex_lock(&control.about_lock);
 	control.about = describe(control.info);
 	about_update();
+	pthread_mutex_unlock(&control.about_lock);
 	return 0;
+}
+
+static int read_status(enum qmp_run *status, struct err *e)
+{
+	int r;
+
+	pthread_mutex_lock(&control.lock);
+	r = qmp_status(control.qmp, status, e);
+	control.waits = *status == QMP_INCOMING && control.restores;
+	pthread_mutex_unlock(&control.lock);
+	return r;
+}
+
+/* Until no migration of the operator's comes in. */
+static int wait_incoming(struct err *e)
+{
+	enum qmp_run status = QMP_RUNNING;
+	int r = read_status(&status, e);
+
+	while (!r && status == QMP_INCOMING && !control.restores && !atomic_load(&control.ended)) {
+		usleep(INCOMING_US);
+		r = read_status(&status, e);
+	}
+	return r;
 }
 
 static int poll_monitor(struct err *e)
@@ -155,12 +193,32 @@ static int follow(struct err *e)
 	return r;
 }
 
+/* A socket that QEMU has yet to make; the descriptor, or -errno. */
+static int connect_monitor(void)
+{
+	int r = -ENOENT;
+
+	for (int ms = 0; r < 0 && ms < CONNECT_MS && !atomic_load(&control.ended); ms += 10) {
+		_cleanup_fd_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		if (fd < 0)
+			return -errno;
+		if (!connect(fd, (struct sockaddr *)&control.path, sizeof(control.path)))
+			return steal_fd(&fd);
+		r = -errno;
+		usleep(10000);
+	}
+	return r;
+}
+
 static void *control_thread(void *arg)
 {
 	struct err e = {0};
 	int r;
 
-	if (!wait_for_greeting(control.monitor)) {
+	if (control.monitor < 0)
+		control.monitor = connect_monitor();
+	if (control.monitor < 0 || !wait_for_greeting(control.monitor)) {
 		if (!atomic_load(&control.ended))
 			adapter_refuse("QEMU has no monitor for snapd");
 		return NULL;
@@ -168,6 +226,8 @@ static void *control_thread(void *arg)
 	pthread_mutex_lock(&control.lock);
 	r = open_monitor(&e);
 	pthread_mutex_unlock(&control.lock);
+	if (!r)
+		r = wait_incoming(&e);
 	if (r < 0) {
 		adapter_refuse("QEMU's monitor: %s", e.text);
 		return NULL;
@@ -183,15 +243,19 @@ static int monitor_of(const char *where)
 {
 	char *end;
 	long n;
-	int fd;
 
-	if (strncmp(where, "fd:", 3))
-		return -1;
+	if (strncmp(where, "fd:", 3)) {
+		control.path.sun_family = AF_UNIX;
+		if (strlen(where) >= sizeof(control.path.sun_path))
+			return -ENAMETOOLONG;
+		memcpy(control.path.sun_path, where, strlen(where) + 1);
+		return 0;
+	}
 	n = strtol(where + 3, &end, 10);
-	fd = (int)n;
-	if (*end || n < 0 || n > INT32_MAX || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
-		return -1;
-	return fd;
+	if (*end || n < 0 || n > INT32_MAX || fcntl((int)n, F_SETFD, FD_CLOEXEC) < 0)
+		return -EINVAL;
+	control.monitor = (int)n;
+	return 0;
 }
 
 int control_start(struct snapd_vm *vm, const char *where)
@@ -200,9 +264,10 @@ int control_start(struct snapd_vm *vm, const char *where)
 	int r;
 
 	control.vm = vm;
-	control.monitor = monitor_of(where);
-	if (control.monitor < 0)
-		return -EINVAL;
+	control.restores = getenv("SNAPD_RESTORE") && *getenv("SNAPD_RESTORE");
+	r = monitor_of(where);
+	if (r < 0)
+		return r;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	r = pthread_create(&control.thread, NULL, control_thread, NULL);

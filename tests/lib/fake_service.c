@@ -141,6 +141,13 @@ static bool is_answer(struct fake_service *s)
 	case SNAPD_MSG_READY:
 		s->ready_vcpus = ready->nr_vcpus;
 		return false;
+	case SNAPD_MSG_ABOUT:
+		memcpy(&s->about, &s->in, sizeof(s->about));
+		s->nr_abouts++;
+		return false;
+	case SNAPD_MSG_BYE:
+		s->said_bye = true;
+		return false;
 	default:
 		return true;
 	}

@@ -35,6 +35,9 @@ struct fake_service {
 	struct snapd_piece pieces[FAKE_PIECES];
 	bool gone[FAKE_PIECES];
 	uint32_t ready_vcpus;
+	struct snapd_msg_about about; /* the last of them */
+	uint32_t nr_abouts;
+	bool said_bye;
 	uint64_t req;
 	union {
 		struct snapd_msg h;
