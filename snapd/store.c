@@ -146,17 +146,21 @@ static int create_identity(struct ix_txn *t, void *arg, struct err *e)
 	r = index_put(t, IX_META, &key_store, &s->record, sizeof(s->record), NULL, 0, e);
 	if (!r)
 		r = index_put(t, IX_META, &key_counters, &counters, sizeof(counters), NULL, 0, e);
-	return r ? r : features_put(t, s, e);
+	if (!r)
+		r = features_put(t, s, e);
+	return r ? r : journal_put_empty(t, e);
 }
 
-static int make_identity(struct store *s, const char *compression, struct err *e)
+static int make_identity(struct store *s, void *arg, struct err *e)
 {
+	const char *compression = ((const struct store_config *)arg)->compression;
 	struct rec_store *rec = &s->record;
 	int r;
 
 	r = features_choose(s, compression ? compression : "lz4", e);
 	if (r)
 		return r;
+	s->features |= 1u << FEATURE_JOURNAL;
 	*rec = (struct rec_store){
 		.major = FMT_MAJOR, .minor = FMT_MINOR, .created_ns = store_now_ns()};
 	if (s->seal) { /* the secret comes from the key, and is nowhere on disk */
@@ -262,8 +266,6 @@ static int open_index(struct store *s, const char *name, bool create, struct err
 	return index_open(&config, &s->index, e);
 }
 
-#define INDEX_UNFINISHED "index.new"
-
 static int remove_at(const struct store *s, const char *name, int flags, struct err *e)
 {
 	if (unlinkat(s->dir_fd, name, flags) && errno != ENOENT)
@@ -271,8 +273,8 @@ static int remove_at(const struct store *s, const char *name, int flags, struct 
 	return 0;
 }
 
-/* An index in a directory of its own, durable. */
-static int make_index(struct store *s, const struct store_config *c, struct err *e)
+int store_make_index(struct store *s, int (*fn)(struct store *s, void *arg, struct err *e),
+		     void *arg, struct err *e)
 {
 	_cleanup_fd_ int fd = -1;
 	int r;
@@ -287,10 +289,38 @@ static int make_index(struct store *s, const struct store_config *c, struct err 
 		return fd;
 	r = open_index(s, INDEX_UNFINISHED, true, e);
 	if (!r)
-		r = make_identity(s, c->compression, e);
+		r = fn(s, arg, e);
 	index_close(steal_ptr(&s->index));
 	if (!r && fsync(fd))
 		r = err_errno(e, errno, "syncing %s/" INDEX_UNFINISHED, s->dir);
+	return r;
+}
+
+static int remove_index(struct store *s, const char *name, struct err *e)
+{
+	_cleanup_free_ char *data = NULL, *lock = NULL;
+	int r;
+
+	if (asprintf(&data, "%s/data.mdb", name) < 0 || asprintf(&lock, "%s/lock.mdb", name) < 0)
+		return err_errno(e, ENOMEM, "store %s", s->dir);
+	r = remove_at(s, data, 0, e);
+	if (!r)
+		r = remove_at(s, lock, 0, e);
+	return r ? r : remove_at(s, name, AT_REMOVEDIR, e);
+}
+
+/* At each instant there is an index, or a second run makes it again. */
+int store_swap_index(struct store *s, struct err *e)
+{
+	bool has_index = !faccessat(s->dir_fd, "index", F_OK, 0);
+	int r = 0;
+
+	if (has_index && !faccessat(s->dir_fd, INDEX_OLD, F_OK, 0))
+		r = remove_index(s, "index", e); /* of a run before: what was first stays */
+	else if (has_index && renameat(s->dir_fd, "index", s->dir_fd, INDEX_OLD))
+		r = err_errno(e, errno, "%s/index", s->dir);
+	if (!r && (renameat(s->dir_fd, INDEX_UNFINISHED, s->dir_fd, "index") || fsync(s->dir_fd)))
+		r = err_errno(e, errno, "%s/index", s->dir);
 	return r;
 }
 
@@ -306,7 +336,7 @@ static int ensure_index(struct store *s, const struct store_config *c, struct er
 	/* An index that was lost is not a new store: its segments would go. */
 	r = space_is_empty(s, e);
 	if (!r)
-		r = make_index(s, c, e);
+		r = store_make_index(s, make_identity, (void *)c, e);
 	if (!r)
 		r = remove_at(s, "index/lock.mdb", 0, e);
 	if (!r)
@@ -391,8 +421,12 @@ static int store_open_in(struct store *s, const struct store_config *c, struct e
 		r = load_segments(s, e);
 	if (!r)
 		r = space_recover(s, e);
+	if (!r)
+		r = journal_open(s, e);
 	if (!r && !s->read_only && s->dedup_domain != STORE_DEDUP_OFF)
 		r = store_dedup_rebuild(s, e);
+	if (!r && !s->read_only)
+		r = remove_index(s, INDEX_OLD, e);
 	return r;
 }
 
@@ -443,13 +477,14 @@ void store_close(struct store *s)
 	pthread_mutex_destroy(&s->segments_lock);
 	pthread_mutex_destroy(&s->roots_lock);
 	free(s->gc_refs.bits);
+	free(s->journal_refs.bits);
 	gc_named_free(s->gc_named, s->nr_gc_named);
 	free(s->gc_new);
 	free(s->dir);
 	free(s);
 }
 
-int store_rekey(const char *dir, const char *key_file, const char *new_key_file, struct err *e)
+int store_open_bare(const char *dir, const char *key_file, struct store **ret, struct err *e)
 {
 	struct store_config config = {.dir = dir};
 	struct store *s = aligned_alloc(64, ALIGN_UP(sizeof(*s), 64));
@@ -465,8 +500,22 @@ int store_rekey(const char *dir, const char *key_file, const char *new_key_file,
 		r = lock_store(s, e);
 	if (!r)
 		r = seal_open(s->dir_fd, dir, key_file, false, &s->seal, e);
-	if (!r)
-		r = seal_rekey(s->seal, s->dir_fd, dir, new_key_file, e);
+	if (r)
+		store_close(s);
+	else
+		*ret = s;
+	return r;
+}
+
+int store_rekey(const char *dir, const char *key_file, const char *new_key_file, struct err *e)
+{
+	struct store *s;
+	int r = store_open_bare(dir, key_file, &s, e);
+
+	if (r)
+		return r;
+	r = s->seal ? seal_rekey(s->seal, s->dir_fd, dir, new_key_file, e)
+		    : err_set(e, EINVAL, "store %s is not encrypted", dir);
 	store_close(s);
 	return r;
 }

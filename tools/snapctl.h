@@ -83,6 +83,8 @@ int verb_policy(const struct args *a);
 int verb_store(const struct args *a);
 int verb_top(const struct args *a);
 int verb_backup(const struct args *a);
+int store_rebuild(const struct args *a);
+int store_change_key(const struct args *a);
 int verb_jobs(const struct args *a);
 int verb_cancel(const struct args *a);
 int verb_version(const struct args *a);

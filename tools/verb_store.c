@@ -230,10 +230,9 @@ int verb_store(const struct args *a)
 	static const struct {
 		const char *name;
 		int (*fn)(const struct args *a);
-	} subs[] = {{"stats", store_stats},
-		    {"gc", store_gc},
-		    {"check", store_check},
-		    {"repair", store_repair}};
+	} subs[] = {{"stats", store_stats},	      {"gc", store_gc},
+		    {"check", store_check},	      {"repair", store_repair},
+		    {"rebuild-index", store_rebuild}, {"rekey", store_change_key}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(subs); i++)
 		if (!strcmp(a->pos[0], subs[i].name))

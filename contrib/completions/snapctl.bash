@@ -47,7 +47,7 @@ _snapctl() {
 	import) options+=' --name --snapshot-name --note --tag' ;;
 	show) options+=' --space' ;;
 	top) options+=' --once --delay --sort' ;;
-	store) options+=' --read-data --dry-run --exact --rate' ;;
+	store) options+=' --read-data --dry-run --exact --rate --store --encryption-key --new-key' ;;
 	backup) options+=' --repository --stdout --stdin --name --read-data --vm --prune --dry-run' ;;
 	verify) options+=' --digest' ;;
 	esac
@@ -70,7 +70,7 @@ _snapctl() {
 	export:1 | import:0) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
 	policy:0) mapfile -t COMPREPLY < <(compgen -W 'list show set run pause resume rm' -- "$cur") ;;
 	backup:0) mapfile -t COMPREPLY < <(compgen -W 'push pull list verify forget prune status' -- "$cur") ;;
-	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check repair' -- "$cur") ;;
+	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check repair rebuild-index rekey' -- "$cur") ;;
 	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
 	esac
 }

@@ -16,7 +16,7 @@
  * A batch is a header (whole blocks), then a payload (whole blocks):
  *   PAGES       struct batch_header, nr_entries × struct batch_page; payload: first
  *               the raw pages, on block boundaries, then the compressed ones, packed
- *   blobs       MANIFEST, CHECKPOINT, STATE, EPOCH: struct batch_header in one
+ *   blobs       MANIFEST, CHECKPOINT, STATE, EPOCH, INDEX: struct batch_header in one
  *               block, payload: one part of the blob; a blob of several parts is
  *               chained backwards by `prev`, and named by its last part
  */
@@ -62,6 +62,7 @@ enum batch_type {
 	BATCH_CHECKPOINT = 3, /* a whole map, same encoding */
 	BATCH_STATE = 4,      /* state.h blob */
 	BATCH_EPOCH = 5,      /* the index records of a commit, for rebuilding the index */
+	BATCH_INDEX = 6,      /* those of another transaction, or all of the index */
 };
 
 /* A batch in the store: {0,0} is none (block 0 is the superblock). */

@@ -16,7 +16,9 @@
 #include "snapd/store/internal.h"
 
 #include <string.h>
+#include <unistd.h>
 
+#include "snapd/util/log.h"
 #include "snapd/util/pool.h"
 
 #define SEAL_PARALLEL_MIN 32u /* pages; below it, waking a helper costs more */
@@ -48,6 +50,23 @@ static void recent_drop(struct appender *a, struct append_recent *x)
 	*x = (struct append_recent){0};
 }
 
+/* J2: index records that are not committed must not be found by a rebuild.  Not synced:
+ * if this is lost, the next start does it again. */
+static void take_back_record(const struct appender *a)
+{
+	static _Alignas(FMT_BLOCK) const uint8_t nothing[FMT_BLOCK];
+
+	for (size_t i = 0; i < a->nr_segs; i++) {
+		const struct append_seg *x = &a->segs[i];
+
+		if (x->ident.segment == a->record.segment && !x->seg->damaged &&
+		    pwrite(x->fd, nothing, sizeof(nothing), (off_t)a->record.block * FMT_BLOCK) !=
+			    sizeof(nothing))
+			log_warn("store %s: segment %08x block %u: an epoch that failed stays: %m",
+				 a->s->dir, a->record.segment, a->record.block);
+	}
+}
+
 void append_deinit(struct appender *a)
 {
 	for (uint32_t i = 0; i < RECENT_MAX; i++)
@@ -57,6 +76,8 @@ void append_deinit(struct appender *a)
 	/* The writer first: it may still write to the segments. */
 	if (a->w)
 		store_writer_put(a->s, steal_ptr(&a->w));
+	if (a->record.block)
+		take_back_record(a);
 	for (size_t i = 0; i < a->nr_segs; i++)
 		seg_return(a->s, a->segs[i].seg);
 	packer_deinit(&a->packer);
@@ -460,6 +481,8 @@ static int append_part(struct appender *a, enum batch_type type, const uint8_t *
 	batch_seal(h);
 	blob->last = (struct batch_ref){.segment = h->segment, .block = h->block};
 	blob->parts = index + 1;
+	if (type == BATCH_EPOCH || type == BATCH_INDEX)
+		a->record = blob->last;
 	*ret = len;
 	return submit(a, buf, total, e);
 }

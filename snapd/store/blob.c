@@ -141,6 +141,42 @@ static int read_parts(struct store *s, const struct rec_blob *blob, enum batch_t
 	return 0;
 }
 
+int store_blob_read_from(struct store *s, struct batch_ref at, enum batch_type type, void **ret,
+			 size_t *len, struct err *e)
+{
+	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));
+	_cleanup_free_ uint8_t *bytes = NULL;
+	uint32_t index = 0;
+
+	*len = 0;
+	if (!part)
+		return err_errno(e, ENOMEM, "reading a blob");
+	for (bool last = true; last || index; last = false) {
+		const struct batch_header *h;
+		uint8_t *more;
+		int r = read_part(s, at, type, NULL, part, &h, e);
+
+		if (r)
+			return r;
+		if ((!last && h->nr_entries != index - 1) || *len > BLOB_BYTES_MAX)
+			return err_set(e, E_CORRUPT, "segment %08x block %u: a part out of order",
+				       at.segment, at.block);
+		more = malloc(*len + h->payload_bytes + 1);
+		if (!more)
+			return err_errno(e, ENOMEM, "reading a blob");
+		memcpy(more, part->bytes + FMT_BLOCK, h->payload_bytes);
+		if (*len)
+			memcpy(more + h->payload_bytes, bytes, *len);
+		free(bytes);
+		bytes = more;
+		*len += h->payload_bytes;
+		index = h->nr_entries;
+		at = h->prev;
+	}
+	*ret = steal_ptr(&bytes);
+	return 0;
+}
+
 uint64_t store_blob_hash(const struct store *s, const void *bytes, size_t len)
 {
 	if (!s->seal)

@@ -78,22 +78,6 @@ static void check_deinit(struct check *k)
 	free(k->pages);
 }
 
-/* Room for one more of an array. */
-#define grow(array, nr, cap)                                                  \
-	({                                                                    \
-		int r_ = 0;                                                   \
-		if ((nr) == (cap)) {                                          \
-			size_t cap_ = (cap) ? (cap)*2 : 16;                   \
-			void *p_ = realloc((array), cap_ * sizeof(*(array))); \
-			if (p_) {                                             \
-				(array) = p_;                                 \
-				(cap) = cap_;                                 \
-			}                                                     \
-			r_ = p_ ? 0 : -ENOMEM;                                \
-		}                                                             \
-		r_;                                                           \
-	})
-
 __attribute__((format(printf, 3, 4))) static void tell(struct check *k, enum damage_kind kind,
 						       const char *fmt, ...)
 {
@@ -325,7 +309,7 @@ static void check_links(struct check *k, struct ix_txn *t, enum index_db db,
 static int note_epoch(struct check *k, const struct ix_key *key, const struct rec_epoch *rec,
 		      struct err *e)
 {
-	if (grow(k->epochs, k->nr_epochs, k->cap_epochs))
+	if (array_grow(k->epochs, k->nr_epochs, k->cap_epochs))
 		return err_errno(e, ENOMEM, "check");
 	k->epochs[k->nr_epochs++] =
 		(struct known_epoch){{ix_be64(key->b), ix_be64(key->b + 8)}, *rec};
@@ -390,7 +374,7 @@ static bool still_there(struct check *k, const struct seg_ident *id)
 
 static int note_blocks(struct check *k, uint32_t segment, uint32_t from, uint32_t to, struct err *e)
 {
-	if (grow(k->blocks, k->nr_blocks, k->cap_blocks))
+	if (array_grow(k->blocks, k->nr_blocks, k->cap_blocks))
 		return err_errno(e, ENOMEM, "check");
 	k->blocks[k->nr_blocks++] = (struct bad_blocks){segment, from, to};
 	return 0;
@@ -398,7 +382,7 @@ static int note_blocks(struct check *k, uint32_t segment, uint32_t from, uint32_
 
 static int note_page(struct check *k, loc_t loc, struct err *e)
 {
-	if (grow(k->pages, k->nr_pages, k->cap_pages))
+	if (array_grow(k->pages, k->nr_pages, k->cap_pages))
 		return err_errno(e, ENOMEM, "check");
 	k->pages[k->nr_pages++] = loc;
 	return 0;
@@ -459,7 +443,7 @@ static int note_batch(struct check *k, const struct batch_header *h, struct err 
 {
 	struct seg_map *m = &k->segs[h->segment];
 
-	if (grow(m->batches, m->nr, m->cap))
+	if (array_grow(m->batches, m->nr, m->cap))
 		return err_errno(e, ENOMEM, "check");
 	m->batches[m->nr++] =
 		(struct batch_at){h->block, h->type == BATCH_PAGES ? h->nr_entries : 0};
@@ -846,7 +830,7 @@ static int list_snapshots(struct check *k, struct snapshot_row **ret, size_t *nr
 		r = index_iter_next(&it, &key, &rec, sizeof(rec), NULL);
 		if (!r)
 			break;
-		if (r > 0 && grow(*ret, *nr, cap)) {
+		if (r > 0 && array_grow(*ret, *nr, cap)) {
 			r = err_errno(e, ENOMEM, "check");
 			break;
 		}

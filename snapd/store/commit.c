@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "snapd/store/manifest.h"
+#include "snapd/store/reclog.h"
 #include "snapd/util/log.h"
 
 #define CHAIN_EPOCHS_MIN 64u
@@ -275,42 +276,16 @@ static void fill_snapshot(struct commit *c)
 			 (m->post_mortem ? REC_SNAPSHOT_POSTMORTEM : 0);
 }
 
-/* Index records as bytes: key and value with their lengths. */
-struct record_log {
-	uint8_t *bytes; /* owned */
-	size_t len, cap;
-};
-
-static int log_record(const struct index *ix, struct record_log *l, enum index_db db,
+static int log_record(const struct index *ix, struct reclog *l, enum index_db db,
 		      const struct ix_key *k, void *rec, size_t rec_size, const void *tail,
 		      size_t tail_len)
 {
-	uint32_t head[3] = {db, (uint32_t)k->len, (uint32_t)(rec_size + tail_len)};
-	size_t need = l->len + sizeof(head) + k->len + rec_size + tail_len;
-
-	if (need > l->cap) {
-		uint8_t *bytes = realloc(l->bytes, need * 2);
-
-		if (!bytes)
-			return -ENOMEM;
-		l->bytes = bytes;
-		l->cap = need * 2;
-	}
 	index_seal(ix, db, k, rec, rec_size, tail, tail_len);
-	memcpy(l->bytes + l->len, head, sizeof(head));
-	l->len += sizeof(head);
-	memcpy(l->bytes + l->len, k->b, k->len);
-	l->len += k->len;
-	memcpy(l->bytes + l->len, rec, rec_size);
-	l->len += rec_size;
-	if (tail_len)
-		memcpy(l->bytes + l->len, tail, tail_len);
-	l->len += tail_len;
-	return 0;
+	return reclog_add(l, db, k->b, k->len, rec, rec_size, tail, tail_len);
 }
 
 /* The VM and the timeline, as the commit will leave them. */
-static int log_context(struct commit *c, struct record_log *l, struct err *e)
+static int log_context(struct commit *c, struct reclog *l, struct err *e)
 {
 	struct epoch *ep = c->ep;
 	struct ix_key vk = ix_key_id(ep->vm), tk = ix_key_u64(ep->point.timeline);
@@ -324,11 +299,15 @@ static int log_context(struct commit *c, struct record_log *l, struct err *e)
 	r = index_begin(ep->s->index, &t, e);
 	if (r)
 		return r;
-	r = index_get(&t, IX_VMS, &vk, &vm, sizeof(vm), &tail, &tail_len, e);
+	r = journal_begin(ep->s, &t, false, l, e);
+	if (!r)
+		r = index_get(&t, IX_VMS, &vk, &vm, sizeof(vm), &tail, &tail_len, e);
 	if (!r)
 		r = log_record(ep->s->index, l, IX_VMS, &vk, &vm, sizeof(vm), tail, tail_len);
 	if (!r)
 		r = index_get(&t, IX_TIMELINES, &tk, &tl, sizeof(tl), NULL, NULL, e);
+	if (!r && tl.last + 1 != ep->point.epoch)
+		r = -EBUSY; /* its batch would be taken for the later one's */
 	if (!r) {
 		tl.last = ep->point.epoch;
 		r = log_record(ep->s->index, l, IX_TIMELINES, &tk, &tl, sizeof(tl), NULL, 0);
@@ -337,17 +316,12 @@ static int log_context(struct commit *c, struct record_log *l, struct err *e)
 	return r ? err_errno(e, -r, "reading the epoch's VM and timeline") : 0;
 }
 
-static int log_records(struct commit *c, struct record_log *l, struct err *e)
+static int log_records(struct commit *c, struct reclog *l, struct err *e)
 {
 	struct epoch *ep = c->ep;
-	struct ix_key sk = {.b = "store", .len = 5}, ek = ix_key_point(ep->point);
-	struct ix_key nk = ix_key_u64(c->snapshot_id);
-	struct rec_store store = ep->s->record;
-	int r;
+	struct ix_key ek = ix_key_point(ep->point), nk = ix_key_u64(c->snapshot_id);
+	int r = log_context(c, l, e);
 
-	if (log_record(ep->s->index, l, IX_META, &sk, &store, sizeof(store), NULL, 0))
-		return err_errno(e, ENOMEM, "epoch");
-	r = log_context(c, l, e);
 	if (r)
 		return r;
 	if (log_record(ep->s->index, l, IX_EPOCHS, &ek, &c->rec, sizeof(c->rec), NULL, 0) ||
@@ -360,7 +334,7 @@ static int log_records(struct commit *c, struct record_log *l, struct err *e)
 /* So that the index can be made again from the segments alone. */
 static int append_record(struct commit *c, struct err *e)
 {
-	struct record_log log = {0};
+	struct reclog log = {0};
 	struct rec_blob blob = {0};
 	int r;
 
@@ -368,7 +342,7 @@ static int append_record(struct commit *c, struct err *e)
 	if (!r)
 		r = append_blob(&c->ep->append, BATCH_EPOCH, log.bytes, log.len, &blob, e);
 	c->rec.record = blob.last;
-	free(log.bytes);
+	reclog_deinit(&log);
 	return r;
 }
 
@@ -408,7 +382,7 @@ static int name_snapshot(struct ix_txn *t, const struct commit *c, struct err *e
 	return index_put(t, IX_SNAPNAMES, &k, &name, sizeof(name), NULL, 0, e);
 }
 
-static int put_counters(struct ix_txn *t, const struct store *s, struct err *e)
+int commit_put_counters(struct ix_txn *t, const struct store *s, struct err *e)
 {
 	struct ix_key k = {.b = "counters", .len = 8};
 	struct rec_counters rec;
@@ -429,7 +403,7 @@ static enum seg_state state_after(const struct append_seg *x)
 }
 
 /* The epoch is the only one to change its segments: no lock. */
-static int put_tails(struct ix_txn *t, const struct appender *a, struct err *e)
+int commit_put_tails(struct ix_txn *t, const struct appender *a, struct err *e)
 {
 	for (size_t i = 0; i < a->nr_segs; i++) {
 		const struct append_seg *x = &a->segs[i];
@@ -462,18 +436,19 @@ static int commit_txn(struct ix_txn *t, void *arg, struct err *e)
 	if (!r && c->meta)
 		r = index_put(t, IX_SNAPSHOTS, &sk, &c->snapshot, sizeof(c->snapshot), NULL, 0, e);
 	if (!r)
-		r = put_tails(t, &ep->append, e);
-	return r ? r : put_counters(t, ep->s, e);
+		r = commit_put_tails(t, &ep->append, e);
+	return r ? r : commit_put_counters(t, ep->s, e);
 }
 
 /* ---- afterwards ---- */
 
-static void publish_tails(struct epoch *ep)
+void commit_publish_tails(struct appender *a)
 {
-	scoped_lock(&ep->s->segments_lock);
+	scoped_lock(&a->s->segments_lock);
 
-	for (size_t i = 0; i < ep->append.nr_segs; i++) {
-		struct append_seg *x = &ep->append.segs[i];
+	a->record = (struct batch_ref){0};
+	for (size_t i = 0; i < a->nr_segs; i++) {
+		struct append_seg *x = &a->segs[i];
 
 		x->seg->tail = x->tail;
 		x->seg->state = state_after(x);
@@ -502,7 +477,7 @@ static void publish_refs(struct epoch *ep)
 
 static void publish(struct epoch *ep)
 {
-	publish_tails(ep);
+	commit_publish_tails(&ep->append);
 	publish_refs(ep);
 	apply_changes(ep, ep->live);
 }

@@ -11,10 +11,13 @@
 
 #include <string.h>
 
+#include "snapd/store/reclog.h"
+
 static const char *const feature_names[] = {
 	[FEATURE_LZ4] = "lz4",
 	[FEATURE_ZSTD] = "zstd",
 	[FEATURE_SEALED] = "sealed",
+	[FEATURE_JOURNAL] = "journal",
 };
 static_assert(ARRAY_SIZE(feature_names) == NR_FEATURES, "a name for each feature");
 
@@ -77,11 +80,8 @@ int features_load(struct store *s, struct err *e)
 	return 0;
 }
 
-int features_put(struct ix_txn *t, void *arg, struct err *e)
+static size_t list_names(const struct store *s, char names[NAMES_MAX])
 {
-	const struct store *s = arg;
-	struct rec_features rec = {.codec = s->policy.codec, .level = s->policy.level};
-	char names[NAMES_MAX];
 	size_t len = 0;
 
 	for (int i = 0; i < NR_FEATURES; i++) {
@@ -89,11 +89,32 @@ int features_put(struct ix_txn *t, void *arg, struct err *e)
 
 		if (!(s->features & 1u << i))
 			continue;
-		assert(len + n <= sizeof(names));
+		assert(len + n <= NAMES_MAX);
 		memcpy(names + len, feature_names[i], n);
 		len += n;
 	}
+	return len;
+}
+
+int features_put(struct ix_txn *t, void *arg, struct err *e)
+{
+	const struct store *s = arg;
+	struct rec_features rec = {.codec = s->policy.codec, .level = s->policy.level};
+	char names[NAMES_MAX];
+	size_t len = list_names(s, names);
+
 	return index_put(t, IX_META, &key_features, &rec, sizeof(rec), names, len, e);
+}
+
+int features_log(const struct store *s, struct reclog *log)
+{
+	struct rec_features rec = {.codec = s->policy.codec, .level = s->policy.level};
+	char names[NAMES_MAX];
+	size_t len = list_names(s, names);
+
+	index_seal(s->index, IX_META, &key_features, &rec, sizeof(rec), names, len);
+	return reclog_add(log, IX_META, key_features.b, key_features.len, &rec, sizeof(rec), names,
+			  len);
 }
 
 static uint32_t features_of(struct codec_policy policy)

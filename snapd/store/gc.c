@@ -187,6 +187,11 @@ static int take_new_roots(struct gc *g, struct err *e)
 	return 1;
 }
 
+static bool in_use(const struct seg *seg)
+{
+	return seg && seg->state != SEG_FREE;
+}
+
 static bool is_referred(const struct store *s, uint32_t id)
 {
 	if (seg_refs_has(&s->gc_refs, id))
@@ -197,12 +202,42 @@ static bool is_referred(const struct store *s, uint32_t id)
 	return false;
 }
 
+/* Could go, but for the journal in it. */
+static bool is_unneeded(const struct gc *g, uint32_t id)
+{
+	const struct seg *seg = g->s->segs[id];
+
+	return in_use(seg) && !seg->busy && !seg->users && seg->indexed &&
+	       !seg_refs_has(&g->need, id) && !is_referred(g->s, id);
+}
+
+/* What to do with a journal that keeps segments for itself: without anything else in the
+ * store it is not needed; else one open segment is its due, and from more it moves. */
+static void decide_journal(struct gc *g)
+{
+	const struct store *s = g->s;
+	uint32_t alone = 0, full = 0, others = 0;
+
+	for (uint32_t i = 0; i < s->nr_segs; i++) {
+		bool unneeded = in_use(s->segs[i]) && is_unneeded(g, i);
+
+		others += in_use(s->segs[i]) && !unneeded;
+		if (!unneeded || !seg_refs_has(&s->journal_refs, i))
+			continue;
+		alone++;
+		full += s->segs[i]->state == SEG_SEALED;
+	}
+	g->no_journal = !others;
+	g->image = others && (full || alone > 1);
+}
+
 static int condemn(struct gc *g, struct err *e)
 {
 	struct store *s = g->s;
 	scoped_lock(&s->segments_lock);
 	uint32_t free_kept = 0;
 
+	decide_journal(g);
 	for (uint32_t i = 0; i < s->nr_segs; i++)
 		free_kept += s->segs[i] && s->segs[i]->state == SEG_FREE;
 	for (uint32_t i = 0; i < s->nr_segs; i++) {
@@ -210,8 +245,8 @@ static int condemn(struct gc *g, struct err *e)
 		bool remove = seg && (seg->damaged || seg->segment_bytes != s->segment_bytes ||
 				      free_kept >= FREE_KEPT_MAX);
 
-		if (!seg || seg->state == SEG_FREE || seg->busy || seg->users || !seg->indexed ||
-		    seg_refs_has(&g->need, i) || is_referred(s, i))
+		if (!seg || !is_unneeded(g, i) ||
+		    (!g->image && !g->no_journal && seg_refs_has(&s->journal_refs, i)))
 			continue;
 		if (seg_refs_add(&g->condemned, i) || (remove && seg_refs_add(&g->removed, i)))
 			return err_errno(e, ENOMEM, "gc");
@@ -349,7 +384,9 @@ static int prune_txn(struct ix_txn *t, void *arg, struct err *e)
 
 	for (size_t i = 0; !r && i < g->nr_epochs; i++)
 		r = prune_epoch(g, &g->epochs[i], t, e);
-	return r ? r : prune_timelines(g, t, e);
+	if (!r)
+		r = prune_timelines(g, t, e);
+	return r || !g->no_journal ? r : journal_put_empty(t, e);
 }
 
 /* 1: not yet, there are new roots to mark.  Holds off new roots and epochs; in the
@@ -365,7 +402,12 @@ static int last_step(struct gc *g, bool last_round, struct err *e)
 	g->locked = false;
 	if (!r)
 		r = condemn(g, e);
-	return r ? r : index_update(g->s->index, prune_txn, g, e);
+	if (r)
+		return r;
+	if (g->no_journal)
+		return index_update(g->s->index, prune_txn, g, e);
+	return g->image ? store_update_image(g->s, prune_txn, g, e)
+			: store_update(g->s, prune_txn, g, e);
 }
 
 /* ---- afterwards ---- */
@@ -378,12 +420,15 @@ static bool keep_entry(void *opaque, loc_t loc)
 }
 
 /* Durable in the index: now the segments may be reused, or go. */
-static void release_segments(struct gc *g)
+static void free_segments(struct gc *g)
 {
 	struct store *s = g->s;
-
-	dedup_filter(&s->dedup, keep_entry, g);
 	scoped_lock(&s->segments_lock);
+
+	if (g->no_journal) {
+		free(s->journal_refs.bits);
+		s->journal_refs = (struct seg_refs){0};
+	}
 	for (uint32_t i = 0; i < g->condemned.nr; i++) {
 		struct seg *seg = seg_find(s, i);
 
@@ -400,6 +445,15 @@ static void release_segments(struct gc *g)
 		if (!seg->users)
 			seg_drop(s, seg);
 	}
+}
+
+static void release_segments(struct gc *g)
+{
+	dedup_filter(&g->s->dedup, keep_entry, g);
+	free_segments(g);
+	for (uint32_t i = 0; i < g->condemned.nr; i++)
+		if (seg_refs_has(&g->condemned, i) && !seg_refs_has(&g->removed, i))
+			seg_retire(g->s, i);
 }
 
 static void finish(struct gc *g, bool done)
@@ -458,6 +512,8 @@ int store_gc_paced(struct store *s, const struct gc_config *c, uint64_t *freed, 
 	finish(&g, !r);
 	if (!r)
 		*freed = g.freed;
+	if (!r && atomic_load(&s->journal_stale)) /* there may be room now */
+		r = store_update_image(s, NULL, NULL, e);
 	return r;
 }
 

@@ -16,6 +16,8 @@ struct gc {
 	size_t nr_epochs, cap_epochs;
 	struct seg_refs need; /* by roots */
 	struct seg_refs condemned;
+	bool image;		   /* the journal is to move: an image of the index */
+	bool no_journal;	   /* nothing is left that one would be needed for */
 	struct seg_refs removed;   /* those condemned whose files go */
 	struct snapd_point *roots; /* owned; to be marked */
 	size_t nr_roots, cap_roots;

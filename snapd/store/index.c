@@ -26,6 +26,7 @@
 #include <xxhash.h>
 
 #include "snapd/store/index_check.h"
+#include "snapd/store/reclog.h"
 #include "snapd/store/seal.h"
 #include "snapd/util/cleanup.h"
 
@@ -53,6 +54,12 @@ static_assert(ARRAY_SIZE(db_names) == IX_NR_DBS, "a name for each database");
 /* Flags that a record may have; the others are damage. */
 static const uint32_t db_flags[IX_NR_DBS] = {[IX_SNAPSHOTS] = REC_SNAPSHOT_PINNED |
 							      REC_SNAPSHOT_POSTMORTEM};
+
+/* What a rebuilt index can't take from the segments by looking; names follow. */
+static bool is_journalled(enum index_db db)
+{
+	return db == IX_VMS || db == IX_TIMELINES || db == IX_EPOCHS || db == IX_SNAPSHOTS;
+}
 
 /* LMDB reports a write that the disk took in part only as EIO. */
 static bool disk_is_full(const struct index *ix)
@@ -518,7 +525,39 @@ int index_put(struct ix_txn *t, enum index_db db, const struct ix_key *k, void *
 	memcpy(v.mv_data, rec, rec_size);
 	if (tail_len)
 		memcpy((uint8_t *)v.mv_data + rec_size, tail, tail_len);
+	if (t->log && is_journalled(db) &&
+	    reclog_add(t->log, db, k->b, k->len, rec, rec_size, tail, tail_len))
+		return err_errno(e, ENOMEM, "index %s", t->ix->dir);
 	return 0;
+}
+
+int index_unpack(struct index *ix, enum index_db db, const struct ix_key *k, const void *value,
+		 size_t len, void *rec, size_t rec_size, const void **tail, size_t *tail_len,
+		 struct err *e)
+{
+	MDB_val v = {.mv_size = len, .mv_data = (void *)value};
+	struct ix_txn t = {.ix = ix};
+
+	return record_decode(&t, db, k, &v, rec, rec_size, tail, tail_len, e);
+}
+
+int index_dump(struct ix_txn *t, enum index_db db, struct reclog *log, struct err *e)
+{
+	MDB_cursor *cursor;
+	MDB_val k, v;
+	int r;
+
+	assert(is_journalled(db));
+	r = mdb_cursor_open(t->txn, t->ix->dbi[db], &cursor);
+	if (r)
+		return index_error(t->ix, r, "opening a cursor", e);
+	while (!(r = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)))
+		if (reclog_add(log, db, k.mv_data, k.mv_size, v.mv_data, v.mv_size, NULL, 0)) {
+			mdb_cursor_close(cursor);
+			return err_errno(e, ENOMEM, "index %s", t->ix->dir);
+		}
+	mdb_cursor_close(cursor);
+	return r == MDB_NOTFOUND ? 0 : index_error(t->ix, r, "listing records", e);
 }
 
 int index_del(struct ix_txn *t, enum index_db db, const struct ix_key *k, struct err *e)
@@ -527,7 +566,11 @@ int index_del(struct ix_txn *t, enum index_db db, const struct ix_key *k, struct
 	int r;
 
 	r = mdb_del(t->txn, t->ix->dbi[db], &key, NULL);
-	return r && r != MDB_NOTFOUND ? write_error(t, r, "deleting a record", e) : 0;
+	if (r && r != MDB_NOTFOUND)
+		return write_error(t, r, "deleting a record", e);
+	if (!r && t->log && is_journalled(db) && reclog_add_removed(t->log, db, k->b, k->len))
+		return err_errno(e, ENOMEM, "index %s", t->ix->dir);
+	return 0;
 }
 
 int index_count(struct ix_txn *t, enum index_db db, uint64_t *ret, struct err *e)

@@ -23,7 +23,7 @@
 #include "snapd/util/err.h"
 
 enum index_db {
-	IX_META,      /* "store", "counters", "features" */
+	IX_META,      /* "store", "counters", "features", "journal" */
 	IX_VMS,	      /* id[16] */
 	IX_VMNAMES,   /* uid be32, name */
 	IX_TIMELINES, /* id be64 */
@@ -66,6 +66,14 @@ struct rec_features { /* tail: names of what a reader must know, each with its N
 	int32_t level;	/* zstd; else 0 */
 };
 static_assert(sizeof(struct rec_features) == 24, "disk format");
+
+struct rec_journal { /* tail: the segments (u32) that the journal's batches lie in */
+	struct rec_head head;
+	uint32_t nr;	/* INDEX batches since the last image */
+	uint32_t image; /* in an INDEX batch: it holds all records; in the index: the next one must
+			 */
+};
+static_assert(sizeof(struct rec_journal) == 24, "disk format");
 
 struct rec_vm { /* tail: command line */
 	struct rec_head head;
@@ -151,6 +159,7 @@ struct rec_segment {
 static_assert(sizeof(struct rec_segment) == 48, "disk format");
 
 struct index;
+struct reclog;
 struct index_config {
 	const char *dir;
 	bool create, read_only;
@@ -165,6 +174,8 @@ struct ix_txn {
 	struct index *ix;
 	MDB_txn *txn;
 	bool map_full; /* a put met a full map: index_update() will grow it and try again */
+	/* What is put and removed is added here, for the journal; NULL: not.  Borrowed. */
+	struct reclog *log;
 };
 
 /* A consistent view; index_end() accepts one that was never begun. */
@@ -207,6 +218,12 @@ int index_del(struct ix_txn *t, enum index_db db, const struct ix_key *k, struct
 /* Set the head as index_put() does; for records that are also kept elsewhere. */
 void index_seal(const struct index *ix, enum index_db db, const struct ix_key *k, void *rec,
 		size_t rec_size, const void *tail, size_t tail_len);
+/* The reverse of index_seal(), as index_get() does it.  -EUCLEAN, -EPROTO. */
+int index_unpack(struct index *ix, enum index_db db, const struct ix_key *k, const void *value,
+		 size_t len, void *rec, size_t rec_size, const void **tail, size_t *tail_len,
+		 struct err *e);
+/* All records of `db` that the journal is for, as they are, added to `log`. */
+int index_dump(struct ix_txn *t, enum index_db db, struct reclog *log, struct err *e);
 int index_count(struct ix_txn *t, enum index_db db, uint64_t *ret, struct err *e);
 
 /* Records whose key starts with `prefix` (may be NULL), ascending. */

@@ -6,6 +6,7 @@
  *   store/snapshot.c  snapshots as records: found, changed, deleted
  *   store/space.c   segment files: made, recycled, lent to epochs, opened
  *   store/features.c  what a reader must know; how new pages are stored
+ *   store/journal.c what the index learns, in the segments as well
  *   store/append.c  pages and blobs → batches → a segment's tail
  *   store/read.c    locs → headers → few large reads → checked pages
  *   store/headers.c batches of a reader, and their headers, cached
@@ -19,7 +20,7 @@
  *   store/mark.c    the segments that roots need
  *   store/pin.c     what must stay while gc runs
  *
- * Locks, outermost first: roots_lock → segments_lock → LMDB.  segments_lock is
+ * Locks, outermost first: roots_lock → LMDB's writer lock → segments_lock, which is
  * held to open files, and for one superblock's first check, not across other I/O.
  * A thread that makes the next segment lives from seg_reserve_ahead() until it is
  * done; space_close() waits for it.
@@ -128,15 +129,32 @@ struct store {
 	size_t nr_gc_new, cap_gc_new;
 	struct gc_named *gc_named; /* owned; ascending; the running gc's */
 	size_t nr_gc_named;
-	struct seg_refs gc_refs;    /* by commits while gc runs; segments_lock */
-	uint64_t gc_first_timeline; /* timelines from this id on are newer than gc */
+	struct seg_refs gc_refs;      /* by commits while gc runs; segments_lock */
+	struct seg_refs journal_refs; /* owned; where INDEX batches lie; segments_lock */
+	size_t journal_txn;	      /* of which transaction that is; segments_lock */
+	_Atomic bool journal_stale;   /* the last batch of it found no room */
+	uint64_t gc_first_timeline;   /* timelines from this id on are newer than gc */
 };
+
+/* ---- store.c ---- */
+
+/* Locked, with its key, and without an index: only store_close() and what is said to
+ * work without one. */
+int store_open_bare(const char *dir, const char *key_file, struct store **ret, struct err *e);
+/* Make INDEX_UNFINISHED, durable, filled by fn while it is s->index. */
+int store_make_index(struct store *s, int (*fn)(struct store *s, void *arg, struct err *e),
+		     void *arg, struct err *e);
+/* Put it in the index's place, which becomes INDEX_OLD unless there is one. */
+int store_swap_index(struct store *s, struct err *e);
+#define INDEX_UNFINISHED "index.new"
+#define INDEX_OLD	 "index.old"
 
 /* ---- store/features.c ---- */
 
-enum feature { FEATURE_LZ4, FEATURE_ZSTD, FEATURE_SEALED, NR_FEATURES };
+enum feature { FEATURE_LZ4, FEATURE_ZSTD, FEATURE_SEALED, FEATURE_JOURNAL, NR_FEATURES };
 int features_load(struct store *s, struct err *e); /* -EPROTO: one that we don't know */
 int features_put(struct ix_txn *t, void *store, struct err *e);
+int features_log(const struct store *s, struct reclog *log); /* the same record */
 /* How new pages are stored; features_put() records it. */
 int features_choose(struct store *s, const char *compression, struct err *e);
 /* The same, and recorded when it differs. */
@@ -164,9 +182,13 @@ bool seg_refs_has(const struct seg_refs *refs, uint32_t id);	      /* segments_l
 void seg_path(uint32_t id, char name[16]);
 /* Remove files that the index does not name; find out which are damaged. */
 int space_recover(struct store *s, struct err *e);
+/* Numbers of the segment files, ascending, malloc()ed. */
+int space_list(struct store *s, uint32_t **ret, size_t *nr, struct err *e);
 /* -EUCLEAN when there are segment files. */
 int space_is_empty(struct store *s, struct err *e);
 void space_close(struct store *s);
+/* Make sure that no batch in a free segment is valid any more. */
+void seg_retire(struct store *s, uint32_t id);
 /* gc: remove the file of a free segment and forget it; segments_lock held. */
 void seg_drop(struct store *s, struct seg *seg);
 
@@ -218,6 +240,7 @@ struct appender {
 	uint32_t nr_recent, next_recent;
 	uint64_t bytes_written;
 	bool unsynced;
+	struct batch_ref record; /* of index records, not committed yet; {0,0}: none */
 };
 
 int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
@@ -274,6 +297,9 @@ void store_blobs_ahead(struct store *s, struct blob_ahead *a, size_t nr, uint8_t
 /* malloc()ed, checked.  `ahead` of that blob, or NULL. */
 int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_type type,
 		    const char *what, const struct blob_ahead *ahead, void **ret, struct err *e);
+/* A blob of which only the last part's place is known; malloc()ed. */
+int store_blob_read_from(struct store *s, struct batch_ref at, enum batch_type type, void **ret,
+			 size_t *len, struct err *e);
 /* Step from a part of a blob to the one before; *payload: bytes in this one. */
 int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e);
 /* Of a whole blob, for its record: with the store's secret where that is one. */
@@ -370,6 +396,28 @@ struct epoch {
 int epoch_settle(struct epoch *ep, struct err *e);
 /* As epoch_abort(), of an epoch that was committed. */
 void epoch_finish(struct epoch *ep);
+
+/* ---- store/journal.c ---- */
+
+/* As index_update(), and what fn puts and removes is in the journal. */
+int store_update(struct store *s, int (*fn)(struct ix_txn *t, void *arg, struct err *e), void *arg,
+		 struct err *e);
+/* The same with an image of the whole index; fn may be NULL. */
+int store_update_image(struct store *s, int (*fn)(struct ix_txn *t, void *arg, struct err *e),
+		       void *arg, struct err *e);
+/* What every batch with records begins with. */
+int journal_begin(struct store *s, struct ix_txn *t, bool image, struct reclog *log, struct err *e);
+/* There is no INDEX batch, and nothing that one would be needed for. */
+int journal_put_empty(struct ix_txn *t, struct err *e);
+/* Learn where it is; make it, where there is none yet. */
+int journal_open(struct store *s, struct err *e);
+
+/* ---- store/commit.c ---- */
+
+int commit_put_tails(struct ix_txn *t, const struct appender *a, struct err *e);
+int commit_put_counters(struct ix_txn *t, const struct store *s, struct err *e);
+/* After the transaction. */
+void commit_publish_tails(struct appender *a);
 
 /* ---- store/snapshot.c ---- */
 

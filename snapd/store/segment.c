@@ -177,6 +177,7 @@ static const char *check_contents(struct batch_header *h, const struct seal *sea
 	case BATCH_CHECKPOINT:
 	case BATCH_STATE:
 	case BATCH_EPOCH:
+	case BATCH_INDEX:
 		return check_blob(h);
 	default:
 		return "unknown type";

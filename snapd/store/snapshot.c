@@ -331,7 +331,7 @@ int store_snapshots_delete(struct store *s, const uint64_t *ids, size_t nr, stru
 {
 	struct deletion d = {ids, nr};
 
-	return index_update(s->index, delete_txn, &d, e);
+	return store_update(s, delete_txn, &d, e);
 }
 
 int store_snapshot_delete(struct store *s, uint64_t id, struct err *e)
@@ -403,7 +403,7 @@ int store_vm_remove(struct store *s, const uint8_t id[16], uint64_t *nr_snapshot
 	for (const struct epoch *ep = s->epochs; ep; ep = ep->next)
 		if (!memcmp(ep->vm, id, sizeof(ep->vm)))
 			return err_set(e, EBUSY, "an epoch of this VM is being written");
-	r = index_update(s->index, remove_txn, &rm, e);
+	r = store_update(s, remove_txn, &rm, e);
 	*nr_snapshots = rm.nr;
 	free(rm.ids);
 	return r;
@@ -498,5 +498,5 @@ int store_snapshot_change(struct store *s, uint64_t id, const struct snapshot_ch
 	struct change_arg a = {id, c};
 	int r = snapshot_check_texts(c->name && *c->name ? c->name : NULL, c->note, c->tags, e);
 
-	return r ? r : index_update(s->index, change_txn, &a, e);
+	return r ? r : store_update(s, change_txn, &a, e);
 }

@@ -60,3 +60,18 @@ static inline int steal_fd(int *fd)
 		__typeof__(b) _b = (b); \
 		_a > _b ? _a : _b;      \
 	})
+/* Room for one more of a malloc()ed array: 0 or -ENOMEM. */
+#define array_grow(array, nr, cap)                                            \
+	({                                                                    \
+		int r_ = 0;                                                   \
+		if ((nr) == (cap)) {                                          \
+			size_t cap_ = (cap) ? (cap)*2 : 16;                   \
+			void *p_ = realloc((array), cap_ * sizeof(*(array))); \
+			if (p_) {                                             \
+				(array) = p_;                                 \
+				(cap) = cap_;                                 \
+			}                                                     \
+			r_ = p_ ? 0 : -ENOMEM;                                \
+		}                                                             \
+		r_;                                                           \
+	})

@@ -9,11 +9,13 @@
  *                                         of several parts, two page sizes
  *   golden dump STORE ID OUT [KEY]        a snapshot as read_store.py writes it
  *   golden list STORE [KEY]               ids, a line each
+ *   golden rebuild STORE [KEY]            make its index again from the segments
  *
  * What `make` writes depends on nothing but its arguments and random ids.
  */
 #include <string.h>
 
+#include "snapd/store/rebuild.h"
 #include "tests/lib/store_model.h"
 
 #define FRAMES 48u
@@ -163,6 +165,16 @@ static int list(const char *dir, const char *key)
 	return 0;
 }
 
+static int rebuild(const char *dir, const char *key)
+{
+	struct rebuild_config c = {.dir = dir, .key_file = key};
+	struct rebuild_result r;
+
+	CHECK_OK(store_rebuild_index(&c, &r, &e));
+	CHECK(!r.damages && !r.lost_snapshots);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc >= 5 && !strcmp(argv[1], "make"))
@@ -171,6 +183,8 @@ int main(int argc, char **argv)
 		return dump(argv[2], strtoull(argv[3], NULL, 10), argv[4], argv[5]);
 	if (argc >= 3 && !strcmp(argv[1], "list"))
 		return list(argv[2], argv[3]);
-	fprintf(stderr, "usage: golden make|dump|list STORE ...\n");
+	if (argc >= 3 && !strcmp(argv[1], "rebuild"))
+		return rebuild(argv[2], argv[3]);
+	fprintf(stderr, "usage: golden make|dump|list|rebuild STORE ...\n");
 	return 2;
 }

@@ -4,7 +4,8 @@
 
 Method: the stores in this folder, and ones made now, are read by the store's own code (golden.c) and by read_store.py,
 which was written from the document alone.  Both give the same bytes of each snapshot; of the stores in this folder these
-have the digests that stood in DIGESTS when the store was made.  Then read_store.py gets damaged stores, and may not
+have the digests that stood in DIGESTS when the store was made; and again after the index was made anew from the segments.
+Then read_store.py gets damaged stores, and may not
 give any bytes that are not right.
 
   golden.py GOLDEN-PROGRAM SOURCE-FOLDER
@@ -13,6 +14,7 @@ give any bytes that are not right.
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -71,6 +73,12 @@ def compare(program, folder):
     return digests
 
 
+def rebuild(program, folder):
+    """Without the index, which was lost."""
+    shutil.rmtree(os.path.join(folder, "store", "index"))
+    run(program, "rebuild", os.path.join(folder, "store"), *key_of(folder))
+
+
 def damage(folder, digests, rounds, seed):
     """One byte of a segment after the other: refused, or it was one that means nothing."""
     rand = random.Random(seed)
@@ -112,6 +120,9 @@ def check_archives(program, source):
                 tar.extractall(folder)
             got = compare(program, folder)
             assert got == want, f"{name}: {got} instead of {want}"
+            rebuild(program, folder)
+            got = compare(program, folder)
+            assert got == want, f"{name}, rebuilt: {got} instead of {want}"
             print(f"{name}: {len(got)} snapshots as they were")
 
 
@@ -123,6 +134,9 @@ def check_fresh(program):
             make(program, folder, kind)
             digests = compare(program, folder)
             damage(folder, digests, 6, seed)
+            if kind == "sealed":
+                rebuild(program, folder)
+                assert compare(program, folder) == digests
             print(f"made now, {kind}: {len(digests)} snapshots alike")
 
 

@@ -21,7 +21,7 @@ from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt as aead_ope
 
 BLOCK = 4096
 DATABASES = ["meta", "vms", "vmnames", "timelines", "epochs", "snapshots", "snapnames", "segments"]
-FEATURES = {"lz4", "zstd", "sealed"}
+FEATURES = {"lz4", "zstd", "sealed", "journal"}
 xxh = ctypes.CDLL("libxxhash.so.0")
 size_t, u64 = ctypes.c_size_t, ctypes.c_uint64
 

@@ -3,10 +3,11 @@
  * Goal: whatever is done to a store, every snapshot holds what the guest held.
  * Method: random histories of several VMs (epochs with new, zero, equal, duplicate
  * and vanished pages; frames given twice; aborts; rollbacks; forks to another VM;
- * deletions; space reclaimed; the store closed and opened again) beside a model in
- * arrays; after each step the step's own snapshot, now and then all, are compared
- * page by page; and who needs which page of the segments is worked out from all maps
- * and compared with store_account().  Stores are encrypted or not, and compress
+ * deletions; other names, notes, tags and pins; space reclaimed; the store closed and
+ * opened again, at times with an index made from the segments alone, which then has
+ * every record that it had) beside a model in arrays; after each step the step's own snapshot, now
+ * and then all, are compared page by page; and who needs which page of the segments is worked out
+ * from all maps and compared with store_account().  Stores are encrypted or not, and compress
  * otherwise each time.  Nine tenths of the steps in memory: a commit's flushes are three
  * of its four parts on a disk.
  */
@@ -15,6 +16,7 @@
 
 #include "snapd/store/account.h"
 #include "snapd/store/check.h"
+#include "snapd/store/rebuild.h"
 #include "tests/lib/store_model.h"
 
 #define FRAMES	  700u
@@ -432,12 +434,69 @@ static void reopen(struct world *w)
 		load_live(w, &w->vms[i]);
 }
 
+/* What people say of a snapshot. */
+static void change_one(struct world *w, struct model_snapshot *sn)
+{
+	struct snapshot_change c = {.note = "another note", .tags = "c"};
+	char name[32];
+
+	if (!sn)
+		return;
+	if (rand_below(&w->rand, 2)) {
+		snprintf(name, sizeof(name), "n%llu", (unsigned long long)w->steps);
+		if (!rand_below(&w->rand, 4))
+			name[0] = '\0';
+		c.name = name;
+		strcpy(sn->name, name);
+	}
+	CHECK_OK(store_snapshot_change(w->store, sn->id, &c, &e));
+}
+
+static void on_line(void *opaque, const char *line)
+{
+	printf("rebuild: %s\n", line);
+	CHECK(!opaque);
+}
+
+static void rebuild(struct world *w)
+{
+	struct rebuild_config c = {
+		.dir = w->dir, .key_file = w->key[0] ? w->key : NULL, .tell = on_line, .opaque = w};
+	struct store_snapshot *before, *after;
+	struct store_stats was, is;
+	struct rebuild_result r;
+	size_t nr, n;
+
+	/* A timeline without an epoch is not in the segments. */
+	for (uint32_t i = 0; i < VMS; i++)
+		commit_unnamed(w, &w->vms[i]);
+	CHECK_OK(store_snapshot_list(w->store, NULL, &before, &nr, &e));
+	CHECK_OK(store_get_stats(w->store, &was, &e));
+	CHECK(store_rebuild_index(&c, &r, NULL) == -EBUSY);
+	store_reader_destroy(w->reader);
+	store_close(w->store);
+	CHECK_OK(store_rebuild_index(&c, &r, &e));
+	CHECK(r.journalled && !r.damages && !r.lost_snapshots && r.snapshots == nr);
+	CHECK(r.vms == was.vms && r.epochs == was.epochs && r.timelines <= was.timelines);
+	open_world(w);
+	for (uint32_t i = 0; i < VMS; i++)
+		load_live(w, &w->vms[i]);
+	CHECK_OK(store_snapshot_list(w->store, NULL, &after, &n, &e));
+	CHECK(n == nr && !memcmp(before, after, nr * sizeof(*before)));
+	CHECK_OK(store_get_stats(w->store, &is, &e));
+	CHECK(is.bytes_logical == was.bytes_logical);
+	free(before);
+	free(after);
+	check_all(w);
+	check_bytes(w);
+}
+
 static void step(struct world *w)
 {
 	uint32_t v = (uint32_t)rand_below(&w->rand, VMS);
 
 	w->steps++;
-	switch (rand_below(&w->rand, 24)) {
+	switch (rand_below(&w->rand, 28)) {
 	case 0:
 		reopen(w);
 		break;
@@ -459,6 +518,14 @@ static void step(struct world *w)
 		check_all(w);
 		check_account(w);
 		check_bytes(w);
+		break;
+	case 10:
+		rebuild(w);
+		break;
+	case 11:
+	case 12:
+	case 13:
+		change_one(w, any_snapshot(w));
 		break;
 	default:
 		run_epoch(w, v);
