@@ -168,6 +168,22 @@ int qmp_call(struct qmp *q, uint64_t deadline, const char *command, json_t *args
 	return rc ? rc : qmp_await(q, q->posted, command, deadline, ret, e);
 }
 
+int qmp_call_all(struct qmp *q, uint64_t deadline, const char *const *commands, size_t nr,
+		 json_t **rets, struct err *e)
+{
+	json_int_t first = q->posted + 1;
+	int rc = 0, later;
+
+	memset(rets, 0, nr * sizeof(*rets));
+	for (size_t i = 0; i < nr && !rc; i++)
+		rc = qmp_post(q, commands[i], NULL, -1, deadline, e);
+	for (size_t i = 0; i < nr && first + (json_int_t)i <= q->posted; i++) {
+		later = qmp_await(q, first + (json_int_t)i, commands[i], deadline, &rets[i], e);
+		rc = rc ? rc : later;
+	}
+	return rc;
+}
+
 int qmp_wait(struct qmp *q, bool (*done)(const struct qmp *q), uint64_t deadline, struct err *e)
 {
 	json_t *answer;
@@ -306,17 +322,21 @@ static enum qmp_run run_of(const char *status)
 	return QMP_PAUSED;
 }
 
+static int run_in(const json_t *o, enum qmp_run *ret, struct err *e)
+{
+	if (!*text_of(o, "status"))
+		return err_set(e, EPROTO, "QEMU's monitor names no status");
+	*ret = run_of(text_of(o, "status"));
+	return 0;
+}
+
 int qmp_read_status(struct qmp *q, uint64_t deadline, enum qmp_run *ret, struct err *e)
 {
 	json_t *o = NULL;
 	int rc = qmp_call(q, deadline, "query-status", NULL, -1, &o, e);
 
-	if (rc)
-		return rc;
-	if (!*text_of(o, "status"))
-		rc = err_set(e, EPROTO, "QEMU's monitor names no status");
-	else
-		*ret = run_of(text_of(o, "status"));
+	if (!rc)
+		rc = run_in(o, ret, e);
 	json_decref(o);
 	return rc;
 }
@@ -328,22 +348,33 @@ int qmp_status(struct qmp *q, enum qmp_run *ret, struct err *e)
 	return rc ? rc : qmp_read_status(q, qmp_deadline(q, 0), ret, e);
 }
 
-/* The operator's migration, under way? */
-static int no_migration(struct qmp *q, uint64_t deadline, struct err *e)
+/* `o` is of query-migrate: the operator's migration, under way? */
+static int no_migration(const json_t *o, struct err *e)
 {
 	static const char *const over[] = {"", "none", "completed", "failed", "cancelled"};
-	json_t *o = NULL;
-	int rc = qmp_call(q, deadline, "query-migrate", NULL, -1, &o, e);
 
-	if (rc)
-		return rc;
-	rc = err_set(NULL, EBUSY, "%s", "");
 	for (size_t i = 0; i < ARRAY_SIZE(over); i++)
 		if (!strcmp(text_of(o, "status"), over[i]))
-			rc = 0;
-	if (rc)
-		err_set(e, EBUSY, "a migration is under way (%s)", text_of(o, "status"));
-	json_decref(o);
+			return 0;
+	return err_set(e, EBUSY, "a migration is under way (%s)", text_of(o, "status"));
+}
+
+/* What has to be known before a stop. */
+static int look_around(struct qmp *q, uint64_t deadline, enum qmp_run *run, struct err *e)
+{
+	static const char *const commands[] = {"query-migrate", "query-migrate-parameters",
+					       "query-migrate-capabilities", "query-status"};
+	json_t *o[ARRAY_SIZE(commands)];
+	int rc = qmp_call_all(q, deadline, commands, ARRAY_SIZE(commands), o, e);
+
+	if (!rc)
+		rc = no_migration(o[0], e);
+	if (!rc)
+		rc = qmp_settings_keep(q, o[1], o[2], e);
+	if (!rc)
+		rc = run_in(o[3], run, e);
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+		json_decref(o[i]);
 	return rc;
 }
 
@@ -362,11 +393,7 @@ int qmp_stop(struct qmp *q, uint32_t timeout_ms, bool *was_running, struct err *
 
 	*was_running = false;
 	if (!rc)
-		rc = no_migration(q, deadline, e);
-	if (!rc)
-		rc = qmp_settings_read(q, deadline, e);
-	if (!rc)
-		rc = qmp_read_status(q, deadline, &run, e);
+		rc = look_around(q, deadline, &run, e);
 	if (rc)
 		return rc;
 	if (run == QMP_INCOMING || run == QMP_MIGRATING)

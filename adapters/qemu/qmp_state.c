@@ -35,24 +35,30 @@ void qmp_settings_forget(struct qmp *q)
 	q->capabilities = NULL;
 }
 
-int qmp_settings_read(struct qmp *q, uint64_t deadline, struct err *e)
+int qmp_settings_keep(struct qmp *q, json_t *parameters, json_t *capabilities, struct err *e)
 {
-	_cleanup_json_ json_t *parameters = NULL;
-	int rc;
+	json_t *bandwidth = json_object_get(parameters, "max-bandwidth");
 
 	qmp_settings_forget(q);
-	rc = qmp_call(q, deadline, "query-migrate-parameters", NULL, -1, &parameters, e);
+	if (!json_is_integer(bandwidth) || !json_is_array(capabilities))
+		return err_set(e, EPROTO, "QEMU's monitor does not tell its migration settings");
+	q->max_bandwidth = json_integer_value(bandwidth);
+	q->capabilities = json_incref(capabilities);
+	return 0;
+}
+
+static int settings_read(struct qmp *q, uint64_t deadline, struct err *e)
+{
+	static const char *const commands[] = {"query-migrate-parameters",
+					       "query-migrate-capabilities"};
+	json_t *o[ARRAY_SIZE(commands)];
+	int rc = qmp_call_all(q, deadline, commands, ARRAY_SIZE(commands), o, e);
+
 	if (!rc)
-		rc = qmp_call(q, deadline, "query-migrate-capabilities", NULL, -1, &q->capabilities,
-			      e);
-	if (rc)
-		return rc;
-	q->max_bandwidth = json_integer_value(json_object_get(parameters, "max-bandwidth"));
-	if (json_is_integer(json_object_get(parameters, "max-bandwidth")) &&
-	    json_is_array(q->capabilities))
-		return 0;
-	qmp_settings_forget(q);
-	return err_set(e, EPROTO, "QEMU's monitor does not tell its migration settings");
+		rc = qmp_settings_keep(q, o[0], o[1], e);
+	json_decref(o[0]);
+	json_decref(o[1]);
+	return rc;
 }
 
 /* What is ours while state is saved or loaded. */
@@ -96,7 +102,7 @@ static bool can_ignore_shared(const struct qmp *q)
 
 static int settings_ours(struct qmp *q, uint64_t deadline, struct err *e)
 {
-	int rc = q->capabilities ? 0 : qmp_settings_read(q, deadline, e);
+	int rc = q->capabilities ? 0 : settings_read(q, deadline, e);
 
 	if (!rc && !can_ignore_shared(q))
 		rc = err_set(e, ENOTSUP, "this QEMU cannot leave shared RAM out (x-ignore-shared)");
@@ -182,42 +188,53 @@ static void new_name(struct qmp *q, char *ret, size_t len)
 	snprintf(ret, len, "snapd-%u", ++q->nr_names);
 }
 
-/* What QEMU says of the migration that has ended. */
-static int migration_outcome(struct qmp *q, uint64_t deadline, struct err *e)
+/* Why the migration that has ended did not succeed. */
+static int migration_failed(struct qmp *q, uint64_t deadline, struct err *e)
 {
 	_cleanup_json_ json_t *o = NULL;
-	const char *status, *reason;
+	const char *reason;
 	int rc = qmp_call(q, deadline, "query-migrate", NULL, -1, &o, e);
 
 	if (rc)
 		return rc;
-	status = json_string_value(json_object_get(o, "status"));
 	reason = json_string_value(json_object_get(o, "error-desc"));
-	if (status && !strcmp(status, "completed") && q->migration == MIGRATION_COMPLETED)
-		return 0;
 	return err_set(e, EIO, "QEMU could not save its devices' state: %s",
-		       reason	? reason
-		       : status ? status
-				: "no reason given");
+		       reason ? reason : "no reason given");
+}
+
+/* All at once: each answer that is waited for lengthens the pause.  If QEMU refuses one, it refuses
+ * the next as well, or what has begun is cancelled. */
+static int begin_migration(struct qmp *q, int fd, uint64_t deadline, struct err *e)
+{
+	static const char *const names[] = {"migrate-set-parameters", "getfd", "migrate"};
+	json_int_t first = q->posted + 1;
+	char name[32];
+	int rc, later;
+
+	new_name(q, name, sizeof(name));
+	rc = qmp_post(q, names[0], json_pack("{sI}", "max-bandwidth", BANDWIDTH_MAX), -1, deadline,
+		      e);
+	if (!rc)
+		rc = qmp_post(q, names[1], json_pack("{ss}", "fdname", name), fd, deadline, e);
+	if (!rc)
+		rc = qmp_post(q, names[2], fd_uri(name), -1, deadline, e);
+	for (size_t i = 0; i < ARRAY_SIZE(names) && first + (json_int_t)i <= q->posted; i++) {
+		later = qmp_await(q, first + (json_int_t)i, names[i], deadline, NULL, e);
+		rc = rc ? rc : later;
+	}
+	return rc;
 }
 
 static int migrate_to(struct qmp *q, int fd, uint64_t deadline, struct err *e)
 {
-	char name[32];
 	int rc;
 
-	new_name(q, name, sizeof(name));
 	q->migration = MIGRATION_NONE;
-	rc = qmp_call(q, deadline, "migrate-set-parameters",
-		      json_pack("{sI}", "max-bandwidth", BANDWIDTH_MAX), -1, NULL, e);
-	if (!rc)
-		rc = qmp_call(q, deadline, "getfd", json_pack("{ss}", "fdname", name), fd, NULL, e);
-	if (!rc)
-		rc = qmp_call(q, deadline, "migrate", fd_uri(name), -1, NULL, e);
+	rc = begin_migration(q, fd, deadline, e);
 	if (!rc)
 		rc = qmp_wait(q, migration_over, deadline, e);
-	if (!rc)
-		rc = migration_outcome(q, deadline, e);
+	if (!rc && q->migration == MIGRATION_FAILED)
+		rc = migration_failed(q, deadline, e);
 	if (rc && q->wire.fd >= 0 && !migration_over(q))
 		/* It may begin yet, or go on: nothing of ours may be under way. */
 		qmp_call(q, grace(q), "migrate_cancel", NULL, -1, NULL, NULL);

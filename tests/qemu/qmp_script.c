@@ -460,7 +460,6 @@ static void misdeeds(void)
 		     {"migrate-set-parameters", 1},
 		     {"getfd", 1},
 		     {"migrate", 1},
-		     {"query-migrate", 2},
 		     {"migrate-set-capabilities", 2},
 		     {"cont", 1}};
 	struct misdeed_run runs[ARRAY_SIZE(steps) * NR_MISDEEDS];
