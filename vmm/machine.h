@@ -178,9 +178,9 @@ int device_save(struct machine *m, struct snapd_state_writer *w);
 int device_load(struct machine *m, const struct snapd_state_reader *r);
 
 /* spare.c */
-int spare_start(struct machine *m); /* nothing to do without --vhost and --balloon */
+int spare_start(struct machine *m); /* nothing to do without --vhost, --balloon, --disk */
 void spare_stop(struct machine *m);
-void spare_step(struct machine *m); /* one page of either kind */
+void spare_step(struct machine *m); /* one page of one kind */
 void spare_get(struct machine *m, uint64_t *writes, uint64_t *discards);
 int spare_save_tables(struct machine *m);
 

@@ -39,6 +39,7 @@ static const char help_text[] =
 	"         --punch-mode M    running or paused vCPUs (default running)\n"
 	"device   --device RATE     a device writes RATE pages per second\n"
 	"         --vhost RATE      likewise, a back end that logs what it writes\n"
+	"         --disk RATE       pages read with O_DIRECT, as a disk's back end does\n"
 	"         --balloon RATE    pages given back to the host and taken again\n"
 	"kvm      --accel A         kvm or sim (default kvm)\n"
 	"         --dirty B         auto, ring, log, log-initially-set, log-get-clears,\n"
@@ -88,6 +89,7 @@ enum option_id {
 	OPT_HARVEST,
 	OPT_EPOCH,
 	OPT_VHOST,
+	OPT_DISK,
 	OPT_BALLOON,
 	OPT_MIRROR,
 	OPT_SMM,
@@ -129,6 +131,7 @@ static const struct option long_options[] = {
 	{"ring", required_argument, NULL, OPT_RING},
 	{"harvest-us", required_argument, NULL, OPT_HARVEST},
 	{"vhost", required_argument, NULL, OPT_VHOST},
+	{"disk", required_argument, NULL, OPT_DISK},
 	{"balloon", required_argument, NULL, OPT_BALLOON},
 	{"mirror", required_argument, NULL, OPT_MIRROR},
 	{"smm", required_argument, NULL, OPT_SMM},
@@ -339,6 +342,8 @@ static int parse_vmm_option(struct options *opt, int c)
 		return parse_u32("harvest-us", optarg, 1, 60000000, &opt->harvest_us);
 	case OPT_VHOST:
 		return parse_double("vhost", optarg, 1e6, &opt->vhost_rate);
+	case OPT_DISK:
+		return parse_double("disk", optarg, 1e6, &opt->disk_rate);
 	case OPT_BALLOON:
 		return parse_double("balloon", optarg, 1e6, &opt->balloon_rate);
 	case OPT_MIRROR:

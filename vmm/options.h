@@ -62,6 +62,7 @@ struct options {
 	bool punch_paused;
 	double device_rate;  /* pages per second, 0: no device */
 	double vhost_rate;   /* of a back end with a dirty log, 0: none */
+	double disk_rate;    /* pages per second read with O_DIRECT, 0: no disk */
 	double balloon_rate; /* pages filled or given back per second, 0: none */
 	uint32_t mirror_ms;  /* between two looks of a consumer with a copy, 0: none */
 	uint32_t smm;	     /* every n-th step is in address space 1, 0: none */

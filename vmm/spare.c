@@ -5,6 +5,9 @@
  *
  *   --vhost RATE    a back end like vhost's: it writes a page, then sets its bit in a dirty
  *                   log by GPA (snapd_devlog_create())
+ *   --disk RATE     a disk's back end: a page is read with O_DIRECT from a file of random bytes,
+ *                   and marked; with --track-host nobody marks it.  The read ends before the
+ *                   lock is given back, so a pause finds none under way; a harvest does
  *   --balloon RATE  pages are filled (marked by file and offset), later given back to the
  *                   host in one of three ways, and the agent is told; one of the ways frees
  *                   nothing, so whoever believes the telling and does not look has zeros
@@ -17,9 +20,11 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "vmm/machine.h"
 #include "vmm/simkvm.h"
@@ -28,11 +33,19 @@ struct spare {
 	struct machine *machine;
 	struct snapd_devlog *log; /* owned by the agent's VM */
 	struct snapd_devlog_mem mem;
+	int disk_fd; /* owned; -1: no disk */
 	pthread_t thread;
 	/* machine.write_lock */
 	uint64_t rng;
 	uint64_t writes, discards, tables;
 };
+
+enum kind { VHOST, BALLOON, DISK, NR_KINDS };
+/* Pages of the region: whose they are. */
+static const struct {
+	uint64_t first, nr;
+} parts[NR_KINDS] = {[VHOST] = {0, 24}, [BALLOON] = {24, 24}, [DISK] = {48, SPARE_PAGES - 48}};
+#define DISK_BLOCKS 256u
 
 static uint64_t draw(struct spare *s, uint64_t below)
 {
@@ -81,42 +94,71 @@ static int discard(struct spare *s, uint64_t gpa)
 	return snapd_vm_discarded(m->agent, m->low.fd, gpa, GUEST_PAGE);
 }
 
-/* Pages of the lower half are the back end's, of the upper half the balloon's. */
-static void touch_page(struct spare *s, bool balloon)
+static int read_disk(struct spare *s, uint64_t gpa)
 {
 	struct machine *m = s->machine;
-	uint64_t half = SPARE_PAGES / 2, page = draw(s, half) + (balloon ? half : 0);
-	uint64_t gpa = m->spare_gpa + page * GUEST_PAGE;
-	int rc = 0;
+	off_t at = (off_t)(draw(s, DISK_BLOCKS) * GUEST_PAGE);
 
-	pthread_mutex_lock(&m->write_lock);
-	if (atomic_load(&m->live)) {
-		if (!balloon)
-			vhost_write(s, gpa);
-		else if (draw(s, 2))
-			fill(s, gpa);
-		else
-			rc = discard(s, gpa);
-	}
-	pthread_mutex_unlock(&m->write_lock);
-	if (rc)
-		machine_fail(m, "balloon: %s", strerror(-rc));
+	if (pread(s->disk_fd, (char *)m->low.hva + gpa, GUEST_PAGE, at) != (ssize_t)GUEST_PAGE)
+		return errno ? -errno : -EIO;
+	s->writes++;
+	if (m->opt->track_host)
+		return 0;
+	return snapd_vm_mark_file_dirty(m->agent, m->low.fd, gpa, GUEST_PAGE);
+}
+
+static int touch(struct spare *s, enum kind kind)
+{
+	uint64_t page = parts[kind].first + draw(s, parts[kind].nr);
+	uint64_t gpa = s->machine->spare_gpa + page * GUEST_PAGE;
+
+	if (kind == DISK)
+		return read_disk(s, gpa);
+	if (kind == BALLOON && !draw(s, 2))
+		return discard(s, gpa);
+	if (kind == BALLOON)
+		fill(s, gpa);
+	else
+		vhost_write(s, gpa);
+	return 0;
+}
+
+static double total_rate(const struct options *opt)
+{
+	return opt->vhost_rate + opt->balloon_rate + opt->disk_rate;
+}
+
+/* By their rates. */
+static enum kind draw_kind(struct spare *s)
+{
+	const struct options *opt = s->machine->opt;
+	double at = (double)draw(s, 1000) / 1000 * total_rate(opt);
+
+	if (at < opt->balloon_rate)
+		return BALLOON;
+	return at < opt->balloon_rate + opt->disk_rate ? DISK : VHOST;
 }
 
 void spare_step(struct machine *m)
 {
-	const struct options *opt = m->opt;
-	double share = opt->balloon_rate / (opt->vhost_rate + opt->balloon_rate);
+	struct spare *s = m->spare;
+	int rc = 0;
 
-	if (m->spare)
-		touch_page(m->spare, (double)draw(m->spare, 1000) < share * 1000);
+	if (!s)
+		return;
+	pthread_mutex_lock(&m->write_lock);
+	if (atomic_load(&m->live))
+		rc = touch(s, draw_kind(s));
+	pthread_mutex_unlock(&m->write_lock);
+	if (rc)
+		machine_fail(m, "spare memory: %s", strerror(-rc));
 }
 
 static void *spare_thread(void *arg)
 {
 	struct spare *s = arg;
 	const struct options *opt = s->machine->opt;
-	double rate = opt->vhost_rate + opt->balloon_rate, due = 0;
+	double rate = total_rate(opt), due = 0;
 	const struct timespec rest = {.tv_nsec = (long)MIN(1e9 / rate, 20e6)};
 
 	while (!atomic_load(&s->machine->stopping)) {
@@ -142,20 +184,46 @@ int spare_save_tables(struct machine *m)
 	return simkvm_write(m->sim, 0, m->spare_gpa + SPARE_PAGES * GUEST_PAGE, s->tables);
 }
 
+/* A file without a name, to be read past the page cache where its file system allows. */
+static int disk_open(struct spare *s)
+{
+	const char *dir = getenv("TMPDIR");
+	_cleanup_fd_ int fd = open(dir ? dir : "/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	uint64_t block[GUEST_PAGE_WORDS];
+	char path[32];
+
+	if (fd < 0)
+		return -errno;
+	for (uint32_t b = 0; b < DISK_BLOCKS; b++) {
+		for (uint32_t w = 0; w < GUEST_PAGE_WORDS; w++)
+			block[w] = guest_mix(s->machine->opt->seed ^ (b * GUEST_PAGE_WORDS + w));
+		if (write(fd, block, sizeof(block)) != sizeof(block))
+			return errno ? -errno : -ENOSPC;
+	}
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	s->disk_fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	if (s->disk_fd < 0)
+		s->disk_fd = open(path, O_RDONLY | O_CLOEXEC);
+	return s->disk_fd < 0 ? -errno : 0;
+}
+
 int spare_start(struct machine *m)
 {
 	const uint64_t end = m->spare_gpa + (SPARE_PAGES + 1) * GUEST_PAGE;
 	struct spare *s;
 	int rc;
 
-	if (m->opt->vhost_rate + m->opt->balloon_rate <= 0)
+	if (total_rate(m->opt) <= 0)
 		return 0;
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
 	s->machine = m;
+	s->disk_fd = -1;
 	s->rng = guest_mix(m->opt->seed ^ 0x5fa4e) | 1;
-	rc = snapd_devlog_create(m->agent, end, &s->log, &s->mem);
+	rc = m->opt->disk_rate > 0 ? disk_open(s) : 0;
+	if (rc == 0)
+		rc = snapd_devlog_create(m->agent, end, &s->log, &s->mem);
 	if (rc == 0) {
 		pthread_mutex_lock(&m->write_lock); /* a callback may want it */
 		m->spare = s;
@@ -165,6 +233,7 @@ int spare_start(struct machine *m)
 	}
 	if (rc) {
 		m->spare = NULL;
+		cleanup_fd(&s->disk_fd);
 		free(s);
 	}
 	return rc;
@@ -172,8 +241,11 @@ int spare_start(struct machine *m)
 
 void spare_stop(struct machine *m)
 {
-	if (m->spare && !m->opt->lockstep)
+	if (!m->spare)
+		return;
+	if (!m->opt->lockstep)
 		pthread_join(m->spare->thread, NULL);
+	cleanup_fd(&m->spare->disk_fd);
 }
 
 void spare_get(struct machine *m, uint64_t *writes, uint64_t *discards)

@@ -190,7 +190,9 @@ struct snapd_vm_callbacks {
  * How the pages that vCPUs write are found.  The set of dirty pages is the same with
  * each; docs/benchmarks.md ("backends") has what they cost.
  *
- *   AUTO     the ring where KVM has it, else the log
+ *   AUTO     the ring where KVM has it, else the log: they cost the guest the same, and the
+ *            ring's pause is shorter.  A host with far too few processors for guests that
+ *            write half of their memory between two snapshots is better off with LOG
  *   RING     KVM_CAP_DIRTY_LOG_RING: Linux 5.11 on x86, 6.4 on arm64
  *   LOG      KVM_GET_DIRTY_LOG: every KVM.  Deleting a memslot then makes every vCPU
  *            leave the guest for a moment

@@ -54,7 +54,7 @@ class Campaign:
         if a.device:
             got += ["--device", a.device]
         broken = a.heal or a.expect_miss    # then the store has to notice, not the VMM's own mirror
-        for name in ("vhost", "balloon", "mirror", "smm"):
+        for name in ("vhost", "balloon", "disk", "mirror", "smm"):
             if getattr(a, name) and not (broken and name == "mirror"):
                 got += ["--" + name, getattr(a, name)]
         if a.dirty:
@@ -301,6 +301,7 @@ def main():
     p.add_argument("--punch-mode", default="running")
     p.add_argument("--device", default="200")
     p.add_argument("--vhost", default="200", help="pages per second by a back end with a dirty log")
+    p.add_argument("--disk", default="100", help="pages per second read with O_DIRECT")
     p.add_argument("--balloon", default="200", help="pages per second filled or given back")
     p.add_argument("--mirror", default="20", help="ms between two looks of a consumer with a copy")
     p.add_argument("--smm", default="", help="with --accel sim: every n-th step sees address space 1")
