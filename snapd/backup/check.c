@@ -225,9 +225,25 @@ static int check_state(struct check *c, const struct manifest *m, struct err *e)
 	return 0;
 }
 
+/* The list may have had it from the cache; what counts is what is in the repository. */
+static int check_manifest(struct check *c, const struct manifest *m, struct err *e)
+{
+	_cleanup_free_ uint8_t *payload = NULL;
+	struct err why = {0};
+	size_t len;
+	int rc = repo_get_blob(c->r, REPO_SNAPSHOTS, BK_MANIFEST, &m->name, &payload, &len, &why);
+
+	if (!rc)
+		c->ret->bytes_read += len;
+	if (!is_damage(rc))
+		return rc ? err_set(e, -rc, "%s", why.text) : 0;
+	tell(c, REPO_SNAPSHOTS, &m->name, one_snapshot(m), &why);
+	return 0;
+}
+
 static int check_snapshot(struct check *c, const struct manifest *m, struct err *e)
 {
-	int rc = check_state(c, m, e);
+	int rc = check_manifest(c, m, e) ?: check_state(c, m, e);
 
 	for (uint32_t i = 0; !rc && i < m->m.nr_maps; i++) {
 		rc = cancelled(c, e);
