@@ -146,18 +146,18 @@ static int write_checkpoint(const struct commit *c, struct manifest_writer *w)
 static int append_manifest(struct commit *c, enum batch_type type, struct rec_blob *ret,
 			   struct err *e)
 {
-	_cleanup_(manifest_writer_deinit) struct manifest_writer w = {0};
+	struct manifest_writer *w = &c->ep->scratch->manifest;
 	const uint8_t *bytes;
 	size_t len;
 	int r;
 
-	r = manifest_writer_init(&w);
+	r = manifest_writer_init(w);
 	if (!r && type == BATCH_CHECKPOINT)
-		r = write_checkpoint(c, &w);
+		r = write_checkpoint(c, w);
 	else if (!r)
-		write_changes(c->ep, &w);
+		write_changes(c->ep, w);
 	if (!r)
-		r = manifest_finish(&w, &bytes, &len);
+		r = manifest_finish(w, &bytes, &len);
 	if (r)
 		return err_errno(e, -r, "encoding a manifest");
 	return append_blob(&c->ep->append, type, bytes, len, ret, e);

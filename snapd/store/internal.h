@@ -35,6 +35,7 @@
 #include "snapd/store/dedup.h"
 #include "snapd/store/index.h"
 #include "snapd/io_uring_writer.h"
+#include "snapd/store/manifest.h"
 #include "snapd/store/packer.h"
 #include "snapd/store/segment.h"
 #include "snapd/store.h"
@@ -365,8 +366,10 @@ struct epoch_scratch {
 	uint32_t page_size;
 	struct changes changes;
 	struct prover prover;
+	struct manifest_writer manifest;
 };
-#define SCRATCH_CHANGES_KEPT (1u << 16)
+#define SCRATCH_CHANGES_KEPT  (1u << 16)
+#define SCRATCH_MANIFEST_KEPT (1u << 20) /* bytes */
 int scratch_get(struct store *s, uint32_t page_size, struct epoch_scratch **ret);
 void scratch_put(struct store *s, struct epoch_scratch *x); /* accepts NULL */
 void scratch_destroy(struct epoch_scratch *x);

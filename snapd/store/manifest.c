@@ -10,6 +10,7 @@
  */
 #include "snapd/store/manifest.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -40,7 +41,12 @@ static loc_t loc_after(loc_t loc, uint64_t n)
 
 int manifest_writer_init(struct manifest_writer *w)
 {
-	*w = (struct manifest_writer){.cap = 4096};
+	struct manifest_writer old = *w;
+
+	*w = (struct manifest_writer){.buf = old.buf, .cap = old.cap};
+	if (w->buf)
+		return 0;
+	w->cap = 4096;
 	w->buf = malloc(w->cap);
 	return w->buf ? 0 : -ENOMEM;
 }
@@ -67,17 +73,20 @@ static bool reserve_run(struct manifest_writer *w)
 	return true;
 }
 
-static void put_varint(struct manifest_writer *w, uint64_t v)
+/* Both write to room that was reserved. */
+static uint8_t *put_varint(uint8_t *p, uint64_t v)
 {
 	for (; v >= 0x80; v >>= 7)
-		w->buf[w->len++] = (uint8_t)(v | 0x80);
-	w->buf[w->len++] = (uint8_t)v;
+		*p++ = (uint8_t)(v | 0x80);
+	*p++ = (uint8_t)v;
+	return p;
 }
 
-static void put_loc(struct manifest_writer *w, loc_t loc)
+static uint8_t *put_loc(uint8_t *p, loc_t loc)
 {
-	for (int i = 0; i < 8; i++)
-		w->buf[w->len++] = (uint8_t)(loc >> 8 * i);
+	loc = htole64(loc);
+	memcpy(p, &loc, sizeof(loc));
+	return p + sizeof(loc);
 }
 
 static enum run_kind kind_of_run(const struct manifest_writer *w)
@@ -94,13 +103,15 @@ static enum run_kind kind_of_run(const struct manifest_writer *w)
 static void flush_run(struct manifest_writer *w)
 {
 	enum run_kind kind = kind_of_run(w);
+	uint8_t *p;
 
 	if (!w->run_len || !reserve_run(w))
 		return;
-	put_varint(w, w->run_gfn - w->end_gfn);
-	put_varint(w, w->run_len << 2 | kind);
+	p = put_varint(w->buf + w->len, w->run_gfn - w->end_gfn);
+	p = put_varint(p, w->run_len << 2 | kind);
 	if (kind == RUN_AT)
-		put_loc(w, w->run_loc);
+		p = put_loc(p, w->run_loc);
+	w->len = (size_t)(p - w->buf);
 	if (is_page(w->run_loc))
 		w->prev_loc = w->run_loc + w->run_len - 1;
 	w->end_gfn = w->run_gfn + w->run_len;

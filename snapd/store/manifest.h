@@ -36,6 +36,7 @@ struct manifest_writer {
 	int error;
 };
 
+/* Of a writer that is zeroed, or was used: its memory stays. */
 int manifest_writer_init(struct manifest_writer *w);
 void manifest_writer_deinit(struct manifest_writer *w);
 /* gfn must be above every gfn before it; loc a page, ZERO, or GONE.  Errors are

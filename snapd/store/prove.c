@@ -173,6 +173,8 @@ void scratch_put(struct store *s, struct epoch_scratch *x)
 	if (!x)
 		return;
 	changes_reset(&x->changes, SCRATCH_CHANGES_KEPT);
+	if (x->manifest.cap > SCRATCH_MANIFEST_KEPT)
+		manifest_writer_deinit(&x->manifest);
 	prover_reset(&x->prover);
 	pthread_mutex_lock(&s->segments_lock);
 	if (s->nr_idle_scratch < s->max_idle)
@@ -186,6 +188,7 @@ void scratch_destroy(struct epoch_scratch *x)
 	if (!x)
 		return;
 	changes_deinit(&x->changes);
+	manifest_writer_deinit(&x->manifest);
 	prover_deinit(&x->prover);
 	free(x);
 }

@@ -711,10 +711,24 @@ static void hand_round(struct store_reader *r, bool alone)
 		finish_round(d);
 }
 
+/* The threads take the oldest first: meanwhile do here what none has begun, from the newest
+ * on.  On a busy machine the pool's threads may be long in coming. */
+static void help_pool(struct store_reader *r)
+{
+	for (uint64_t n = r->handed; n-- > r->ended;) {
+		struct round *d = round_of(r, n);
+
+		if (d->handed && atomic_load(&d->task.state) == POOL_QUEUED)
+			pool_wait(r->s->pool, &d->task);
+	}
+}
+
 static void end_round(struct store_reader *r, struct err *first)
 {
-	struct round *d = round_of(r, r->ended++);
+	struct round *d;
 
+	help_pool(r);
+	d = round_of(r, r->ended++);
 	if (d->handed)
 		pool_wait(r->s->pool, &d->task);
 	while (d->nr_batches)
