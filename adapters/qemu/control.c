@@ -229,7 +229,8 @@ static void *control_thread(void *arg)
 	if (!r)
 		r = wait_incoming(&e);
 	if (r < 0) {
-		adapter_refuse("QEMU's monitor: %s", e.text);
+		if (!atomic_load(&control.ended))
+			adapter_refuse("QEMU's monitor: %s", e.text);
 		return NULL;
 	}
 	snapd_vm_ready(control.vm);

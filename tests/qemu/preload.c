@@ -10,10 +10,12 @@
  *             wrote; for RAM, and for private memory that two slots show
  *   slots     ids that come again with other memory; flags; what KVM refuses
  *   mappings  KVM's mapping of RAM is not ours
+ *   files     memory that is given back to the host, or unmapped: the service hears of it
  *
  * The program starts itself again with the library in LD_PRELOAD: preload LIBRARY CASE.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +27,7 @@
 #include <unistd.h>
 
 #include "tests/lib/check.h"
+#include "tests/lib/fake_service.h"
 #include "tests/lib/kvm_guest.h"
 #include "tests/lib/rand.h"
 
@@ -245,14 +248,53 @@ static void test_mappings(void)
 	CHECK(nr >= 2);
 }
 
+/* The piece that has the data's first page. */
+static uint32_t piece_of_data(const struct fake_service *s)
+{
+	for (uint32_t i = 0; i < s->nr_pieces; i++)
+		if (s->pieces[i].home_gfn == KVM_GUEST_DATA_GPA / KVM_GUEST_PAGE)
+			return i;
+	CHECK(!"the data was told");
+	return 0;
+}
+
+static void test_files(void)
+{
+	char dir[64], path[96];
+	int listen_fd = fake_listen(dir, sizeof(dir), path, sizeof(path));
+	static struct fake_service s;
+	uint64_t first;
+	uint32_t piece;
+
+	setenv("SNAPD_AGENT_SOCKET", path, 1);
+	create();
+	CHECK(!set_slot(DATA_SLOT, 0, KVM_GUEST_DATA_GPA, PAGES / 2, g.data));
+	fake_accept_on(listen_fd, &s);
+	fake_welcome(&s);
+	fake_sync(&s);
+	piece = piece_of_data(&s);
+	first = s.pieces[piece].first_frame;
+	CHECK(s.pieces[piece].nr_frames == PAGES); /* more than the slot shows */
+	gpaset_clear(&s.dirty, SNAPD_SHM_FRAMES);
+	CHECK(!fallocate(g.data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5 * KVM_GUEST_PAGE,
+			 KVM_GUEST_PAGE));
+	CHECK(gpaset_test(&s.dirty, first + 5) && !gpaset_test(&s.dirty, first + 6));
+	CHECK(!madvise(g.data + 9 * KVM_GUEST_PAGE, KVM_GUEST_PAGE, MADV_REMOVE));
+	CHECK(gpaset_test(&s.dirty, first + 9) && !gpaset_test(&s.dirty, first + 10));
+	CHECK(!set_slot(DATA_SLOT, 0, 0, 0, NULL));
+	fake_sync(&s);
+	CHECK(!s.gone[piece]); /* out of sight is not gone */
+	CHECK(!munmap(g.data, PAGES * KVM_GUEST_PAGE));
+	fake_sync(&s);
+	CHECK(s.gone[piece]);
+	fake_unlisten(listen_fd, dir, path);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
-} cases[] = {{"bare", test_bare},
-	     {"caps", test_caps},
-	     {"log", test_log},
-	     {"slots", test_slots},
-	     {"mappings", test_mappings}};
+} cases[] = {{"bare", test_bare},   {"caps", test_caps},	 {"log", test_log},
+	     {"slots", test_slots}, {"mappings", test_mappings}, {"files", test_files}};
 
 /* The monitor's other end stays with this process, and says nothing. */
 static void become(char **argv)
