@@ -2,6 +2,8 @@
 /* Things of the store as JSON objects; see api_json.h. */
 #include "snapd/api/json.h"
 
+#include <stdlib.h>
+
 #include <stdio.h>
 #include <string.h>
 
@@ -25,6 +27,21 @@ static json_t *stats_json(const struct store_snapshot *s)
 			 (json_int_t)s->stats.duplicate, "stored", (json_int_t)s->stats.stored,
 			 "collisions", (json_int_t)s->stats.collisions, "bytes_written",
 			 (json_int_t)s->stats.bytes_written);
+}
+
+char *json_text(json_t *o, size_t flags)
+{
+	size_t len = json_dumpb(o, NULL, 0, flags);
+	char *text = len ? malloc(len + 1) : NULL;
+
+	/* All of the room is there, so nothing has to grow. */
+	if (text && json_dumpb(o, text, len, flags) != len) {
+		free(text);
+		return NULL;
+	}
+	if (text)
+		text[len] = '\0';
+	return text;
 }
 
 json_t *snapshot_json(const struct store_snapshot *s)

@@ -9,6 +9,7 @@
  *   complete: the handler answers or parks
  * and api_request_over() when it was answered or the client is gone.
  */
+#include "snapd/api/json.h"
 #include "snapd/api/priv.h"
 
 #include <stdio.h>
@@ -80,7 +81,7 @@ static int reply_owned(struct api_request *req, unsigned int status, const char 
 
 int api_reply_json(struct api_request *req, unsigned int status, json_t *json_stolen)
 {
-	char *text = json_stolen ? json_dumps(json_stolen, JSON_COMPACT) : NULL;
+	char *text = json_stolen ? json_text(json_stolen, JSON_COMPACT) : NULL;
 
 	json_decref(json_stolen);
 	return reply_owned(req, status, "application/json", text);

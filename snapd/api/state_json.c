@@ -150,7 +150,7 @@ int state_job(struct job *job, struct err *e)
 		      snapshot_json(&c.snap), "vm", snapshot_vm_json(d->store, &c.snap),
 		      "ram_bytes", (json_int_t)c.nr_pages * c.snap.page_size, "records",
 		      records_json(&c.reader, t->with_payload));
-	t->text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
+	t->text = o ? json_text(o, JSON_INDENT(1)) : NULL;
 	json_decref(o);
 	if (!t->text)
 		return err_errno(e, ENOMEM, "state");

@@ -307,7 +307,14 @@ static bool begin(struct job *job)
 
 static void finish(struct job *job, int rc, const struct err *e)
 {
+	struct err no_result = {0};
+
 	pthread_mutex_lock(&job->lock);
+	if (rc >= 0 && !job->result) {
+		rc = err_set(&no_result, ENOMEM,
+			     "it is done, but there is no memory to tell the result");
+		e = &no_result;
+	}
 	if (rc < 0) {
 		job->err = *e;
 		job->err.code = rc;
@@ -522,6 +529,11 @@ json_t *job_to_json(struct job *job)
 		      (json_int_t)job->created_ns, "progress", progress_json(job));
 	if (o)
 		add_outcome(job, o);
+	/* No answer is better than one that says done and nothing else. */
+	if (job->state == JOB_DONE && !json_object_get(o, "result")) {
+		json_decref(o);
+		o = NULL;
+	}
 	pthread_mutex_unlock(&job->lock);
 	return o;
 }

@@ -272,7 +272,7 @@ static bool open_journal(const char *path)
 	out.journal = (struct sockaddr_un){.sun_family = AF_UNIX};
 	if (strlen(path) >= sizeof(out.journal.sun_path) || access(path, W_OK))
 		return false;
-	strcpy(out.journal.sun_path, path);
+	memcpy(out.journal.sun_path, path, strlen(path) + 1);
 	out.journal_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	return out.journal_fd >= 0;
 }

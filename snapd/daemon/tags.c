@@ -16,6 +16,7 @@
 #include <jansson.h>
 
 #include "include/snapd/protocol.h"
+#include "snapd/api/json.h"
 #include "snapd/policy/keep.h"
 #include "snapd/util/cleanup.h"
 
@@ -201,7 +202,7 @@ static int write_all(int fd, const char *text, size_t len)
 /* The file as a whole, or as it was. */
 static int save_set(struct vm_tags *t, json_t *set, struct err *e)
 {
-	_cleanup_free_ char *text = json_dumps(set, JSON_INDENT(1) | JSON_SORT_KEYS);
+	_cleanup_free_ char *text = json_text(set, JSON_INDENT(1) | JSON_SORT_KEYS);
 	_cleanup_fd_ int dir = open(t->store_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd = -1;
 	char path[PATH_MAX], temporary[PATH_MAX];
 	int rc = text ? 0 : -ENOMEM;

@@ -66,6 +66,8 @@ class Bench:
         self.service = None
         self.vms = []
         self.env = dict(os.environ, SNAPD_SOCKET=self.api_socket, SNAPD_AGENT_SOCKET=self.agent_socket)
+        self.preload = {}  # more environment, of the service alone
+        self.patience = 120  # seconds, for an answer
         self.keep = bool(os.environ.get("SNAPD_TEST_KEEP"))
 
     def __enter__(self):
@@ -104,7 +106,7 @@ class Bench:
         self.service = subprocess.Popen(
             [self.tool("snapd"), "--store", self.store, "--socket", self.api_socket,
              "--agent-socket", self.agent_socket] + self.service_args,
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env)
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(self.env, **self.preload))
         log.close()
         if wait:
             self.until(lambda: self.get("/v1/version"), 120, "the service to answer")
@@ -131,8 +133,8 @@ class Bench:
 
     # ---- HTTP ----
 
-    def call(self, method, path, body=None, timeout=120):
-        c = _UnixConnection(self.api_socket, timeout)
+    def call(self, method, path, body=None, timeout=None):
+        c = _UnixConnection(self.api_socket, timeout or self.patience)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
             c.request(method, path, json.dumps(body) if body is not None else None, headers)

@@ -194,6 +194,8 @@ static int writes_all(struct job *job, struct err *e)
 	}
 	if (!rc)
 		stream_end(s);
+	if (!rc)
+		job->result = json_object();
 	return rc ? err_errno(e, -rc, "write") : 0;
 }
 
