@@ -48,7 +48,7 @@ void each_set_add_host(struct snapd_vm *vm, uint64_t first, uint64_t n)
 {
 	gpaset_add_range(&vm->dirty, first, n);
 	for (struct snapd_consumer *c = vm->consumers; c; c = c->next)
-		if (!c->vcpus_only || !vm->kvm_logs || ABLATED(CONSUMERS_HEAR_HOST))
+		if (!c->vcpus_only || !vm->kvm_logs)
 			gpaset_add_range(&c->set, first, n);
 }
 

@@ -188,6 +188,7 @@ int blocks_find(struct snapd_vm *vm, char *hva, uint64_t len, uint64_t gpa, stru
 	if (r < 0)
 		return r;
 	r = find_file(&m);
+	/* NOLINTNEXTLINE(performance-no-int-to-ptr): from the kernel's text */
 	*ret = (struct ram_block){(char *)(uintptr_t)m.start, m.end - m.start, m.offset, r};
 	reason = r < 0 ? "QEMU has closed its file" : unfit(r);
 	if (!reason) {

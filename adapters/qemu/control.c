@@ -245,7 +245,7 @@ static int monitor_of(const char *where)
 	char *end;
 	long n;
 
-	if (strncmp(where, "fd:", 3)) {
+	if (strncmp(where, "fd:", 3) != 0) {
 		control.path.sun_family = AF_UNIX;
 		if (strlen(where) >= sizeof(control.path.sun_path))
 			return -ENAMETOOLONG;
@@ -261,11 +261,12 @@ static int monitor_of(const char *where)
 
 int control_start(struct snapd_vm *vm, const char *where)
 {
+	const char *restore = getenv("SNAPD_RESTORE");
 	sigset_t all, old;
 	int r;
 
 	control.vm = vm;
-	control.restores = getenv("SNAPD_RESTORE") && *getenv("SNAPD_RESTORE");
+	control.restores = restore && *restore;
 	r = monitor_of(where);
 	if (r < 0)
 		return r;

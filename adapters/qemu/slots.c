@@ -71,6 +71,7 @@ static struct snapd_memslot memslot_of(const struct kvm_userspace_memory_region 
 		.flags = is_readonly(r) ? SNAPD_SLOT_READONLY : 0,
 		.gpa = r->guest_phys_addr,
 		.size_bytes = r->memory_size,
+		/* NOLINTNEXTLINE(performance-no-int-to-ptr): the kernel's struct has an integer */
 		.hva = (void *)(uintptr_t)r->userspace_addr,
 		.fd = -1,
 	};

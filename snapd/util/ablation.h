@@ -18,7 +18,6 @@ enum ablation {
 	ABLATION_LOG_AFTER_SLOT_CHANGE, /* and after what is at a GPA has changed */
 	ABLATION_LOG_NOT_EXCHANGED,	/* read, then cleared */
 	ABLATION_CONSUMERS_SHARE,	/* one bit for all: who takes it takes everyone's */
-	ABLATION_CONSUMERS_HEAR_HOST,	/* who wants vCPUs' writes alone gets the VMM's, too */
 	ABLATION_NEWCOMER_CLEAN,	/* a new consumer has nothing to look at */
 	ABLATION_DISCARD_UNTOLD,	/* memory is given back, and nobody is told */
 	NR_ABLATIONS
