@@ -170,6 +170,7 @@ static const struct verb verbs[] = {
 	  {"keep-within", "TIME", "all not older, seen from the newest: 1y6M2w3d12h"},
 	  {"keep-tag", "TAGS", "all with one of these tags"},
 	  {"keep-grid", "STEPS", "the oldest of each span: 24x1h,14x1d,6x30d"},
+	  {"unbacked", NULL, "also what its policy has not backed up yet"},
 	  {"dry-run", NULL, "only tell, for each snapshot, what would happen and why"}},
 	 false,
 	 "What any rule keeps stays, and what is pinned. Space comes back with store gc.",

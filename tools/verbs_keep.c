@@ -200,6 +200,7 @@ int verb_prune(const struct args *a)
 	int rc;
 
 	keep_rules(a, keep);
+	json_object_set_new(body, "unbacked", json_boolean(opt(a, "unbacked") != NULL));
 	if (a->nr_pos)
 		json_object_set_new(body, "vm", json_string(a->pos[0]));
 	rc = run_job(a, "POST", body, &r, "/v1/prune", NULL, NULL);

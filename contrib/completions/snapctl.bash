@@ -38,7 +38,7 @@ _snapctl() {
 	snapshot) options+=' --name --note --tag --pin --self-check' ;;
 	set) options+=' --name --note --tag --add-tag --remove-tag --pin --unpin' ;;
 	delete) options+=' --vm' ;;
-	prune) options+=' --keep-last --keep-hourly --keep-daily --keep-weekly --keep-monthly --keep-yearly --keep-within --keep-tag --keep-grid --dry-run' ;;
+	prune) options+=' --keep-last --keep-hourly --keep-daily --keep-weekly --keep-monthly --keep-yearly --keep-within --keep-tag --keep-grid --unbacked --dry-run' ;;
 	list) options+=' --tree --flat' ;;
 	diff) options+=' --all' ;;
 	rollback) options+=' --check' ;;

@@ -86,6 +86,7 @@ complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-yearly -x -d 
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-within -x -d 'keep by within'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-tag -x -d 'keep by tag'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-grid -x -d 'keep by grid'
+complete -c snapctl -n '__fish_seen_subcommand_from prune' -l unbacked -d 'not backed up yet, too'
 complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only tell'
 
 complete -c snapctl -n '__fish_seen_subcommand_from top' -l once -d 'one frame'

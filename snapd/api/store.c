@@ -124,23 +124,25 @@ int api_post_repair(struct api_request *req)
 
 int api_post_prune(struct api_request *req)
 {
-	static const char *const keys[] = {"vm", "keep", "dry_run", NULL};
+	static const char *const keys[] = {"vm", "keep", "dry_run", "unbacked", NULL};
 	json_t *keep = json_object_get(req->json, "keep"), *args;
 	json_t *vm = json_object_get(req->json, "vm");
 	json_t *dry = json_object_get(req->json, "dry_run");
+	json_t *unbacked = json_object_get(req->json, "unbacked");
 	struct keep_rules rules;
 	int rc = api_body_keys(req, keys);
 
 	if (rc)
 		return rc;
-	if (!json_is_object(keep) || (vm && !json_is_string(vm)) || (dry && !json_is_boolean(dry)))
+	if (!json_is_object(keep) || (vm && !json_is_string(vm)) ||
+	    (dry && !json_is_boolean(dry)) || (unbacked && !json_is_boolean(unbacked)))
 		return err_set(&req->err, EINVAL,
 			       "prune needs \"keep\", an object of rules; \"vm\" is a text, "
-			       "\"dry_run\" a boolean");
+			       "\"dry_run\" and \"unbacked\" are booleans");
 	rc = keep_from_json(keep, &rules, &req->err);
 	if (rc)
 		return rc;
-	args = json_pack("{sI sO sO* sb}", "view", (json_int_t)req->view, "keep", keep, "vm", vm,
-			 "dry_run", json_is_true(dry));
+	args = json_pack("{sI sO sO* sb sb}", "view", (json_int_t)req->view, "keep", keep, "vm", vm,
+			 "dry_run", json_is_true(dry), "unbacked", json_is_true(unbacked));
 	return api_start_job(req, job_new(req->daemon, JOB_PRUNE, req->uid, args, prune_job));
 }

@@ -12,7 +12,9 @@
 #include <string.h>
 
 #include "snapd/api/json.h"
+#include "snapd/backup/backup.h"
 #include "snapd/daemon/daemon.h"
+#include "snapd/policy/scheduler.h"
 #include "snapd/daemon/tags.h"
 #include "snapd/store/account.h"
 #include "snapd/util/cleanup.h"
@@ -174,6 +176,28 @@ static int prune_list(struct job *job, struct pruning *p, struct err *e)
 	return 0;
 }
 
+/* What its policy has not backed up yet must not go. */
+static void prune_hold(struct job *job, struct pruning *p)
+{
+	char repository[256];
+
+	if (json_is_true(json_object_get(job->args, "unbacked")))
+		return;
+	for (size_t i = 0; i < p->nr; i++)
+		p->items[i].held = policies_hold(job->daemon, p->list[i].tags, repository) &&
+				   !backup_was_pushed(job->daemon, repository, p->list[i].id);
+}
+
+/* Nothing needs to know any more where they were pushed. */
+static void prune_forget(struct job *job, const struct pruning *p)
+{
+	char repository[256];
+
+	for (size_t i = 0; i < p->nr; i++)
+		if (!p->items[i].keep && policies_hold(job->daemon, p->items[i].tags, repository))
+			backup_forget_pushed(job->daemon, repository, p->items[i].id);
+}
+
 static void prune_decide(struct pruning *p, const struct keep_rules *rules, const struct zone *zone)
 {
 	for (size_t i = 0, n; i < p->nr; i += n) {
@@ -208,11 +232,14 @@ int prune_job(struct job *job, struct err *e)
 		rc = prune_list(job, &p, e);
 	if (rc)
 		return rc;
+	prune_hold(job, &p);
 	prune_decide(&p, &rules, zone);
 	if (!dry && p.nr_ids)
 		rc = store_snapshots_delete(job->daemon->store, p.ids, p.nr_ids, e);
 	if (rc)
 		return rc;
+	if (!dry)
+		prune_forget(job, &p);
 	lines = json_array();
 	for (size_t i = 0; i < p.nr; i++)
 		json_array_append_new(lines, prune_line(&p.list[i], &p.items[i]));

@@ -454,6 +454,7 @@ void line_step(struct line *l, struct daemon *d, const struct policy *p, int64_t
 	default:
 		prune_step(l, p);
 	}
+	line_backup_step(l, d, p, now_s);
 }
 
 uint32_t line_sleep_ms(const struct line *l, const struct policy *p)
@@ -470,6 +471,7 @@ uint32_t line_sleep_ms(const struct line *l, const struct policy *p)
 
 void line_stop(struct line *l)
 {
+	line_backup_stop(&l->backup);
 	hook_kill(&l->hook);
 	job_unref(l->job);
 	l->job = NULL;
@@ -496,12 +498,13 @@ json_t *line_json(const struct line *l)
 {
 	bool never = l->due_s == INT64_MAX;
 
-	return json_pack("{ss sI sb ss sI so sI sI sI sI sI sI sI ss so}", "vm", l->vm, "uid",
+	return json_pack("{ss sI sb ss sI so sI sI sI sI sI sI sI ss so so}", "vm", l->vm, "uid",
 			 (json_int_t)l->uid, "attached", l->attached, "state",
 			 line_state_names[l->state], "last_s", (json_int_t)l->began_s, "next_s",
 			 never ? json_null() : json_integer(l->due_s), "snapshot",
 			 (json_int_t)l->snapshot, "pause_ns", (json_int_t)l->pause_ns, "runs",
 			 (json_int_t)l->runs, "failures", (json_int_t)l->failures, "skipped",
 			 (json_int_t)l->skipped, "pruned", (json_int_t)l->pruned, "backoff",
-			 (json_int_t)l->backoff, "said", l->said, "cost", cost_json(&l->cont));
+			 (json_int_t)l->backoff, "said", l->said, "cost", cost_json(&l->cont),
+			 "backup", line_backup_json(&l->backup));
 }

@@ -24,6 +24,7 @@
 
 #include "include/snapd/protocol.h"
 #include "snapd/policy/hook.h"
+#include "snapd/policy/line_backup.h"
 #include "snapd/policy/policy.h"
 
 struct daemon;
@@ -67,6 +68,7 @@ struct line {
 	int64_t began_s;       /* of this run, or the last */
 	int64_t interval_s;    /* between the beginnings of the last two */
 	struct line_continuous cont;
+	struct line_backup backup;
 	struct job *job;    /* SNAPSHOT, PRUNE: a reference */
 	struct hook hook;   /* PRE_HOOK, POST_HOOK */
 	bool failed;	    /* this run has no snapshot */

@@ -189,6 +189,23 @@ static int set_keep(struct policy *p, const char *key, const char *value, struct
 	return keep_set(&p->keep, key + strlen("keep_"), value, e);
 }
 
+static int set_backup(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return strncmp(value, "s3://", 5) != 0 && strncmp(value, "file:///", 8) != 0
+		       ? want(e, key, value, "s3://BUCKET/PREFIX or file:///PATH")
+		       : 0;
+}
+
+static int set_backup_hold(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return parse_choice(key, value, "no", "yes", &p->backup_hold, e);
+}
+
+static int set_backup_keep(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return keep_set(&p->backup_keep, key + strlen(POLICY_BACKUP_KEEP), value, e);
+}
+
 static int set_paused(struct policy *p, const char *key, const char *value, struct err *e)
 {
 	return parse_choice(key, value, "no", "yes", &p->paused, e);
@@ -226,6 +243,17 @@ static const struct {
 	{"keep_within", set_keep},
 	{"keep_tags", set_keep},
 	{"keep_grid", set_keep},
+	{"backup", set_backup},
+	{"backup_hold", set_backup_hold},
+	{"backup_keep_last", set_backup_keep},
+	{"backup_keep_hourly", set_backup_keep},
+	{"backup_keep_daily", set_backup_keep},
+	{"backup_keep_weekly", set_backup_keep},
+	{"backup_keep_monthly", set_backup_keep},
+	{"backup_keep_yearly", set_backup_keep},
+	{"backup_keep_within", set_backup_keep},
+	{"backup_keep_tags", set_backup_keep},
+	{"backup_keep_grid", set_backup_keep},
 	{"paused", set_paused},
 };
 
@@ -293,6 +321,7 @@ int policy_new(const char *name, struct policy **ret, struct err *e)
 	snprintf(p->name, sizeof(p->name), "%s", name);
 	p->owner = -1;
 	p->catch_up = true;
+	p->backup_hold = true;
 	p->hook_timeout_s = HOOK_TIMEOUT_S;
 	*ret = p;
 	return 0;
@@ -321,6 +350,9 @@ int policy_finish(struct policy *p, struct err *e)
 	if (p->quiesce && !policy_text(p, "pre_hook")[0])
 		return err_set(e, EINVAL, "policy %s: consistency = quiesce needs pre_hook",
 			       p->name);
+	if (!*policy_text(p, "backup") &&
+	    (*policy_text(p, "backup_hold") || keep_has_rules(&p->backup_keep)))
+		return err_set(e, EINVAL, "policy %s: backup_... without backup", p->name);
 	if (p->zone)
 		return 0;
 	return zone_open(by_calendar ? p->calendar.zone : NULL, &p->zone, e);

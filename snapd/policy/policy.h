@@ -25,6 +25,10 @@
  *   max_pause = 50ms          when pauses are longer, or
  *   max_paused = 2%           the VM stands still for more of the time, it backs off
  *   keep_last, keep_hourly … keep_within, keep_tags, keep_grid   see keep.h; its own only
+ *   backup = s3://bucket/prefix | file:///path   push each snapshot there
+ *   backup_hold = yes | no    none is pruned before it is pushed (default), or only the newest
+ *                             is pushed, and nothing waits for it
+ *   backup_keep_last, …       what stays there; as keep_last and so on
  *   paused = yes              not now
  */
 #pragma once
@@ -40,7 +44,8 @@
 #define POLICY_NAME_MAX	   64
 #define POLICY_VALUE_MAX   256
 #define POLICY_TAG_PREFIX  "policy:"
-#define POLICY_NR_SETTINGS 29
+#define POLICY_BACKUP_KEEP "backup_keep_"
+#define POLICY_NR_SETTINGS 40
 
 struct policy {
 	char name[POLICY_NAME_MAX];
@@ -59,7 +64,8 @@ struct policy {
 	uint64_t min_free_bytes;
 	uint64_t max_pause_us;	      /* 0: no bound */
 	uint32_t max_paused_permille; /* 0: no bound */
-	struct keep_rules keep;
+	struct keep_rules keep, backup_keep;
+	bool backup_hold;
 	bool paused;
 };
 

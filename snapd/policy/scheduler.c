@@ -497,3 +497,24 @@ int policy_run_now(struct daemon *d, const char *name, const char *vm, unsigned 
 	wake(ps);
 	return 0;
 }
+
+bool policies_hold(struct daemon *d, const char *tags, char ret[256])
+{
+	char tag[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX)];
+	struct policies *ps = d->policies;
+	bool held = false;
+
+	if (!ps)
+		return false;
+	pthread_mutex_lock(&ps->lock);
+	for (size_t i = 0; !held && i < ps->nr; i++) {
+		const struct policy *p = ps->entries[i].policy;
+
+		snprintf(tag, sizeof(tag), POLICY_TAG_PREFIX "%s", p->name);
+		held = *policy_text(p, "backup") && p->backup_hold && keep_has_tag(tags, tag);
+		if (held)
+			snprintf(ret, 256, "%s", policy_text(p, "backup"));
+	}
+	pthread_mutex_unlock(&ps->lock);
+	return held;
+}

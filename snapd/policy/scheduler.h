@@ -42,6 +42,9 @@ int policy_put(struct daemon *d, const char *name, json_t *settings, struct err 
 /* Change one setting (paused). */
 int policy_change(struct daemon *d, const char *name, const char *key, const char *value,
 		  struct err *e);
+/* Any thread.  The repository that a snapshot with these tags has to be in before it may be
+ * pruned: ret and true. */
+bool policies_hold(struct daemon *d, const char *tags, char ret[256]);
 int policy_remove(struct daemon *d, const char *name, struct err *e);
 /* Due at once: for one VM, or (NULL) for all that it covers; *nr: for how many. */
 int policy_run_now(struct daemon *d, const char *name, const char *vm, unsigned int *nr,

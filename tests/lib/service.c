@@ -11,6 +11,7 @@
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
+#include "snapd/backup/backup.h"
 #include "snapd/vm/priv.h"
 #include "tests/lib/check.h"
 
@@ -22,7 +23,7 @@ static void open_store(struct service *s)
 	struct err e = {};
 
 	check(!store_open(&c, &s->d.store, &e), "%s", e.text);
-	check(!jobs_start(&s->d), "jobs");
+	check(!jobs_start(&s->d) && !backup_start(&s->d, NULL), "jobs");
 }
 
 void service_start(struct service *s, void (*config)(struct daemon_config *c))
@@ -47,6 +48,7 @@ static void close_store(struct service *s)
 	s->d.stopping = true;
 	vm_stop_all(&s->d);
 	jobs_stop(&s->d);
+	backup_stop(&s->d);
 	store_close(s->d.store);
 	s->d.stopping = false;
 }
