@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The whole way, end to end: a policy with a recovery point on two VMs whose memory slots are punched all the time, its
+backups in a repository; the host is lost; another, empty one brings the newest snapshots back, and each guest goes on
+and finds its own memory right.  Before that: nothing is pruned that is not backed up, unless one says so.
+
+  backup_policy.py BUILD [--accel kvm|sim] [--url s3://…] [--option …] [--seed S]
+"""
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
+from snaptest import Bench, Vm, need_accel, seed_from  # noqa: E402
+
+VMS = ("left", "right")
+
+
+def check(cond, what):
+    if not cond:
+        raise RuntimeError(what)
+
+
+def js(b, *argv):
+    return json.loads(b.snapctl(*argv, "--json").stdout)
+
+
+def guest(args, seed):
+    return ["--accel", args.accel, "--mem", "8M", "--vcpus", "1", "--workload", "random", "--punch", "20", "--digest", "--seed", seed]
+
+
+def lines(b, policy):
+    return {x["vm"]: x for x in js(b, "policy", "show", policy)["policy"]["lines"]}
+
+
+def held(b, args):
+    """A repository that can't be reached holds everything; once it can, nothing is held for long."""
+    nowhere = os.path.join(b.dir, "a-file")
+    open(nowhere, "w").close()
+    b.snapctl("policy", "set", "auto", "vms=left", "every=1s", "keep_last=1", f"backup=file://{nowhere}/x")
+    b.until(lambda: lines(b, "auto")["left"]["runs"] >= 3, 60, "three runs")
+    line = b.until(lambda: (lambda x: x if x["backup"]["failures"] else None)(lines(b, "auto")["left"]), 60, "a failed backup")
+    check("backup:" in line["backup"]["said"], f"{line['backup']}")
+    check(line["failures"] == 0 and line["pruned"] == 0, f"the runs are not to suffer: {line}")
+    b.snapctl("policy", "pause", "auto")
+    said = js(b, "prune", "left", "--keep-last", "1", "--dry-run")["snapshots"]
+    check(len(said) >= 3 and all(x["keep"] for x in said) and "back" in said[1]["why"], f"{said}")
+    said = js(b, "prune", "left", "--keep-last", "1", "--dry-run", "--unbacked")["snapshots"]
+    check([x["keep"] for x in said].count(True) == 1, f"{said}")
+    b.snapctl("policy", "rm", "auto")
+
+
+def backed_up(b, url):
+    b.snapctl("policy", "set", "run", "recovery_point=1s", "keep_last=3", f"backup={url}", "backup_keep_last=4")
+    for vm in VMS:
+        b.until(lambda vm=vm: lines(b, "run").get(vm, {}).get("backup", {}).get("pushed", 0) >= 3, 90, f"backups of {vm}")
+    b.until(lambda: all(x["pruned"] for x in lines(b, "run").values()), 60, "what is backed up to be pruned")
+    there = js(b, "backup", "list", "--repository", url)["snapshots"]
+    check({s["vm"] for s in there} == set(VMS) and all(s["layers"] for s in there), f"{there}")
+    return url
+
+
+def host_lost(b):
+    """Service and VMMs are killed, the store is gone."""
+    b.service.send_signal(signal.SIGKILL)
+    for vm in b.vms:
+        vm.kill()
+    b.service.wait()
+    shutil.rmtree(b.store)
+
+
+def restore(b, snap, name):
+    """With the command line that travelled with it."""
+    vm = Vm.__new__(Vm)
+    vm.bench, vm.name, vm.log = b, name, os.path.join(b.dir, f"vm-{name}.log")
+    with open(vm.log, "w") as log:
+        vm.process = subprocess.Popen([b.tool("snapctl"), "restore", str(snap), "--name", name], env=b.env,
+                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    b.vms.append(vm)
+    return vm
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("build")
+    p.add_argument("--accel", default="sim", choices=["kvm", "sim"])
+    p.add_argument("--url")
+    p.add_argument("--option", action="append", default=[], help="more options of the service")
+    p.add_argument("--seed", type=int)
+    args = p.parse_args()
+    need_accel(args.accel)
+    rng = random.Random(seed_from(args.seed))
+    with Bench(args.build) as b, Bench(args.build) as other:
+        for one in (b, other):
+            one.service_args += ["--policies", os.path.join(one.dir, "policies"), *args.option]
+        url = args.url or f"file://{other.dir}/repo"
+        b.start()
+        for name in VMS:
+            b.vm(name, *guest(args, rng.getrandbits(30)))
+        for name in VMS:
+            b.vm_ready(name)
+        held(b, args)
+        backed_up(b, url)
+        for vm in b.vms:
+            vm.check()
+        host_lost(b)
+        other.start()
+        check(js(other, "backup", "verify", "--read-data", "--repository", url)["whole"], "not whole")
+        restored = []
+        for name in VMS:
+            snap = js(other, "backup", "pull", name, "--repository", url)["snapshot"]
+            check(other.verify(snap)["digest_matches"], f"{name} is not the guest's memory")
+            restored.append(restore(other, snap, f"{name}-again"))
+        for vm in restored:
+            other.vm_ready(vm.name)
+            time.sleep(0.5)
+            check(other.verify(other.snapshot(vm.name, self_check=True)["id"])["digest_matches"], "the restored guest's memory")
+            vm.stop()  # fails when the guest found its memory wrong
+        check(other.stop() == 0, "exit code of the service")
+    print("two VMs, one host lost, both back: as their guests remember")
+
+
+if __name__ == "__main__":
+    main()
