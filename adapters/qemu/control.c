@@ -40,7 +40,7 @@
 
 #define STOP_MS	    10000u
 #define CONT_MS	    10000u
-#define STATE_MS    20000u /* of a pause whose lease is 30 s */
+#define STATE_MS    10000u /* and as long for cont: the service waits for 30 s */
 #define LOAD_MS	    60000u
 /* Its main loop answers when the machine is made, which takes minutes for much RAM. */
 #define OPEN_MS	    600000u
