@@ -263,7 +263,8 @@ struct importer {
 	/* pages */
 	struct pagemap *live;
 	struct epoch *epoch;
-	uint8_t *bytes; /* XFER_EXTENT_MAX */
+	uint64_t timeline; /* 0: none made yet */
+	uint8_t *bytes;	   /* XFER_EXTENT_MAX */
 	uint8_t *zero;
 	struct epoch_page *batch;
 	uint32_t nr, batch_max; /* in the batch */
@@ -276,6 +277,8 @@ struct importer {
 static void importer_deinit(struct importer *m)
 {
 	epoch_abort(m->epoch);
+	if (m->timeline) /* one that has its epoch stays */
+		store_timeline_drop(m->store, m->timeline, NULL);
 	if (m->live)
 		pagemap_destroy(m->live);
 	json_decref(m->header);
@@ -432,7 +435,6 @@ static int check_not_attached(struct importer *m, struct err *e)
 static int open_epoch(struct importer *m, struct err *e)
 {
 	struct store_vm vm = {.uid = m->job->uid, .page_size = m->page_size};
-	uint64_t timeline;
 	int rc = check_not_attached(m, e);
 
 	if (!rc)
@@ -442,11 +444,12 @@ static int open_epoch(struct importer *m, struct err *e)
 	if (!rc)
 		rc = store_vm_register(m->store, &vm, e);
 	if (!rc)
-		rc = store_timeline_create(m->store, vm.id, (struct snapd_point){0}, &timeline, e);
+		rc = store_timeline_create(m->store, vm.id, (struct snapd_point){0}, &m->timeline,
+					   e);
 	if (!rc && (rc = pagemap_create(true, &m->live)))
 		err_errno(e, -rc, "import");
 	if (!rc)
-		rc = epoch_begin(m->store, vm.id, timeline, m->page_size, m->live, &m->epoch, e);
+		rc = epoch_begin(m->store, vm.id, m->timeline, m->page_size, m->live, &m->epoch, e);
 	store_vm_deinit(&vm);
 	return rc;
 }

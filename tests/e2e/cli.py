@@ -118,6 +118,7 @@ class Cli:
     def hard_imports(self, image):
         """What is wrong is refused with the reason; what is cut off leaves nothing."""
         before = self.snapshots()
+        timelines = self.js("store", "stats")["timelines"]
         bad = self.path("bad")
 
         def attempt(code, says, change):
@@ -156,6 +157,7 @@ class Cli:
         self.bad(1, "import", self.path("a.img"), "--name", "no blanks", says="blanks")
         self.bad(4, "import", self.path("a.img"), "--name", "web", "--snapshot-name", "first", says="first")
         check(self.snapshots() == before, "a failed import left something")
+        check(self.js("store", "stats")["timelines"] == timelines, "a failed import left a timeline")
 
     # ---- names, exit codes ----
 
