@@ -31,29 +31,8 @@ static void take(struct store_run *s, uint8_t *ram, uint32_t nr, uint64_t *ids, 
 	struct epoch_stats stats;
 
 	run_epoch(s, ram, NULL, NR_PAGES, &stats);
-	for (uint32_t i = 0; i < nr; i++) {
-		uint32_t *pages = bench_scattered(CHANGED, NR_PAGES, bench_rand(seed));
-		struct epoch *ep = run_begin(s);
-
-		for (uint32_t k = 0; k < CHANGED; k++)
-			*(uint64_t *)(ram + (size_t)pages[k] * RUN_PAGE) = bench_rand(seed);
-		run_put(s, ep, ram, pages, CHANGED);
-		ids[i] = run_commit(ep, NULL);
-		free(pages);
-	}
-}
-
-static void add_vm(struct store_run *s, const char *name)
-{
-	struct err e = {0};
-
-	snprintf(s->vm.name, sizeof(s->vm.name), "%s", name);
-	run_check(store_vm_register(s->store, &s->vm, &e), &e);
-	run_check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &s->timeline,
-					&e),
-		  &e);
-	pagemap_destroy(s->live);
-	run_check(pagemap_create(true, &s->live), &e);
+	for (uint32_t i = 0; i < nr; i++)
+		ids[i] = run_scattered(s, ram, CHANGED, NR_PAGES, seed);
 }
 
 static uint64_t io_bytes(void)
@@ -101,7 +80,7 @@ static struct cost run(const char *dir, uint8_t *ram, uint32_t stay)
 	store_run_init(&s, &(struct store_config){.dir = build, .compression = "none"});
 	if (stay)
 		take(&s, ram, stay, ids, &seed);
-	add_vm(&s, "goes");
+	store_run_add_vm(&s, "goes");
 	take(&s, ram, GO, ids, &seed);
 	store_run_reopen(&s, &(struct store_config){.dir = path, .compression = "none"});
 	c = delete_all(&s, ids);

@@ -53,14 +53,8 @@ static void measure_index(const char *path)
 
 	store_run_init(&s, &(struct store_config){.dir = path, .compression = "none"});
 	run_epoch(&s, ram, NULL, GUEST_PAGES, &stats);
-	for (uint32_t i = 0; i < EPOCHS; i++) {
-		uint32_t *pages = bench_scattered(DIRTY, GUEST_PAGES, i);
-
-		for (uint32_t k = 0; k < DIRTY; k++)
-			*(uint64_t *)(ram + (size_t)pages[k] * RUN_PAGE) = bench_rand(&seed);
-		run_epoch(&s, ram, pages, DIRTY, &stats);
-		free(pages);
-	}
+	for (uint32_t i = 0; i < EPOCHS; i++)
+		run_scattered(&s, ram, DIRTY, GUEST_PAGES, &seed);
 	run_check(store_get_stats(s.store, &space, &e), &e);
 	payload = space.pages_stored * RUN_PAGE;
 	identity = space.pages_stored * 8192 / 252;
@@ -120,15 +114,10 @@ static void next_snapshot(struct store_run *s, const struct contents *c, uint64_
 static void make_vm(struct store_run *s, const struct contents *c, uint32_t n)
 {
 	uint64_t seed = n;
-	struct err e = {0};
+	char name[16];
 
-	snprintf(s->vm.name, sizeof(s->vm.name), "vm-%u", n);
-	run_check(store_vm_register(s->store, &s->vm, &e), &e);
-	run_check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &s->timeline,
-					&e),
-		  &e);
-	pagemap_destroy(s->live);
-	run_check(pagemap_create(true, &s->live), &e);
+	snprintf(name, sizeof(name), "vm-%u", n);
+	store_run_add_vm(s, name);
 	first_snapshot(s, c, &seed);
 	for (uint32_t i = 0; i < SNAPSHOTS; i++)
 		next_snapshot(s, c, &seed);

@@ -107,6 +107,19 @@ void store_run_reopen(struct store_run *s, const struct store_config *config)
 		  &e);
 }
 
+void store_run_add_vm(struct store_run *s, const char *name)
+{
+	struct err e = {0};
+
+	snprintf(s->vm.name, sizeof(s->vm.name), "%s", name);
+	run_check(store_vm_register(s->store, &s->vm, &e), &e);
+	run_check(store_timeline_create(s->store, s->vm.id, (struct snapd_point){0}, &s->timeline,
+					&e),
+		  &e);
+	pagemap_destroy(s->live);
+	run_check(pagemap_create(true, &s->live), &e);
+}
+
 void store_run_deinit(struct store_run *s)
 {
 	pagemap_destroy(s->live);
@@ -172,6 +185,18 @@ double run_epoch(struct store_run *s, const uint8_t *ram, const uint32_t *index,
 	run_put(s, ep, ram, index, nr);
 	run_commit(ep, ret);
 	return (double)(bench_now_ns() - start) / 1e9;
+}
+
+uint64_t run_scattered(struct store_run *s, uint8_t *ram, uint32_t nr, uint32_t nr_pages,
+		       uint64_t *seed)
+{
+	_cleanup_free_ uint32_t *pages = bench_scattered(nr, nr_pages, bench_rand(seed));
+	struct epoch *ep = run_begin(s);
+
+	for (uint32_t i = 0; i < nr; i++)
+		*(uint64_t *)(ram + (size_t)pages[i] * RUN_PAGE) = bench_rand(seed);
+	run_put(s, ep, ram, pages, nr);
+	return run_commit(ep, NULL);
 }
 
 /* ---- restores ---- */

@@ -29,6 +29,9 @@ void store_run_init(struct store_run *s, const struct store_config *config);
 /* Closes it, and opens it, or what was moved to another `config->dir`, as the same VM on
  * the same timeline. */
 void store_run_reopen(struct store_run *s, const struct store_config *config);
+/* From now on it is about a VM called `name`, which is registered, with a timeline that is
+ * empty. */
+void store_run_add_vm(struct store_run *s, const char *name);
 /* Removes the store, too. */
 void store_run_deinit(struct store_run *s);
 
@@ -41,6 +44,9 @@ uint64_t run_commit(struct epoch *ep, struct epoch_stats *ret);
 /* The three of them; seconds from begin until the epoch is durable. */
 double run_epoch(struct store_run *s, const uint8_t *ram, const uint32_t *index, uint32_t nr,
 		 struct epoch_stats *ret);
+/* A snapshot of nr of nr_pages pages, at random, that a word was written to; its id. */
+uint64_t run_scattered(struct store_run *s, uint8_t *ram, uint32_t nr, uint32_t nr_pages,
+		       uint64_t *seed);
 /* Every page of a point into ram (nr_pages), few large reads; frames without a page stay as
  * they are.  Seconds, with the loading of the map. */
 double run_restore(struct store_run *s, struct snapd_point at, uint8_t *ram, uint32_t nr_pages);
