@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "include/snapd/agent.h"
+#include "snapd/daemon/tags.h"
 #include "snapd/vm/capture.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
@@ -639,8 +640,18 @@ static json_t *counters_json(const struct vm_shm_stats *s)
 	PUT(slot_changes);
 	PUT(pending);
 	PUT(harvest_ns);
+	PUT(harvests);
 #undef PUT
 	return o;
+}
+
+static json_t *epochs_json(const struct vm_epochs *ep)
+{
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "durable", (json_int_t)ep->nr, "paused_ns",
+			 (json_int_t)ep->pause_ns.sum, "changed_bytes",
+			 (json_int_t)ep->epoch_bytes.sum, "pages_stored",
+			 (json_int_t)ep->pages_stored, "bytes_written",
+			 (json_int_t)ep->bytes_written, "taken_ns", (json_int_t)ep->taken_ns);
 }
 
 /* Any number may come; an agent that does not tell has rings. */
@@ -658,6 +669,7 @@ json_t *vm_describe(struct vm *vm)
 {
 	struct vm_shm_stats stats = {};
 	const char *running, *refusal;
+	char tags[VM_TAGS_MAX];
 	json_t *about;
 	struct vm_pub pub;
 	json_int_t ram_bytes;
@@ -673,23 +685,24 @@ json_t *vm_describe(struct vm *vm)
 		vm_shm_stats(&vm->shm, pub.frames_end, &stats);
 	pthread_mutex_unlock(&vm->lock);
 	refusal = pub.refusal[0] ? pub.refusal : NULL;
-	return json_pack("{s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
-			 "s:I,s:I,s:I,"
-			 "s:s?,s:i,"
-			 "s:o,s:o,s:o?,s:s?}",
-			 "name", vm->name, "state", vm_state_names[vm->state], "uid", (int)vm->uid,
-			 "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
-			 (json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
-			 dirty_backend_name(pub.dirty_backend), "ring_entries",
-			 (int)pub.ring_entries, "page_size", (int)pub.page_size, "ram_bytes",
-			 ram_bytes, "dirty_frames", (json_int_t)stats.dirty_frames, "head_snapshot",
-			 (json_int_t)pub.head_snapshot, "broken", pub.broken, "point", "timeline",
-			 (json_int_t)pub.point.timeline, "epoch", (json_int_t)pub.point.epoch,
-			 "snapshots", (json_int_t)pub.snapshots, "failures",
-			 (json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
-			 "missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued",
-			 (int)queued, "last_pause", pause_json(&pub.pause), "counters",
-			 counters_json(&stats), "vmm", about, "refusal", refusal);
+	vm_tags_of(vm->d->tags, vm->name, vm->uid, tags);
+	return json_pack(
+		"{s:s,s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
+		"s:I,s:I,s:I,"
+		"s:s?,s:i,"
+		"s:o,s:o,s:o,s:o?,s:s?}",
+		"name", vm->name, "tags", tags, "state", vm_state_names[vm->state], "uid",
+		(int)vm->uid, "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
+		(json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
+		dirty_backend_name(pub.dirty_backend), "ring_entries", (int)pub.ring_entries,
+		"page_size", (int)pub.page_size, "ram_bytes", ram_bytes, "dirty_frames",
+		(json_int_t)stats.dirty_frames, "head_snapshot", (json_int_t)pub.head_snapshot,
+		"broken", pub.broken, "point", "timeline", (json_int_t)pub.point.timeline, "epoch",
+		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
+		(json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
+		"missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued", (int)queued,
+		"last_pause", pause_json(&pub.pause), "epochs", epochs_json(&pub.epochs),
+		"counters", counters_json(&stats), "vmm", about, "refusal", refusal);
 }
 
 json_t *vm_list_json(struct daemon *d, uint32_t uid)
