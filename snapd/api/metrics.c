@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * metrics: GET /metrics, for Prometheus.  Control thread.  A user sees its own VMs and their
- * lines of policies; figures of the store, the jobs and the process are sums and are everyone's.
+ * lines of policies and backups; figures of the store, the jobs and the process are sums and are
+ * everyone's.
  *
  * docs/monitoring.md tells what each is for; tests/e2e/metrics.py holds the document, the
  * alert rules, the dashboard and this file together.
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "snapd/api/exposition.h"
+#include "snapd/backup/session.h"
 #include "snapd/daemon/job.h"
 #include "snapd/policy/scheduler.h"
 #include "snapd/util/cleanup.h"
@@ -329,6 +331,83 @@ static void print_policies(FILE *f, json_t *policies)
 		print_lines(f, policies, m);
 }
 
+/* ---- backups ---- */
+
+static const struct {
+	const char *name;
+	size_t at; /* of an _Atomic uint64_t in struct backups */
+	const char *help;
+} backup_counters[] = {
+#define AT(f) offsetof(struct backups, f)
+	{"snapd_backup_sent_bytes_total", AT(bytes_sent),
+	 "Bytes sent to repositories, by jobs that ended; headers included."},
+	{"snapd_backup_received_bytes_total", AT(bytes_received),
+	 "Bytes received from repositories, by jobs that ended; headers included."},
+	{"snapd_backup_requests_total", AT(requests), "Requests, tries that failed included."},
+	{"snapd_backup_retries_total", AT(retries), "Of those, repeated ones."},
+	{"snapd_backup_pages_sent_total", AT(pages_sent),
+	 "Pages that pushes sent since the repository did not have them."},
+	{"snapd_backup_pages_known_total", AT(pages_known),
+	 "Pages that pushes did not send since the repository had them."},
+	{"snapd_backup_packs_sent_total", AT(packs_sent), "Objects full of pages that were sent."},
+#undef AT
+};
+
+static void print_operations(FILE *f, struct backups *b)
+{
+	char labels[LABELS_MAX];
+
+	metric_family(f, "snapd_backup_operations_total", METRIC_COUNTER,
+		      "Pushes, pulls, verifications and prunes that ended and were not cancelled.");
+	for (int i = 0; i < BACKUP_NR_OPS; i++) {
+		metric_labels(labels, "operation", backup_op_names[i], "result", "done", NULL);
+		metric_u64(f, "snapd_backup_operations_total", labels, atomic_load(&b->done[i]));
+		metric_labels(labels, "operation", backup_op_names[i], "result", "failed", NULL);
+		metric_u64(f, "snapd_backup_operations_total", labels, atomic_load(&b->failed[i]));
+	}
+	metric_family(f, "snapd_backup_request_failures_total", METRIC_COUNTER,
+		      "Tries of requests that failed, and why.");
+	for (int i = 0; i < NR_OBJSTORE_FAILURES; i++)
+		metric_u64(f, "snapd_backup_request_failures_total",
+			   metric_labels(labels, "reason", objstore_failure_names[i], NULL),
+			   atomic_load(&b->failures[i]));
+}
+
+/* Of `view`'s VMs, or all; `at` a uint64_t in struct backup_last. */
+static void print_last_pushes(FILE *f, const struct backups *b, uid_t view, const char *name,
+			      size_t at, const char *help)
+{
+	char labels[LABELS_MAX], uid[16];
+
+	metric_family(f, name, METRIC_GAUGE, help);
+	for (const struct backup_last *l = b->last; l; l = l->next) {
+		if (view && l->uid != view)
+			continue;
+		snprintf(uid, sizeof(uid), "%u", l->uid);
+		metric_u64(f, name, metric_labels(labels, "vm", l->vm, "uid", uid, NULL),
+			   *(const uint64_t *)((const char *)l + at));
+	}
+}
+
+static void print_backups(FILE *f, struct backups *b, uid_t view)
+{
+	print_operations(f, b);
+	for (size_t i = 0; i < ARRAY_SIZE(backup_counters); i++) {
+		_Atomic uint64_t *value = (_Atomic uint64_t *)((char *)b + backup_counters[i].at);
+
+		metric_family(f, backup_counters[i].name, METRIC_COUNTER, backup_counters[i].help);
+		metric_u64(f, backup_counters[i].name, "", atomic_load(value));
+	}
+	pthread_mutex_lock(&b->lock);
+	print_last_pushes(f, b, view, "snapd_backup_last_push_timestamp_seconds",
+			  offsetof(struct backup_last, pushed_s),
+			  "When a snapshot of the VM was last pushed, since the service started.");
+	print_last_pushes(f, b, view, "snapd_backup_last_point_timestamp_seconds",
+			  offsetof(struct backup_last, taken_s),
+			  "When the newest snapshot pushed since then was taken.");
+	pthread_mutex_unlock(&b->lock);
+}
+
 /* ---- jobs, the process ---- */
 
 static void print_job_states(FILE *f, struct daemon *d, const char *name, int from, int to)
@@ -390,6 +469,7 @@ int api_get_metrics(struct api_request *req)
 	if (!rc) {
 		print_store(f, req->daemon);
 		print_policies(f, policies);
+		print_backups(f, req->daemon->backups, req->view);
 		print_jobs(f, req->daemon);
 		print_process(f);
 	}

@@ -154,7 +154,9 @@ int backup_push_job(struct job *job, struct err *e)
 	rc = session_open(job, true, &s, e);
 	if (!rc)
 		rc = wait_for_turn(&s, e);
-	if (!rc) {
+	if (rc) {
+		session_count(&s, BACKUP_PUSH, rc);
+	} else {
 		rc = push_listed(&s, &p, e);
 		cache_end_push(s.repo->cache);
 	}
@@ -231,10 +233,8 @@ int backup_pull_job(struct job *job, struct err *e)
 	if (!rc)
 		rc = find_snapshot(&list, arg_text(job, "snapshot"), &m, e);
 	if (!rc)
-		rc = session_count(&s, BACKUP_PULL,
-				   pull_snapshot(job, s.repo, &list, m, arg_text(job, "vm"), &r,
-						 e));
-	if (!rc)
+		rc = pull_snapshot(job, s.repo, &list, m, arg_text(job, "vm"), &r, e);
+	if (!session_count(&s, BACKUP_PULL, rc))
 		job->result = json_pack("{ss sI ss so sb sI sI sI sI}", "repository", s.url,
 					"snapshot", (json_int_t)r.snapshot, "vm",
 					arg_text(job, "vm") ? arg_text(job, "vm") : m->m.vm, "name",
@@ -312,8 +312,8 @@ int backup_verify_job(struct job *job, struct err *e)
 	int rc = session_open(job, false, &s, e);
 
 	if (!rc)
-		rc = session_count(&s, BACKUP_VERIFY, repo_check(job, s.repo, percent, &r, e));
-	if (!rc)
+		rc = repo_check(job, s.repo, percent, &r, e);
+	if (!session_count(&s, BACKUP_VERIFY, rc))
 		job->result = json_pack("{ss sb sO sI sI sI sI sI}", "repository", s.url, "whole",
 					!json_array_size(r.damages), "damages", r.damages,
 					"snapshots", (json_int_t)r.snapshots, "packs",
@@ -486,7 +486,9 @@ static int run_prune(struct session *s, json_t **ret, struct err *e)
 	int rc;
 
 	atomic_store(&s->job->phase, "pruning");
-	rc = session_count(s, BACKUP_PRUNE, repo_prune(s->repo, dry, prune_stop, s->job, &p, e));
+	rc = repo_prune(s->repo, dry, prune_stop, s->job, &p, e);
+	if (!dry)
+		session_count(s, BACKUP_PRUNE, rc);
 	if (rc)
 		return rc;
 	*ret = json_pack("{sI sI sI sI sI sI sI sI sI sI sb}", "snapshots", (json_int_t)p.snapshots,
@@ -528,7 +530,9 @@ int backup_prune_job(struct job *job, struct err *e)
 	struct session s;
 	int rc = session_open(job, false, &s, e);
 
-	if (!rc)
+	if (rc)
+		session_count(&s, BACKUP_PRUNE, rc);
+	else
 		rc = run_prune(&s, &job->result, e);
 	if (!rc)
 		json_object_set_new(job->result, "repository", json_string(s.url));

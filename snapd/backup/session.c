@@ -228,6 +228,7 @@ int session_count(struct session *s, enum backup_op op, int rc)
 {
 	struct backups *b = s->job->daemon->backups;
 
-	atomic_fetch_add(rc ? &b->failed[op] : &b->done[op], 1);
+	if (rc != -ECANCELED)
+		atomic_fetch_add(rc ? &b->failed[op] : &b->done[op], 1);
 	return rc;
 }

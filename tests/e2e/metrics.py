@@ -16,7 +16,7 @@ import promtext  # noqa: E402
 from snaptest import Bench, _UnixConnection, seed_from  # noqa: E402
 
 build, source = sys.argv[1], sys.argv[2]
-WORDS = {"by", "on", "and", "or", "absent", "rate", "sum", "max", "increase", "histogram_quantile", "predict_linear",
+WORDS = {"by", "on", "and", "or", "absent", "rate", "sum", "max", "increase", "histogram_quantile", "predict_linear", "time",
          "label_values", "le", "vm", "uid", "part", "policy", "kind", "state"}
 
 
@@ -119,16 +119,42 @@ def truth(b):
     return f
 
 
+def backups(b, before):
+    """A push that works, one to where nothing can be, and one of what is there already."""
+    def operations(operation, result):
+        return value(scrape(b), "snapd_backup_operations_total", operation=operation, result=result)
+
+    pushed = json.loads(b.snapctl("backup", "push", "web@second", "--json").stdout)["pushed"][0]
+    f = scrape(b)
+    check(value(f, "snapd_backup_pages_sent_total") == pushed["pages_sent"] > 0, "pages sent")
+    check(value(f, "snapd_backup_packs_sent_total") == pushed["packs_sent"] > 0, "packs")
+    check(value(f, "snapd_backup_pages_known_total") == pushed["pages_known"], "pages known")
+    check(value(f, "snapd_backup_sent_bytes_total") > pushed["pages_sent"], "bytes")
+    check(value(f, "snapd_backup_last_push_timestamp_seconds", vm="web") >= int(before), "when it was pushed")
+    check(value(f, "snapd_backup_last_point_timestamp_seconds", vm="web") ==
+          int(value(f, "snapd_vm_last_epoch_timestamp_seconds", vm="web")), "when what was pushed was taken")
+    b.snapctl("backup", "push", "web@second", "--repository", "file:///proc/nowhere", check=False)
+    b.snapctl("backup", "verify")
+    b.snapctl("backup", "pull", "nobody", check=False)
+    f = scrape(b)
+    check((operations("push", "done"), operations("push", "failed")) == (1, 1), "pushes")
+    check((operations("verify", "done"), operations("pull", "failed"), operations("prune", "done")) == (1, 1, 0), "operations")
+    check(value(f, "snapd_backup_received_bytes_total") > 0 and not promtext.lint(f), promtext.lint(f))
+
+
 def main():
     seed = seed_from(None)
     with Bench(build) as b:
-        b.service_args += ["--policies", os.path.join(b.dir, "policies"), "--vm-tags", os.path.join(b.dir, "none")]
+        b.service_args += ["--policies", os.path.join(b.dir, "policies"), "--vm-tags", os.path.join(b.dir, "none"),
+                           "--backup", f"file://{b.dir}/repo"]
         b.start()
         for name in ("web", "idle"):
             b.vm(name, "--accel", "sim", "--mem", "8M", "--rate", "500", "--seed", seed)
         for name in ("web", "idle"):
             b.vm_ready(name)
+        before = time.time()
         documents(truth(b))
+        backups(b, before)
         b.snapctl("policy", "set", "p", "vms=idle", "every=1h", "keep_last=1")
         b.snapctl("policy", "run", "p")
         b.until(lambda: value(scrape(b), "snapd_policy_runs_total", policy="p", vm="idle") == 1, 20, "a run")
