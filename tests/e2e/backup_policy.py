@@ -57,7 +57,7 @@ def held(b, args):
 
 
 def backed_up(b, url):
-    b.snapctl("policy", "set", "run", "recovery_point=1s", "keep_last=3", f"backup={url}", "backup_keep_last=4")
+    b.snapctl("policy", "set", "run", "recovery_point=1s", "keep_last=2", f"backup={url}", "backup_keep_last=3")
     for vm in VMS:
         b.until(lambda vm=vm: lines(b, "run").get(vm, {}).get("backup", {}).get("pushed", 0) >= 3, 90, f"backups of {vm}")
     b.until(lambda: all(x["pruned"] for x in lines(b, "run").values()), 60, "what is backed up to be pruned")
