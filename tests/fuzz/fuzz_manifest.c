@@ -51,7 +51,7 @@ static struct summary read_all(const uint8_t *data, size_t len, struct manifest_
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct manifest_writer w;
+	struct manifest_writer w = {};
 	struct summary first, again;
 	const uint8_t *bytes;
 	size_t again_len;

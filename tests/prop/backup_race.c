@@ -570,6 +570,27 @@ static void hold_up(const char *dir)
 	close_repos();
 }
 
+/* It relies on a pack that it saw once, and that a prune has taken since. */
+static void lose_pack(const char *dir)
+{
+	struct actor *a = &actors[0];
+	struct prune_stats stats;
+	struct bk_name pack;
+	uint32_t n;
+
+	clear_world();
+	open_repos(dir);
+	put_pack(a, &pack);
+	for (int i = 0; i < 3; i++) {
+		world.now_ms += 2 * GRACE_S * 1000;
+		CHECK(!repo_prune(actors[1].r, false, NULL, NULL, &stats, NULL));
+	}
+	CHECK(!packset_add(&a->known, &pack, &n));
+	push(a);
+	look_at_all();
+	close_repos();
+}
+
 /* Its base is forgotten and pruned before it is done. */
 static void lose_base(const char *dir)
 {
@@ -613,6 +634,7 @@ int main(int argc, char **argv)
 		without = parse_without(argv[3]);
 	CHECK(mkdtemp(dir));
 	hold_up(dir);
+	lose_pack(dir);
 	lose_base(dir);
 	for (uint64_t i = 0; i < rounds && !(without && nr_lost); i++)
 		run_round(dir);

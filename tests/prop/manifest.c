@@ -122,7 +122,7 @@ static void check_damaged(struct rand *r, const uint8_t *bytes, size_t len)
  * bytes each, and a whole zero guest next to nothing. */
 static void test_size(struct rand *r)
 {
-	struct manifest_writer w;
+	struct manifest_writer w = {};
 	const uint8_t *bytes;
 	size_t len;
 	uint64_t gfn = 0;
@@ -146,7 +146,7 @@ static void test_size(struct rand *r)
 
 static void check_refused(uint64_t gfn, uint64_t n, loc_t loc)
 {
-	struct manifest_writer w;
+	struct manifest_writer w = {};
 	const uint8_t *bytes;
 	size_t len;
 
@@ -194,7 +194,7 @@ static void test_last_loc(void)
 		{5, loc_make(0xfffffff, 0xfffff, 4095)},
 		{6, MANIFEST_GONE},
 	};
-	struct manifest_writer w;
+	struct manifest_writer w = {};
 	const uint8_t *bytes;
 	size_t len = encode(es, 2, &w, &bytes);
 
@@ -211,7 +211,7 @@ int main(void)
 	test_refused();
 	test_last_loc();
 	for (int round = 0; round < 500; round++) {
-		struct manifest_writer w;
+		struct manifest_writer w = {};
 		const uint8_t *bytes;
 		size_t nr = random_entries(&r, es);
 		size_t len = encode(es, nr, &w, &bytes);
