@@ -466,6 +466,19 @@ static void rollback_deinit(struct rollback *r)
 	staging_trim(&r->vm->staging, (size_t)64 << 20);
 }
 
+/* The agent may know of memory that went and that has not been told yet: nothing is wrong
+ * with the snapshot then, and another try may tell more. */
+static int check_with_agent(struct rollback *r, struct err *e)
+{
+	struct err gone = {0};
+	int err = goal_check(r->vm, &r->goal, e);
+
+	if (err != -ENOENT || vm_sync(r->vm, &gone) || !check_layout(r, &gone))
+		return err;
+	*e = gone;
+	return -EAGAIN;
+}
+
 /* `r` has vm, job, paused_already; the rest zero. */
 static int rollback_to(struct rollback *r, struct snapd_point at, struct err *e)
 {
@@ -475,7 +488,7 @@ static int rollback_to(struct rollback *r, struct snapd_point at, struct err *e)
 	r->nr_removed = vm->mem.nr_removed;
 	err = goal_load(vm, at, &r->goal, e);
 	if (!err && !r->paused_already)
-		err = goal_check(vm, &r->goal, e);
+		err = check_with_agent(r, e);
 	if (!err)
 		err = run(r, e);
 	if (err)
