@@ -73,7 +73,8 @@ static int push_one(struct session *s, uint64_t id, struct pushing *ret, struct 
 
 	if (rc)
 		return rc;
-	rc = session_count(s, BACKUP_PUSH, push_snapshot(s->job, s->repo, id, &r, &why));
+	rc = push_snapshot(s->job, s->repo, id, &r, &why);
+	session_count(s, BACKUP_PUSH, rc);
 	atomic_fetch_add(&b->pages_sent, r.pages_sent);
 	atomic_fetch_add(&b->pages_known, r.pages_known);
 	atomic_fetch_add(&b->packs_sent, r.packs_sent);
@@ -234,7 +235,8 @@ int backup_pull_job(struct job *job, struct err *e)
 		rc = find_snapshot(&list, arg_text(job, "snapshot"), &m, e);
 	if (!rc)
 		rc = pull_snapshot(job, s.repo, &list, m, arg_text(job, "vm"), &r, e);
-	if (!session_count(&s, BACKUP_PULL, rc))
+	session_count(&s, BACKUP_PULL, rc);
+	if (!rc)
 		job->result = json_pack("{ss sI ss so sb sI sI sI sI}", "repository", s.url,
 					"snapshot", (json_int_t)r.snapshot, "vm",
 					arg_text(job, "vm") ? arg_text(job, "vm") : m->m.vm, "name",
@@ -313,7 +315,8 @@ int backup_verify_job(struct job *job, struct err *e)
 
 	if (!rc)
 		rc = repo_check(job, s.repo, percent, &r, e);
-	if (!session_count(&s, BACKUP_VERIFY, rc))
+	session_count(&s, BACKUP_VERIFY, rc);
+	if (!rc)
 		job->result = json_pack("{ss sb sO sI sI sI sI sI}", "repository", s.url, "whole",
 					!json_array_size(r.damages), "damages", r.damages,
 					"snapshots", (json_int_t)r.snapshots, "packs",

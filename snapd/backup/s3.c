@@ -111,6 +111,7 @@ static int request(struct objstore *s, struct s3_request *q, struct s3_answer *a
 	int r = take_conn(impl(s), &c);
 
 	*a = (struct s3_answer){0};
+	*tries = 0;
 	if (r)
 		return err_errno(e, -r, "%s", s->url);
 	q->deadline_ns = deadline(s, q->body_len + q->len);

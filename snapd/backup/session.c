@@ -224,11 +224,10 @@ void session_close(struct session *s)
 	s->os = NULL;
 }
 
-int session_count(struct session *s, enum backup_op op, int rc)
+void session_count(struct session *s, enum backup_op op, int rc)
 {
 	struct backups *b = s->job->daemon->backups;
 
 	if (rc != -ECANCELED)
 		atomic_fetch_add(rc ? &b->failed[op] : &b->done[op], 1);
-	return rc;
 }

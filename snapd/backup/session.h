@@ -43,7 +43,7 @@ struct backups {
 	struct backup_last *last; /* lock; owned */
 };
 
-/* How an operation ended, for the figures; returns rc.  What was cancelled is not counted. */
-int session_count(struct session *s, enum backup_op op, int rc);
+/* How an operation ended, for the figures.  What was cancelled is not counted. */
+void session_count(struct session *s, enum backup_op op, int rc);
 void session_note_pushed(struct session *s, uint64_t snapshot, const char *vm, uint32_t uid,
 			 uint64_t taken_ns);
