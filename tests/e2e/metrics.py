@@ -142,6 +142,21 @@ def backups(b, before):
     check(value(f, "snapd_backup_received_bytes_total") > 0 and not promtext.lint(f), promtext.lint(f))
 
 
+def other_user(b):
+    """Another user has no VM here, and sees none of anybody's."""
+    if os.getuid():
+        return
+    os.chmod(b.dir, 0o755)
+    os.seteuid(65534)  # the socket tells the service
+    try:
+        f = scrape(b)
+    finally:
+        os.seteuid(0)
+    check(value(f, "snapd_vms") == 0 and value(f, "snapd_backup_pages_sent_total") > 0, "sums are everybody's")
+    seen = {l["vm"] for family in f.values() for _, l, _ in family.samples if "vm" in l}
+    check(not seen, f"another user sees {seen}")
+
+
 def main():
     seed = seed_from(None)
     with Bench(build) as b:
@@ -161,6 +176,7 @@ def main():
         f = scrape(b)
         check(promtext.lint(f) == [] and value(f, "snapd_policy_failures_total", policy="p") == 0, promtext.lint(f))
         check(value(f, "snapd_vm_capture_lag_seconds", vm="idle") < 60, "lag of a VM with a policy")
+        other_user(b)
     print(f"{len(f)} metrics: tidy, true, documented")
 
 
