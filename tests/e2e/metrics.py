@@ -8,6 +8,7 @@ and docs/monitoring.md name; and the document names every figure that there is.
 import json
 import os
 import re
+import socket
 import sys
 import time
 
@@ -119,6 +120,14 @@ def truth(b):
     return f
 
 
+def keys(b):
+    path = os.path.join(b.dir, "credentials")
+    with open(path, "w") as f:
+        f.write("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    os.chmod(path, 0o600)
+    return path
+
+
 def backups(b, before):
     """A push that works, one to where nothing can be, and one of what is there already."""
     def operations(operation, result):
@@ -136,6 +145,11 @@ def backups(b, before):
     b.snapctl("backup", "push", "web@second", "--repository", "file:///proc/nowhere", check=False)
     b.snapctl("backup", "verify")
     b.snapctl("backup", "pull", "nobody", check=False)
+    # To a server that takes connections and never answers; and cancelled, which counts as nothing.
+    job = b.call("POST", "/v1/backup/push", {"snapshots": ["web@first"], "repository": "s3://nobody/there"})["job"]["id"]
+    b.until(lambda: b.get(f"/v1/jobs/{job}")["job"]["state"] == "running", 20, "the push to run")
+    b.call("DELETE", f"/v1/jobs/{job}")
+    b.until(lambda: b.get(f"/v1/jobs/{job}")["job"]["state"] == "cancelled", 20, "cancel")
     f = scrape(b)
     check((operations("push", "done"), operations("push", "failed")) == (1, 1), "pushes")
     check((operations("verify", "done"), operations("pull", "failed"), operations("prune", "done")) == (1, 1, 0), "operations")
@@ -159,9 +173,10 @@ def other_user(b):
 
 def main():
     seed = seed_from(None)
-    with Bench(build) as b:
+    with socket.create_server(("127.0.0.1", 0)) as silent, Bench(build) as b:
         b.service_args += ["--policies", os.path.join(b.dir, "policies"), "--vm-tags", os.path.join(b.dir, "none"),
-                           "--backup", f"file://{b.dir}/repo"]
+                           "--backup", f"file://{b.dir}/repo", "--backup-credentials", keys(b),
+                           "--backup-endpoint", f"http://127.0.0.1:{silent.getsockname()[1]}"]
         b.start()
         for name in ("web", "idle"):
             b.vm(name, "--accel", "sim", "--mem", "8M", "--rate", "500", "--seed", seed)
