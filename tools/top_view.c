@@ -138,7 +138,7 @@ static void put_head(struct top_lines *l, const struct top_view *v)
 		const char *mark = v->key != i ? "" : v->reverse ? "^" : "*";
 
 		snprintf(name[i], sizeof(name[i]), "%s%s", heads[i],
-			 !*mark && heads[i][3] == '/' ? "S" : mark);
+			 !*mark && heads[i][strlen(heads[i]) - 1] == '/' ? "S" : mark);
 	}
 	l->head = l->nr;
 	put(l, v->cols, ROW, NAMES(v->cols, name[0]), name[1], name[2], name[3], name[4], name[5],

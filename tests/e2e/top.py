@@ -5,6 +5,7 @@ the service, and leaves the terminal as it was however it ends; without a termin
 
   top.py BUILD
 """
+import codecs
 import fcntl
 import json
 import os
@@ -38,6 +39,7 @@ class Terminal:
         self.out, self.alternate, self.hidden, self.lines = "", False, False, []
         self.resize(rows, cols, None)
         self.before = termios.tcgetattr(slave)
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode
         env = dict(b.env, TERM=term, LC_ALL="C.UTF-8")
         self.p = subprocess.Popen([b.tool("snapctl"), "top", *argv], env=env, stdin=slave, stdout=slave, stderr=slave,
                                   start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
@@ -60,7 +62,7 @@ class Terminal:
 
     def read(self, seconds=0.2):
         while select.select([self.master], [], [], seconds)[0]:
-            self.out += os.read(self.master, 65536).decode()
+            self.out += self.decode(os.read(self.master, 65536))
             seconds = 0
 
     def press(self, keys):
@@ -69,6 +71,7 @@ class Terminal:
     def frame(self):
         """The lines of the last whole frame; checks that nothing but known sequences came and that it fits."""
         rest = re.sub(r"\033\[(\?1049[hl]|\?25[hl]|H|K|J|7m|0m)", "", self.out)
+        rest = re.sub(r"\033(\[[0-9?]*)?$", "", rest)     # its other half has not come yet
         check("\033" not in rest, f"another escape sequence: {rest!r}")
         frames = re.findall(r"\033\[H(.*?)\033\[J", self.out, re.S)
         if not frames:

@@ -32,7 +32,8 @@ main:
 	movl	param_pause, %ecx
 	testl	%ecx, %ecx
 	jz	1b
-2:	loopl	2b
+2:	decl	%ecx
+	jnz	2b
 	jmp	1b
 wrong:
 	movl	step, %ebx

@@ -51,7 +51,8 @@ main:
 	movl	param_pause, %ecx
 	testl	%ecx, %ecx
 	jz	1b
-3:	loopl	3b
+3:	decl	%ecx
+	jnz	3b
 	jmp	1b
 wrong:
 	movl	step, %ebx

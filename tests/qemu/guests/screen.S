@@ -31,7 +31,8 @@ main:
 	call	print_line
 	movl	param_pause, %ecx
 	jecxz	4f
-3:	loopl	3b
+3:	decl	%ecx
+	jnz	3b
 4:	movl	step, %eax
 	cmpl	%eax, param_pages
 	jne	1b
