@@ -45,6 +45,16 @@ static bool page_of(struct mirror *k, uint64_t gfn, char **copy, const char **pa
 	return true;
 }
 
+/* Others write meanwhile; a word that is torn in time is copied again, since it is dirty again. */
+static void copy_words(char *copy, const char *page, size_t len)
+{
+	const uint64_t *from = (const void *)page;
+	uint64_t *to = (void *)copy;
+
+	for (size_t i = 0; i < len / sizeof(*to); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
+
 /* The area's memory stays what it is while its lock is held. */
 static void copy_page(struct mirror *k, uint64_t gfn)
 {
@@ -56,7 +66,7 @@ static void copy_page(struct mirror *k, uint64_t gfn)
 	if (a)
 		pthread_mutex_lock(&a->lock);
 	if (page_of(k, gfn, &copy, &page))
-		memcpy(copy, page, k->machine->page_size);
+		copy_words(copy, page, k->machine->page_size);
 	if (a)
 		pthread_mutex_unlock(&a->lock);
 }
