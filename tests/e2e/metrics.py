@@ -34,9 +34,13 @@ def scrape(b):
     return promtext.read(r.read().decode())
 
 
+def values(families, name, **labels):
+    return [v for f in families.values() for n, l, v in f.samples
+            if n == name and all(l.get(k) == w for k, w in labels.items())]
+
+
 def value(families, name, **labels):
-    found = [v for f in families.values() for n, l, v in f.samples
-             if n == name and all(l.get(k) == w for k, w in labels.items())]
+    found = values(families, name, **labels)
     check(len(found) == 1, f"{name}{labels}: {found}")
     return found[0]
 
@@ -187,7 +191,7 @@ def main():
         backups(b, before)
         b.snapctl("policy", "set", "p", "vms=idle", "every=1h", "keep_last=1")
         b.snapctl("policy", "run", "p")
-        b.until(lambda: value(scrape(b), "snapd_policy_runs_total", policy="p", vm="idle") == 1, 20, "a run")
+        b.until(lambda: 1 in values(scrape(b), "snapd_policy_runs_total", policy="p", vm="idle"), 20, "a run")
         f = scrape(b)
         check(promtext.lint(f) == [] and value(f, "snapd_policy_failures_total", policy="p") == 0, promtext.lint(f))
         check(value(f, "snapd_vm_capture_lag_seconds", vm="idle") < 60, "lag of a VM with a policy")
