@@ -99,7 +99,7 @@ def pause_and_run(b):
 
 def hooks_that_go_wrong(b):
     """web1's hangs and web2's goes on; a failing one prevents the snapshot only where it has to."""
-    b.snapctl("policy", "set", "hang", "vms=web*", "recovery_point=200ms", "hook_timeout=2s", "keep_last=2",
+    b.snapctl("policy", "set", "hang", "vms=web*", "every=1s", "hook_timeout=3s", "keep_last=2",
               "consistency=quiesce", "pre_hook=[ $SNAPD_VM = web2 ] || sleep 60 & wait")
     until_runs(b, "hang", "web2", 3)
     one = until_runs(b, "hang", "web1", 1)
@@ -114,7 +114,7 @@ def hooks_that_go_wrong(b):
 
 
 def bounds(b):
-    b.snapctl("policy", "set", "calm", "vms=db", "recovery_point=100ms", "max_pause=1us")
+    b.snapctl("policy", "set", "calm", "vms=db", "every=1s", "max_pause=1us")
     one = b.until(lambda: (lambda x: x and x["skipped"] >= 2 and x)(line(b, "calm", "db")), 60, "backing off")
     check(one["backoff"] >= 1 and "backs off" in one["said"], f"{one}")
     b.snapctl("policy", "set", "calm", "max_pause=", "min_free=100T")
@@ -161,7 +161,7 @@ def by_tags(b):
     bad(b, 3, "tag", "nobody", "--add", "gold")
     bad(b, 2, "tag", "db", "--add", "go ld!")
     check(b.snapctl("tag", "db").stdout == "\n", "it has tags already")
-    b.snapctl("policy", "set", "tagged", "vm_tags=gold, silver", "recovery_point=200ms", "keep_last=2")
+    b.snapctl("policy", "set", "tagged", "vm_tags=gold, silver", "every=1s", "keep_last=2")
     check(b.snapctl("tag", "db", "--add", "gold,eu").stdout == "gold,eu\n", "tags that were set are told")
     until_runs(b, "tagged", "db", 1)
     check(line(b, "tagged", "web1") is None, "a VM without the tag is covered")
