@@ -95,6 +95,12 @@ static int look_at_store(const struct args *a, struct report *rep, struct err *e
 	return r;
 }
 
+/* Snapshots that are not what they were. */
+static uint64_t touched(const struct rebuild_result *r, const struct report *rep)
+{
+	return r->lost_snapshots + rep->nr_losses;
+}
+
 static int print_rebuilt(const struct report *rep, const struct rebuild_result *r)
 {
 	_cleanup_(cleanup_json) json_t *o = NULL;
@@ -109,9 +115,9 @@ static int print_rebuilt(const struct report *rep, const struct rebuild_result *
 	o = json_pack("{sI sI sI sI sI sI sI sI sb sO}", "segments", (json_int_t)r->segments,
 		      "batches", (json_int_t)r->batches, "vms", (json_int_t)r->vms, "timelines",
 		      (json_int_t)r->timelines, "epochs", (json_int_t)r->epochs, "snapshots",
-		      (json_int_t)r->snapshots, "lost_snapshots",
-		      (json_int_t)(r->lost_snapshots + rep->nr_losses), "damages",
-		      (json_int_t)r->damages, "journalled", r->journalled, "lines", rep->lines);
+		      (json_int_t)r->snapshots, "lost_snapshots", (json_int_t)touched(r, rep),
+		      "damages", (json_int_t)r->damages, "journalled", r->journalled, "lines",
+		      rep->lines);
 	return print_json(o);
 }
 
@@ -136,7 +142,7 @@ int store_rebuild(const struct args *a)
 	if (!rc && (result.damages || result.lost_snapshots || rep.nr_losses))
 		rc = fail(EXIT_CORRUPT, "%llu damages, %llu snapshots touched",
 			  (unsigned long long)result.damages,
-			  (unsigned long long)(result.lost_snapshots + rep.nr_losses));
+			  (unsigned long long)touched(&result, &rep));
 	json_decref(rep.lines);
 	return rc;
 }

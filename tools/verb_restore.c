@@ -6,6 +6,7 @@
  * QEMU's command line comes out of the snapshot's state (record dev.qemu.info), where it is as
  * long as it was, and goes to snapd-qemu, which makes it one that waits for device state.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,6 +118,7 @@ static int print_command(char **argv)
 {
 	static const char *const env[] = {"SNAPD_RESTORE", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET"};
 
+	assert(argv);
 	for (size_t i = 0; i < ARRAY_SIZE(env); i++) {
 		const char *value = getenv(env[i]);
 
@@ -192,6 +194,7 @@ static int make_command(const struct args *a, json_t *vm, json_t *state, char *d
 
 static int become(const struct args *a, json_t *vm, char **argv)
 {
+	assert(argv); /* command() made it */
 	if (a->json)
 		return print_json(vm);
 	if (opt(a, "print"))

@@ -3,6 +3,7 @@
  * snapd-qemu: starts QEMU under the adapter: completes the command line (cmdline.h), makes the
  * monitor's socket pair, sets the environment (env.h), and becomes QEMU.
  */
+#include <assert.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -196,6 +197,7 @@ static void set_environment(const struct options *o, const struct cmdline *c)
 
 static void print_quoted(const char *s)
 {
+	assert(s);
 	putchar('\'');
 	for (; *s; s++)
 		if (*s == '\'')

@@ -242,7 +242,7 @@ static int connect_to(const char *path, struct err *e)
 
 	if (strlen(path) >= sizeof(un.sun_path))
 		return err_set(e, ENAMETOOLONG, "monitor socket %s: the path is too long", path);
-	strcpy(un.sun_path, path);
+	memcpy(un.sun_path, path, strlen(path));
 	if (fd < 0 || connect(fd, (struct sockaddr *)&un, sizeof(un)) < 0)
 		return err_errno(e, errno, "monitor socket %s", path);
 	return steal_fd(&fd);

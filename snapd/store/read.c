@@ -24,6 +24,7 @@
  */
 #include "snapd/store/internal.h"
 
+#include <assert.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -262,6 +263,7 @@ static uint32_t page_shift_of(const struct round *d)
 
 static loc_t source_loc(const struct source *src, size_t i)
 {
+	assert(src->reads || src->pages || src->probes);
 	return src->reads ? src->reads[i].loc : src->pages ? src->pages[i].loc : src->probes[i].loc;
 }
 
@@ -493,6 +495,7 @@ static uint32_t add_extent(struct round *d, struct page_job *const *jobs, uint32
 	const struct page_job *j = jobs[0];
 	uint64_t len = direct ? (uint64_t)direct * page_size : blocks_end(j) - blocks_begin(j);
 
+	assert(x);
 	*x = (struct extent){.offset = blocks_begin(j),
 			     .len = (uint32_t)len,
 			     .batch = j->batch,

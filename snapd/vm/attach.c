@@ -269,6 +269,7 @@ static int told(struct vm *vm, struct err *e)
 				      [SNAPD_MSG_READY] = sizeof(struct snapd_msg_ready),
 				      [SNAPD_MSG_BYE] = sizeof(struct snapd_msg_bye),
 				      [SNAPD_MSG_ABOUT] = sizeof(struct snapd_msg_about)};
+	int err;
 
 	if (h->type >= ARRAY_SIZE(lens) || !lens[h->type])
 		return err_set(e, EPROTO, "unexpected message type %u", h->type);
@@ -281,7 +282,10 @@ static int told(struct vm *vm, struct err *e)
 		return vm_mem_add_block(&vm->mem, (const struct snapd_msg_block *)h,
 					steal_fd(&vm->in_fd), e);
 	case SNAPD_MSG_PIECE:
-		return vm_mem_add_piece(&vm->mem, &((const struct snapd_msg_piece *)h)->p, e);
+		err = vm_mem_add_piece(&vm->mem, &((const struct snapd_msg_piece *)h)->p, e);
+		if (!err)
+			vm_publish(vm);
+		return err;
 	case SNAPD_MSG_GONE:
 		return told_gone(vm, ((const struct snapd_msg_gone *)h)->piece, e);
 	case SNAPD_MSG_BYE:

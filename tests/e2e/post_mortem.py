@@ -87,6 +87,8 @@ def kill_once(b, args, rng, nr):
     vm = b.vm("web", "--accel", args.accel, "--mem", "8M", "--vcpus", "2", "--workload", "random", "--device", "200",
               "--harvest-us", "200000", "--seed", rng.getrandbits(30), nice=10)
     b.vm_ready("web")
+    # A VMM that waits for a processor may have told of its vCPUs and not yet of its memory.
+    b.until(lambda: b.vm_info("web")["ram_bytes"] >= 4 << 20, 30, "its memory")
     fds = ram_files(vm.process.pid)
     if rng.random() < 0.7:
         b.snapshot("web")
