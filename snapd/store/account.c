@@ -26,6 +26,7 @@
 
 #include "snapd/store/internal.h"
 #include "snapd/store/manifest.h"
+#include "snapd/store/point.h"
 #include "snapd/store/walk.h"
 
 #define NOBODY	UINT32_MAX
@@ -160,21 +161,7 @@ static int table_add(struct owner_table *t, loc_t loc, uint32_t owner)
 
 static struct node *find_node(struct account *a, struct snapd_point at)
 {
-	uint32_t lo = 0, hi = a->nr_nodes;
-
-	while (lo < hi) {
-		uint32_t mid = lo + (hi - lo) / 2;
-		struct node *n = &a->nodes[mid];
-
-		if (n->at.timeline == at.timeline && n->at.epoch == at.epoch)
-			return n;
-		if (n->at.timeline < at.timeline ||
-		    (n->at.timeline == at.timeline && n->at.epoch < at.epoch))
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return NULL;
+	return find_point(a->nodes, a->nr_nodes, sizeof(*a->nodes), at);
 }
 
 /* In the order of the index: the parent is there already, if it is at all (A3). */

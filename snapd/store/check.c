@@ -23,6 +23,7 @@
 #include "snapd/store/internal.h"
 #include "snapd/store/manifest.h"
 #include "snapd/store/pace.h"
+#include "snapd/store/point.h"
 #include "snapd/store/walk.h"
 
 const char *const damage_kind_names[DAMAGE_NR_KINDS] = {
@@ -766,22 +767,10 @@ static int loss_of(struct check *k, const struct store_snapshot *sn, struct stor
 	return r ? err_errno(e, ENOMEM, "check") : 0;
 }
 
-static int compare_epochs(const void *a, const void *b)
-{
-	const struct known_epoch *x = a, *y = b;
-
-	if (x->at.timeline != y->at.timeline)
-		return x->at.timeline < y->at.timeline ? -1 : 1;
-	return x->at.epoch < y->at.epoch ? -1 : x->at.epoch > y->at.epoch;
-}
-
 /* One that is newer than the list is not in what was walked. */
 static bool is_listed(const struct check *k, struct snapd_point at)
 {
-	struct known_epoch key = {.at = at};
-
-	return k->nr_epochs &&
-	       bsearch(&key, k->epochs, k->nr_epochs, sizeof(key), compare_epochs) != NULL;
+	return find_point(k->epochs, k->nr_epochs, sizeof(*k->epochs), at) != NULL;
 }
 
 static int tell_loss(struct check *k, uint64_t id, const struct rec_snapshot *rec, struct err *e)

@@ -15,24 +15,11 @@
 #include <string.h>
 
 #include "snapd/store/manifest.h"
+#include "snapd/store/point.h"
 
 struct gc_epoch *gc_find_epoch(struct gc *g, struct snapd_point at)
 {
-	size_t lo = 0, hi = g->nr_epochs;
-
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-		struct gc_epoch *x = &g->epochs[mid];
-
-		if (x->at.timeline == at.timeline && x->at.epoch == at.epoch)
-			return x;
-		if (x->at.timeline < at.timeline ||
-		    (x->at.timeline == at.timeline && x->at.epoch < at.epoch))
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return NULL;
+	return find_point(g->epochs, g->nr_epochs, sizeof(*g->epochs), at);
 }
 
 static int mark_segment(struct gc *g, uint32_t id, struct err *e)
@@ -109,22 +96,9 @@ static int read_epoch(struct gc *g, const struct rec_epoch *rec, struct err *e)
 
 /* ---- what is known from before ---- */
 
-static int compare_named(const void *a, const void *b)
-{
-	const struct gc_named *x = a, *y = b;
-
-	if (x->at.timeline != y->at.timeline)
-		return x->at.timeline < y->at.timeline ? -1 : 1;
-	return x->at.epoch < y->at.epoch ? -1 : x->at.epoch > y->at.epoch;
-}
-
 static const struct gc_named *find_named(const struct gc *g, struct snapd_point at)
 {
-	struct gc_named key = {.at = at};
-
-	if (!g->s->nr_gc_named)
-		return NULL;
-	return bsearch(&key, g->s->gc_named, g->s->nr_gc_named, sizeof(key), compare_named);
+	return find_point(g->s->gc_named, g->s->nr_gc_named, sizeof(*g->s->gc_named), at);
 }
 
 /* Remember; without memory for it, the next run reads again. */
@@ -203,7 +177,7 @@ void gc_keep_named(struct gc *g, bool done)
 	free(g->fresh);
 	g->fresh = NULL;
 	g->nr_fresh = g->cap_fresh = 0;
-	qsort(list, nr, sizeof(*list), compare_named);
+	qsort(list, nr, sizeof(*list), compare_points);
 	s->gc_named = list;
 	s->nr_gc_named = nr;
 }

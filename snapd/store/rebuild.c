@@ -31,6 +31,7 @@
 
 #include "snapd/store/internal.h"
 #include "snapd/store/manifest.h"
+#include "snapd/store/point.h"
 #include "snapd/store/reclog.h"
 #include "snapd/store/walk.h"
 
@@ -689,21 +690,7 @@ static bool state_is_whole(struct rebuild *b, const struct rec_blob *blob)
 
 static struct epoch_at *find_epoch(const struct rebuild *b, struct snapd_point at)
 {
-	size_t lo = 0, hi = b->nr_epochs;
-
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-		struct epoch_at *x = &b->epochs[mid];
-
-		if (x->at.timeline == at.timeline && x->at.epoch == at.epoch)
-			return x;
-		if (x->at.timeline < at.timeline ||
-		    (x->at.timeline == at.timeline && x->at.epoch < at.epoch))
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return NULL;
+	return find_point(b->epochs, b->nr_epochs, sizeof(*b->epochs), at);
 }
 
 static bool epoch_is_whole(struct rebuild *b, const struct rec_epoch *rec, bool use)
