@@ -285,7 +285,11 @@ int objstore_list(struct objstore *s, const char *prefix, const char *start_afte
 
 int64_t objstore_clock(const struct objstore *s)
 {
-	return (int64_t)time(NULL) + atomic_load(&s->clock_ahead_s);
+	struct timespec ts;
+
+	/* Not time(): that is the last tick, behind the time stamps of files. */
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return ts.tv_sec + atomic_load(&s->clock_ahead_s);
 }
 
 void objstore_counters(const struct objstore *s, struct objstore_counters *ret)
