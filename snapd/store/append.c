@@ -23,6 +23,34 @@
 
 #define SEAL_PARALLEL_MIN 32u /* pages; below it, waking a helper costs more */
 
+/* ---- writers: rings and buffers are worth keeping ---- */
+
+static int writer_get(struct store *s, struct writer **ret, struct err *e)
+{
+	struct writer_config config = {.depth = 8,
+				       .nr_bufs = 8 + RECENT_MAX + 2,
+				       .fault = s->fault,
+				       .fault_opaque = s->fault_opaque};
+
+	pthread_mutex_lock(&s->segments_lock);
+	*ret = s->nr_idle_writers ? s->idle_writers[--s->nr_idle_writers] : NULL;
+	pthread_mutex_unlock(&s->segments_lock);
+	return *ret ? 0 : writer_create(&config, ret, e);
+}
+
+static void writer_put(struct store *s, struct writer *w)
+{
+	writer_reset(w);
+	pthread_mutex_lock(&s->segments_lock);
+	if (s->nr_idle_writers < s->max_idle)
+		s->idle_writers[s->nr_idle_writers++] = steal_ptr(&w);
+	pthread_mutex_unlock(&s->segments_lock);
+	if (w)
+		writer_destroy(w);
+}
+
+/* ---- begin and end ---- */
+
 int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
 		uint32_t page_shift, struct err *e)
 {
@@ -39,7 +67,7 @@ int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struc
 			return err_errno(e, ENOMEM, "epoch");
 		a->packing = true;
 	}
-	return store_writer_get(s, &a->w, e);
+	return writer_get(s, &a->w, e);
 }
 
 static void recent_drop(struct appender *a, struct append_recent *x)
@@ -75,7 +103,7 @@ void append_deinit(struct appender *a)
 		writer_buf_put(a->w, steal_ptr(&a->buf));
 	/* The writer first: it may still write to the segments. */
 	if (a->w)
-		store_writer_put(a->s, steal_ptr(&a->w));
+		writer_put(a->s, steal_ptr(&a->w));
 	if (a->record.block)
 		take_back_record(a);
 	for (size_t i = 0; i < a->nr_segs; i++)

@@ -4,7 +4,9 @@
  *
  *   store.c         open, recovery, VMs, timelines, figures
  *   store/snapshot.c  snapshots as records: found, changed, deleted
- *   store/space.c   segment files: made, recycled, lent to epochs, opened
+ *   store/segtable.c  the table of segments: found, in sets, opened
+ *   store/space.c   segment files: made, recycled, lent to epochs
+ *   store/segfiles.c  segment files at start: which mean nothing, which are damaged
  *   store/features.c  what a reader must know; how new pages are stored
  *   store/journal.c what the index learns, in the segments as well
  *   store/append.c  pages and blobs → batches → a segment's tail
@@ -161,42 +163,46 @@ int features_choose(struct store *s, const char *compression, struct err *e);
 /* The same, and recorded when it differs. */
 int features_switch(struct store *s, const char *compression, struct err *e);
 
-/* ---- store/space.c ---- */
+/* ---- store/segtable.c ---- */
 
 int seg_add(struct store *s, uint32_t id, struct seg **ret); /* segments_lock held */
 struct seg *seg_find(const struct store *s, uint32_t id);    /* segments_lock held */
 /* A page that others committed is about to be referred to: false when it is not
  * there (any more); else its segment is in *refs, and gc leaves it alone. */
 bool seg_ref(struct store *s, struct seg_refs *refs, loc_t loc);
+/* Open for reading or writing; *ident as of now.  -EUCLEAN when there is none. */
+int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg_ident *ident,
+	     struct err *e);
+void seg_close(struct store *s, struct seg *seg);
+/* The same, segments_lock held: users goes up, the file is open. */
+int seg_use(struct store *s, struct seg *seg, struct err *e);
+int seg_fd_open(struct store *s, uint32_t id, int flags); /* -1 and errno */
+int seg_refs_add(struct seg_refs *refs, uint32_t id);
+int seg_refs_merge(struct seg_refs *to, const struct seg_refs *from); /* segments_lock held */
+bool seg_refs_has(const struct seg_refs *refs, uint32_t id);	      /* segments_lock held */
+void seg_path(uint32_t id, char name[16]);
+
+/* ---- store/space.c ---- */
+
 /* A segment to append to, marked busy, its file open; superblock durable. */
 int seg_take(struct store *s, struct seg **ret, struct err *e);
 void seg_return(struct store *s, struct seg *seg);
 /* Have a segment made in the background, unless there is one for the next seg_take(). */
 void seg_reserve_ahead(struct store *s);
-/* Open for reading or writing; *ident as of now.  -EUCLEAN when there is none. */
-int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg_ident *ident,
-	     struct err *e);
-void seg_close(struct store *s, struct seg *seg);
-int seg_refs_add(struct seg_refs *refs, uint32_t id);
-int seg_refs_merge(struct seg_refs *to, const struct seg_refs *from); /* segments_lock held */
-bool seg_refs_has(const struct seg_refs *refs, uint32_t id);	      /* segments_lock held */
-void seg_path(uint32_t id, char name[16]);
-/* Remove files that the index does not name; find out which are damaged. */
-int space_recover(struct store *s, struct err *e);
-/* Numbers of the segment files, ascending, malloc()ed. */
-int space_list(struct store *s, uint32_t **ret, size_t *nr, struct err *e);
-/* -EUCLEAN when there are segment files. */
-int space_is_empty(struct store *s, struct err *e);
 void space_close(struct store *s);
 /* Make sure that no batch in a free segment is valid any more. */
 void seg_retire(struct store *s, uint32_t id);
 /* gc: remove the file of a free segment and forget it; segments_lock held. */
 void seg_drop(struct store *s, struct seg *seg);
 
-int store_writer_get(struct store *s, struct writer **ret, struct err *e);
-void store_writer_put(struct store *s, struct writer *w);
-int store_reader_get(struct store *s, uint32_t page_size, struct store_reader **ret, struct err *e);
-void store_reader_put(struct store *s, struct store_reader *r, bool forget);
+/* ---- store/segfiles.c ---- */
+
+/* Remove files that the index does not name; find out which are damaged. */
+int space_recover(struct store *s, struct err *e);
+/* Numbers of the segment files, ascending, malloc()ed. */
+int space_list(struct store *s, uint32_t **ret, size_t *nr, struct err *e);
+/* -EUCLEAN when there are segment files. */
+int space_is_empty(struct store *s, struct err *e);
 
 /* ---- store/append.c ---- */
 
@@ -265,6 +271,9 @@ const void *append_recent(struct appender *a, loc_t loc);
 bool append_owns(const struct appender *a, loc_t loc);
 
 /* ---- store/read.c ---- */
+
+int store_reader_get(struct store *s, uint32_t page_size, struct store_reader **ret, struct err *e);
+void store_reader_put(struct store *s, struct store_reader *r, bool forget);
 
 enum probe_result { PROBE_EQUAL, PROBE_DIFFERENT, PROBE_COLLISION, PROBE_UNREADABLE };
 struct page_probe {
