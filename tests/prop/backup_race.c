@@ -18,48 +18,21 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "snapd/backup/memory.h"
 #include "snapd/backup/pack.h"
 #include "snapd/backup/repo.h"
 #include "snapd/util/cleanup.h"
-#include "tests/lib/rand.h"
+#include "tests/lib/turn_store.h"
 
-#define NR_ACTORS   5
-#define NR_STEPS    24 /* things that an actor does in a round */
-#define MAX_OBJECTS 4096
-#define GRACE_S	    64
-#define PAGE	    4096u
+#define NR_STEPS 24 /* things that an actor does in a round */
+#define PAGE	 4096u
 
 enum without { NOTHING, WINDOW, MARKS, BASE };
 static enum without without;
 
-/* ---- the store ---- */
-
-struct object {
-	char key[REPO_KEY_BYTES];
-	uint8_t *bytes;
-	size_t len;
-	int64_t mtime_s;
-	bool there;
-};
-
-struct objstore {
-	struct object all[MAX_OBJECTS];
-	size_t nr;
-	int64_t now_ms;
-};
-
-static struct objstore world;
-static struct rand rng;
-static uint64_t nr_lost, nr_commits, nr_stale, nr_deleted;
-static bool settled = true; /* look after each change */
-
-static void (*after_head)(const char *key); /* a pusher is held up here */
-
-/* ---- who runs ---- */
+static uint64_t nr_lost, nr_commits, nr_stale;
 
 struct actor {
 	pthread_t thread;
@@ -67,188 +40,8 @@ struct actor {
 	struct packset known;	   /* packs that it has seen, here or elsewhere */
 	struct manifest bases[64]; /* maps are owned */
 	uint32_t nr_bases;
-	bool alive;
 };
 static struct actor actors[NR_ACTORS];
-static pthread_mutex_t turn_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t turn_changed = PTHREAD_COND_INITIALIZER;
-static int turn = -1; /* -1: the main thread */
-static _Thread_local int self = -1;
-
-#define TOO_LONG_MS (GRACE_S * 1000 * 3 / 4) /* G - W */
-
-static void wait_turn(void)
-{
-	pthread_mutex_lock(&turn_lock);
-	while (turn != self)
-		pthread_cond_wait(&turn_changed, &turn_lock);
-	pthread_mutex_unlock(&turn_lock);
-}
-
-static void give_turn(int to)
-{
-	pthread_mutex_lock(&turn_lock);
-	turn = to;
-	pthread_cond_broadcast(&turn_changed);
-	pthread_mutex_unlock(&turn_lock);
-}
-
-static int pick_alive(void)
-{
-	int list[NR_ACTORS], nr = 0;
-
-	for (int i = 0; i < NR_ACTORS; i++)
-		if (actors[i].alive)
-			list[nr++] = i;
-	return nr ? list[rand_below(&rng, (uint64_t)nr)] : -1;
-}
-
-/* Time goes on: mostly a little, at times for longer than any window. */
-static void pass_time(void)
-{
-	uint64_t dice = rand_below(&rng, 100);
-
-	if (dice < 60)
-		world.now_ms += (int64_t)rand_below(&rng, 300);
-	else if (dice < 90)
-		world.now_ms += (int64_t)rand_below(&rng, 2000);
-	else
-		world.now_ms += (int64_t)rand_below(&rng, GRACE_S * 1000 / 3);
-}
-
-/* In front of each call to the store. */
-static void step(void)
-{
-	if (self < 0)
-		return;
-	pass_time();
-	give_turn(pick_alive());
-	wait_turn();
-}
-
-/* ---- objstore.h ---- */
-
-static struct object *find(const char *key)
-{
-	for (size_t i = 0; i < world.nr; i++)
-		if (world.all[i].there && !strcmp(world.all[i].key, key))
-			return &world.all[i];
-	return NULL;
-}
-
-const char *objstore_url(const struct objstore *s)
-{
-	return "mem://";
-}
-
-int64_t objstore_clock(const struct objstore *s)
-{
-	return world.now_ms / 1000;
-}
-
-int objstore_put(struct objstore *s, const char *key, const struct iovec *iov, int nr_iov,
-		 unsigned int flags, struct err *e)
-{
-	struct object *o;
-	int64_t sent_ms = world.now_ms;
-	size_t at = 0;
-
-	step();
-	if (world.now_ms - sent_ms >= TOO_LONG_MS && !strncmp(key, "snapshots/", 10))
-		return -ETIMEDOUT;
-	if (find(key))
-		return flags & OBJSTORE_ONLY_IF_ABSENT ? -EEXIST : -EINVAL;
-	CHECK(world.nr < MAX_OBJECTS);
-	o = &world.all[world.nr++];
-	snprintf(o->key, sizeof(o->key), "%s", key);
-	for (int i = 0; i < nr_iov; i++)
-		o->len += iov[i].iov_len;
-	o->bytes = malloc(o->len + 1);
-	for (int i = 0; i < nr_iov; at += iov[i++].iov_len)
-		memcpy(o->bytes + at, iov[i].iov_base, iov[i].iov_len);
-	o->mtime_s = world.now_ms / 1000;
-	o->there = true;
-	return 0;
-}
-
-int objstore_get(struct objstore *s, const char *key, uint64_t offset, void *buf, size_t len,
-		 size_t *ret_len, struct err *e)
-{
-	struct object *o;
-
-	step();
-	o = find(key);
-	if (!o)
-		return err_set(e, ENOENT, "%s: missing", key);
-	*ret_len = offset >= o->len ? 0 : MIN(len, o->len - offset);
-	memcpy(buf, o->bytes + offset, *ret_len);
-	return 0;
-}
-
-int objstore_head(struct objstore *s, const char *key, struct objstore_info *ret, struct err *e)
-{
-	const struct object *o;
-
-	step();
-	o = find(key);
-	if (!o)
-		return -ENOENT;
-	*ret = (struct objstore_info){.size = o->len, .mtime_s = o->mtime_s};
-	if (after_head)
-		after_head(key);
-	return 0;
-}
-
-static void look_at_all(void);
-
-int objstore_delete(struct objstore *s, const char *key, struct err *e)
-{
-	struct object *o;
-
-	step();
-	o = find(key);
-	if (o) {
-		o->there = false;
-		free(o->bytes);
-		o->bytes = NULL;
-		nr_deleted++;
-	}
-	if (settled)
-		look_at_all();
-	return 0;
-}
-
-static int compare_keys(const void *a, const void *b)
-{
-	return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* In pages of 3 keys, with other things in between. */
-int objstore_list(struct objstore *s, const char *prefix, const char *start_after,
-		  objstore_list_fn fn, void *arg, struct err *e)
-{
-	_cleanup_free_ const char **keys = calloc(MAX_OBJECTS, sizeof(*keys));
-	int64_t began_ms = world.now_ms;
-	size_t nr = 0;
-	int rc = 0;
-
-	step();
-	for (size_t i = 0; i < world.nr; i++)
-		if (world.all[i].there && !strncmp(world.all[i].key, prefix, strlen(prefix)))
-			keys[nr++] = world.all[i].key;
-	qsort(keys, nr, sizeof(*keys), compare_keys);
-	for (size_t i = 0; !rc && i < nr; i++) {
-		const struct object *o;
-
-		if (i % 3 == 2)
-			step();
-		o = find(keys[i]);
-		if (o)
-			rc = fn(arg, o->key,
-				&(struct objstore_info){.size = o->len, .mtime_s = o->mtime_s});
-	}
-	return !rc && world.now_ms - began_ms >= TOO_LONG_MS ? -ETIMEDOUT : rc;
-}
 
 /* ---- what must hold ---- */
 
@@ -272,9 +65,9 @@ static bool is_whole(struct repo *r, const struct object *o)
 	CHECK(!blob_decode(&r->keys, BK_MANIFEST, &name, o->bytes, o->len, &payload, &len, NULL));
 	CHECK(!manifest_decode(payload, len, &m, NULL));
 	memcpy(state.b, m.m.state, sizeof(state.b));
-	whole = find(repo_key(REPO_BLOBS, &state, key));
+	whole = find_object(repo_key(REPO_BLOBS, &state, key));
 	for (uint32_t i = 0; i < m.m.nr_maps; i++) {
-		const struct object *map = find(repo_key(REPO_BLOBS, &m.maps[i], key));
+		const struct object *map = find_object(repo_key(REPO_BLOBS, &m.maps[i], key));
 		_cleanup_free_ uint8_t *text = NULL;
 
 		if (!map) {
@@ -286,7 +79,7 @@ static bool is_whole(struct repo *r, const struct object *o)
 		CHECK(!layer_decode(text, len, &packs, pack_there, NULL, NULL));
 	}
 	for (uint32_t i = 0; i < packs.nr; i++)
-		whole &= find(repo_key(REPO_PACKS, &packs.names[i], key)) != NULL;
+		whole &= find_object(repo_key(REPO_PACKS, &packs.names[i], key)) != NULL;
 	packset_deinit(&packs);
 	manifest_deinit(&m);
 	return whole;
@@ -301,7 +94,7 @@ static void look_at_all(void)
 		if (!o->there || strncmp(o->key, "snapshots/", 10) != 0)
 			continue;
 		snprintf(tomb, sizeof(tomb), "forgotten/%s", o->key + 10);
-		if (!find(tomb) && !is_whole(actors[0].r, o))
+		if (!find_object(tomb) && !is_whole(actors[0].r, o))
 			nr_lost++;
 	}
 }
@@ -420,7 +213,7 @@ static void push(struct actor *a)
 	CHECK(!rc || rc == -ESTALE || rc == -ETIMEDOUT);
 	nr_commits += !rc;
 	nr_stale += rc == -ESTALE;
-	if (settled && !rc)
+	if (!rc)
 		look_at_all();
 	if (!rc && a->nr_bases < ARRAY_SIZE(a->bases))
 		a->bases[a->nr_bases++] = m;
@@ -468,8 +261,7 @@ static void *run_actor(void *arg)
 {
 	struct actor *a = arg;
 
-	self = (int)(a - actors);
-	wait_turn();
+	begin_turns((int)(a - actors));
 	for (int i = 0; i < NR_STEPS; i++) {
 		uint64_t dice = rand_below(&rng, 10);
 
@@ -480,8 +272,8 @@ static void *run_actor(void *arg)
 		else
 			prune(a);
 	}
-	a->alive = false;
-	give_turn(pick_alive());
+	alive[a - actors] = false;
+	pass_turn();
 	return NULL;
 }
 
@@ -496,17 +288,10 @@ static void open_repos(const char *dir)
 				.now_ms = without == WINDOW ? frozen_ms : model_ms};
 
 	for (int i = 0; i < NR_ACTORS; i++) {
-		actors[i] = (struct actor){.alive = true};
+		actors[i] = (struct actor){0};
+		alive[i] = true;
 		CHECK(!repo_open(&c, &actors[i].r, NULL));
 	}
-}
-
-static void clear_world(void)
-{
-	for (size_t i = 0; i < world.nr; i++)
-		free(world.all[i].bytes);
-	memset(&world, 0, sizeof(world));
-	world.now_ms = 1000000;
 }
 
 static void close_repos(void)
@@ -525,7 +310,7 @@ static void run_round(const char *dir)
 	open_repos(dir);
 	for (int i = 0; i < NR_ACTORS; i++)
 		CHECK(!pthread_create(&actors[i].thread, NULL, run_actor, &actors[i]));
-	give_turn(pick_alive());
+	pass_turn();
 	for (int i = 0; i < NR_ACTORS; i++)
 		pthread_join(actors[i].thread, NULL);
 	look_at_all();
@@ -543,12 +328,12 @@ static void prune_twice(const char *key)
 
 	if (strcmp(key, repo_key(REPO_PACKS, &held_pack, want)) != 0)
 		return;
-	after_head = NULL;
+	world.after_head = NULL;
 	for (int i = 0; i < 2; i++) {
 		CHECK(!repo_prune(actors[1].r, false, NULL, NULL, &stats, NULL));
 		world.now_ms += GRACE_S * 1000;
 	}
-	CHECK(!find(want));
+	CHECK(!find_object(want));
 }
 
 /* It relies on an old pack that nothing refers to, and that goes while it is held up. */
@@ -562,10 +347,10 @@ static void hold_up(const char *dir)
 	put_pack(a, &held_pack);
 	world.now_ms += 2 * GRACE_S * 1000;
 	CHECK(!packset_add(&a->known, &held_pack, &n));
-	after_head = prune_twice;
+	world.after_head = prune_twice;
 	push(a);
-	CHECK(!after_head || without == MARKS);
-	after_head = NULL;
+	CHECK(!world.after_head || without == MARKS);
+	world.after_head = NULL;
 	look_at_all();
 	close_repos();
 }
@@ -633,6 +418,7 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(argv[2], "--without"))
 		without = parse_without(argv[3]);
 	CHECK(mkdtemp(dir));
+	world.after_delete = look_at_all;
 	hold_up(dir);
 	lose_pack(dir);
 	lose_base(dir);
@@ -643,8 +429,8 @@ int main(int argc, char **argv)
 	CHECK(!system(command));
 	printf("%llu commits, %llu refused, %llu deleted, %llu lost\n",
 	       (unsigned long long)nr_commits, (unsigned long long)nr_stale,
-	       (unsigned long long)nr_deleted, (unsigned long long)nr_lost);
-	CHECK(nr_commits && nr_deleted && (without || nr_stale));
+	       (unsigned long long)world.nr_deleted, (unsigned long long)nr_lost);
+	CHECK(nr_commits && world.nr_deleted && (without || nr_stale));
 	CHECK(without ? nr_lost : !nr_lost);
 	return 0;
 }
