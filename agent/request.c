@@ -400,6 +400,13 @@ static int load_devices(struct snapd_vm *vm, const struct snapd_state_reader *r,
 	return ret < 0 ? callback_failed(vm, ret, "the VMM could not load its devices", e) : 0;
 }
 
+static int check_devices(struct snapd_vm *vm, const struct snapd_state_reader *r, struct err *e)
+{
+	int ret = vm->cb.check ? vm->cb.check(vm->opaque, r) : 0;
+
+	return ret < 0 ? callback_failed(vm, ret, "the VMM cannot load this state", e) : 0;
+}
+
 static bool is_of_vmm(const struct snapd_state_reader *r)
 {
 	uint16_t version;
@@ -431,7 +438,9 @@ static int check_all(struct snapd_vm *vm, const struct snapd_state_reader *r, st
 		ret = err_set(e, EINVAL, "the snapshot is%s of a VMM that saves vCPUs itself",
 			      vm->vmm_state ? " not" : "");
 	/* Such a VMM makes its memslots itself. */
-	return ret < 0 || vm->vmm_state ? ret : layout_check(vm, r, e);
+	if (ret >= 0 && !vm->vmm_state)
+		ret = layout_check(vm, r, e);
+	return ret < 0 ? ret : check_devices(vm, r, e);
 }
 
 /* All that may refuse comes before all that changes anything, where it can. */

@@ -366,7 +366,7 @@ static int save(void *opaque, struct snapd_state_writer *w)
 	return failed(r, &e);
 }
 
-/* A QEMU of another version, machine or CPU may take a stream and go wrong later. */
+/* A QEMU of another version, machine or CPU may take a stream and go wrong later.  lock held. */
 static int check_info(const struct snapd_state_reader *state, struct err *e)
 {
 	const void *text;
@@ -385,6 +385,19 @@ static int check_info(const struct snapd_state_reader *state, struct err *e)
 	return r;
 }
 
+static int check(void *opaque, const struct snapd_state_reader *state)
+{
+	struct err e = {0};
+	int r;
+
+	pthread_mutex_lock(&control.lock);
+	r = monitor_is_up(&e);
+	if (!r)
+		r = check_info(state, &e);
+	pthread_mutex_unlock(&control.lock);
+	return failed(r, &e);
+}
+
 /* lock held. */
 static int load_stream(const struct snapd_state_reader *state, struct err *e)
 {
@@ -393,8 +406,6 @@ static int load_stream(const struct snapd_state_reader *state, struct err *e)
 	size_t len;
 	int r = monitor_is_up(e);
 
-	if (!r)
-		r = check_info(state, e);
 	if (!r &&
 	    (snapd_state_get(state, QEMU_STATE_RECORD, 0, &version, &stream, &len) || version != 1))
 		r = err_set(e, EINVAL, "the snapshot has no device state of QEMU's");
@@ -428,4 +439,5 @@ const struct snapd_vm_callbacks control_callbacks = {
 	.save = save,
 	.load = load,
 	.log = log_line,
+	.check = check,
 };

@@ -47,7 +47,7 @@ struct snapd_vcpu;	   /* opaque; freed with its VM */
 struct snapd_devlog;	   /* opaque; a dirty log that a device writes */
 struct snapd_consumer;	   /* opaque; a named set of dirty frames of its own */
 struct snapd_state_writer; /* opaque; valid within the save callback */
-struct snapd_state_reader; /* opaque; valid within the load callback */
+struct snapd_state_reader; /* opaque; valid within the load and check callbacks */
 
 /*
  * Where KVM calls go: NULL means the kernel.  A simulated or instrumented KVM
@@ -114,7 +114,8 @@ enum snapd_log_level {
  * All callbacks are optional and run on the agent's own thread, never on a
  * vCPU's.  Between quiesce and unquiesce every vCPU is stopped.  They must not
  * call back into the agent, except that quiesce, save and load may mark memory:
- * snapd_vm_mark_dirty(), snapd_vm_mark_file_dirty(), snapd_vm_discarded().
+ * snapd_vm_mark_dirty(), snapd_vm_mark_file_dirty(), snapd_vm_discarded(); and
+ * for snapd_vm_reason().
  *
  *   quiesce    stop every writer of guest memory other than vCPUs, and finish
  *              its snapd_vm_mark_dirty() calls.  0, or -errno to refuse the
@@ -122,6 +123,8 @@ enum snapd_log_level {
  *   save       describe the devices with snapd_state_put().
  *   load       bring the devices to that state with snapd_state_get(); guest
  *              memory already is what it was.
+ *   check      could load() take that state?  0, or -errno to refuse the rollback or restore
+ *              before anything is touched.  The VM may be running.
  *   layout     after a rollback or restore changed the memslots: the VMM's
  *              view, as if it had made these snapd_vm_memslot() calls itself;
  *              `fd` is the agent's own, valid in the call.  Memory that the
@@ -142,6 +145,7 @@ struct snapd_vm_callbacks {
 	int (*load)(void *opaque, const struct snapd_state_reader *r);
 	void (*layout)(void *opaque, const struct snapd_memslot *slots, size_t nr_slots);
 	void (*log)(void *opaque, enum snapd_log_level level, const char *line);
+	int (*check)(void *opaque, const struct snapd_state_reader *r);
 };
 
 /* Fail the attach when the service cannot be reached, rather than go on
@@ -291,7 +295,7 @@ void snapd_vm_ready(struct snapd_vm *vm);
 #define SNAPD_ABOUT_MAX 16384u
 int snapd_vm_about(struct snapd_vm *vm, const char *json, const char *refusal);
 
-/* From within quiesce, save and load, before they return a failure: why. */
+/* From within quiesce, save, load and check, before they return a failure: why. */
 void snapd_vm_reason(struct snapd_vm *vm, const char *text);
 
 /*

@@ -7,105 +7,15 @@ has stored are sound; and where QEMU comes back, the VM runs, or is paused and s
   failures.py BUILD killed|silent [--all] [--seed S]       --all: each step; else two that are drawn
 """
 import argparse
-import array
-import json
-import os
 import random
-import socket
 import threading
 
-from qemuvm import Bench, Failed, QemuVm, need_qemu, seed_from, stopped_snapshot
+from proxy import ProxiedVm
+from qemuvm import Bench, Failed, need_qemu, seed_from, stopped_snapshot
 
 SNAPSHOT = ["query-migrate", "stop", "migrate-set-capabilities", "getfd", "migrate", "cont"]
 ROLLBACK = ["stop", "add-fd", "blockdev-add", "snapshot-load", "job-dismiss", "blockdev-del", "cont"]
 AFTERWARDS = ("job-dismiss", "blockdev-del", "cont")  # the state is saved or loaded by then
-
-
-class Proxy:
-    """Between the adapter's end of the monitor and QEMU's."""
-
-    def __init__(self):
-        self.adapter, self.to_adapter = socket.socketpair()
-        self.qemu, self.to_qemu = socket.socketpair()
-        self.lock = threading.Lock()
-        self.trap = self.action = None
-        self.held = None  # [(text, descriptors)] while nothing passes
-        self.hit = threading.Event()
-        threading.Thread(target=self.commands, daemon=True).start()
-        threading.Thread(target=self.answers, daemon=True).start()
-
-    def started(self):
-        self.adapter.close()
-        self.qemu.close()
-
-    def arm(self, command, action):
-        self.hit.clear()
-        self.action, self.trap = action, command
-
-    def forward(self, text, fds):
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.to_qemu.sendmsg([text.encode()], rights)
-        for fd in fds:
-            os.close(fd)
-
-    def passes(self, name, text, fds):
-        with self.lock:
-            if name == self.trap:
-                self.trap = None
-                if self.action == "hold":
-                    self.held = []
-                else:
-                    self.action()
-                self.hit.set()
-            if self.held is not None:
-                self.held.append((text, fds))
-                return
-            self.forward(text, fds)
-
-    def commands(self):
-        text = ""
-        try:
-            while True:
-                data, fds, _, _ = socket.recv_fds(self.to_adapter, 65536, 4)
-                if not data:
-                    break
-                text += data.decode()
-                while text:
-                    o, end = json.JSONDecoder().raw_decode(text)
-                    self.passes(o["execute"], text[:end], list(fds) if o["execute"] in ("getfd", "add-fd") else [])
-                    text = text[end:]
-        except OSError:
-            pass
-        self.to_qemu.close()
-
-    def answers(self):
-        try:
-            while data := self.to_qemu.recv(65536):
-                self.to_adapter.sendall(data)
-        except OSError:
-            pass
-        self.to_adapter.close()
-
-    def release(self):
-        with self.lock:
-            held, self.held = self.held, None
-            for text, fds in held:
-                self.forward(text, fds)
-
-
-class ProxiedVm(QemuVm):
-    def __init__(self, bench, name, **kw):
-        self.proxy = Proxy()
-        self.fds = (self.proxy.adapter.fileno(), self.proxy.qemu.fileno())
-        for fd in self.fds:
-            os.set_inheritable(fd, True)
-        more = ["-object", f"memory-backend-memfd,id=snapd-ram,size={kw['mem']}M,share=on", "-machine",
-                "memory-backend=snapd-ram", "-chardev", f"socket,id=snapd-qmp,fd={self.fds[1]}", "-mon",
-                "chardev=snapd-qmp,mode=control"]
-        env = {"LD_PRELOAD": os.path.join(bench.build, "adapters", "qemu", "libsnapd-qemu.so"),
-               "SNAPD_QEMU_QMP": f"fd:{self.fds[0]}", "SNAPD_VM_NAME": name}
-        super().__init__(bench, name, more=more, adapter=False, env=env, pass_fds=self.fds, **kw)
-        self.proxy.started()
 
 
 def begin(b, name):
