@@ -54,6 +54,8 @@ struct transfer *transfer_new(struct stream *stream_stolen);
 void transfer_free(void *transfer);
 /* job->over: let go of the stream; the rest of an upload is dropped. */
 void transfer_over(struct job *job);
+/* What the stream's error is to the job; returns it. */
+int transfer_failed(int rc, struct err *e);
 
 /* args {"snapshot": id}: write its memory stream. */
 int export_job(struct job *job, struct err *e);

@@ -42,7 +42,7 @@ struct rec_head {
 			   * keyed: 8 bytes of BLAKE2b with the store's index key */
 };
 static_assert(sizeof(struct rec_head) == 16, "disk format");
-#define REC_KEYED 0x80000000u /* of an encrypted store; not seen outside index.c */
+#define REC_KEYED 0x80000000u /* of an encrypted store; not seen outside record.c */
 
 struct rec_store {
 	struct rec_head head;

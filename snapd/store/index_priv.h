@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/* What index.c, transactions, and record.c, the records in them, share. */
+#pragma once
+
+#include <pthread.h>
+
+#include "snapd/store/index.h"
+
+struct index {
+	MDB_env *env;
+	MDB_dbi dbi[IX_NR_DBS];
+	pthread_rwlock_t resize_lock; /* read: a transaction is open; write: the map changes */
+	char *dir;		      /* owned; for reasons */
+	bool read_only;
+	const uint8_t *key; /* borrowed; NULL: records are hashed, not authenticated */
+};
+
+extern const char *const index_db_names[IX_NR_DBS];
+
+/* A code of LMDB's or the system's as an error of ours. */
+int index_error(const struct index *ix, int rc, const char *what, struct err *e);
