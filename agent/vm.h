@@ -14,13 +14,15 @@
  *   consumer.c sets of the VMM's own
  *   source.c   the dirty sources of a VM (source.h): ring.c, dirtylog.c,
  *              pagemap.c
- *   vcpu.c     running, parking and kicking vCPUs; work on their threads
+ *   vcpu.c     running, parking and kicking vCPUs
+ *   pause.c    holding them, waiting until they stand; work on their threads
  *   conn.c     the connection thread: reach the service, tell, dispatch
  *   request.c  SYNC, PAUSE, REWRITE, LOAD, RESUME
+ *   vmstate.c  the state of a VM that stands, as a blob and back
  *   about.c    what the VMM says of itself and the VM
  *
  * Threads
- *   connection  conn.c, request.c; runs every callback but log
+ *   connection  conn.c, request.c, vmstate.c; runs every callback but log
  *   harvest     reap.c; looks at the rings, so that a service that hangs, or a
  *               VMM callback that takes long, never lets a ring run full
  *   vCPUs       vcpu.c; also harvest when they meet ring-full
@@ -461,7 +463,8 @@ void *set_create(struct gpaset *set); /* anonymous memory of set_bytes() */
 size_t set_bytes(void);
 void consumer_free(struct snapd_consumer *c); /* consumer.c */
 
-/* vcpu.c */
+/* pause.c */
+#define KICK_REPEAT_NS 1000000u
 void vcpus_hold(struct snapd_vm *vm);	 /* one more reason to be parked */
 void vcpus_release(struct snapd_vm *vm); /* one less */
 /* Within a job given to all vCPUs: the release is near, who is done is not to sleep for a
@@ -479,6 +482,13 @@ bool vcpus_all_parked(struct snapd_vm *vm);
 /* vmm_state: has a vCPU come to run since vcpus_hold(), or is one running? */
 bool vcpus_intruded(struct snapd_vm *vm);
 void vcpus_refuse(struct snapd_vm *vm, int code);
+/* For a vCPU's own thread, run_lock held.  Do its job, with the lock dropped meanwhile; wait
+ * until something changed, or so long. */
+void vcpu_job_run(struct snapd_vcpu *v);
+void vcpus_wait_changed(struct snapd_vm *vm, uint64_t timeout_ns);
+
+/* vcpu.c */
+void vcpu_kick(struct snapd_vcpu *v); /* out of KVM_RUN; not twice in KICK_REPEAT_NS */
 bool on_vcpu_thread(const struct snapd_vm *vm);
 int vcpu_signal_init(int sig, struct err *e);
 void *vcpu_map(struct snapd_vcpu *v, size_t len_bytes, int64_t offset); /* of its fd; or NULL */
@@ -489,6 +499,15 @@ void *conn_thread(void *vm);
 int conn_send(struct snapd_vm *vm, void *msg, size_t len_bytes, int fd);
 int conn_tell(struct snapd_vm *vm); /* what is new since the last time */
 void conn_drop(struct snapd_vm *vm, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* vmstate.c, connection thread, vCPUs and devices stopped */
+/* The state's descriptor, the caller's to close. */
+int vmstate_save(struct snapd_vm *vm, uint64_t *len_bytes, struct err *e);
+/* `out` NULL: only look whether it could be loaded. */
+int vmstate_load(struct snapd_vm *vm, int fd, uint64_t len_bytes, struct snapd_msg_loaded *out,
+		 struct err *e);
+/* Nobody may run the VM while the service has it paused, whoever resumes it. */
+int vmstate_undisturbed(struct snapd_vm *vm, struct err *e);
 
 /* request.c */
 #define PAUSE_LEASE_NS (SNAPD_PAUSE_LEASE_MS * 1000000ull)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* simkvm_internal: what simkvm.c (memory, rings, ioctls) and simkvm_cpu.c (the CPU and its
- * registers) share. */
+/* simkvm_internal: what simkvm.c (rings, ioctls), simkvm_slots.c (memory) and simkvm_cpu.c
+ * (the CPU and its registers) share. */
 #pragma once
 
 #include <assert.h>
@@ -86,11 +86,21 @@ struct simkvm {
 };
 
 /* simkvm.c */
+bool sim_ring_soft_full(struct simkvm_cpu *cpu);
+/* cpu->lock held.  -ENOSPC: no room. */
+int sim_ring_push(struct simkvm_cpu *cpu, uint32_t slot, uint64_t offset);
+
+/* simkvm_slots.c; all but sim_touch() under slots_lock */
 enum sim_touch { TOUCH_LOAD, TOUCH_STORE };
 /* cpu->lock held: the host address of gpa, after pushing what has to be pushed; NULL: no
  * such memory, or not for writing. */
 void *sim_touch(struct simkvm_cpu *cpu, uint64_t gpa, enum sim_touch how);
-bool sim_ring_soft_full(struct simkvm_cpu *cpu);
+void sim_synchronize(struct simkvm *sim); /* K2 */
+int sim_set_memory_region(struct simkvm *sim, const struct kvm_userspace_memory_region *r);
+int sim_get_dirty_log(struct simkvm *sim, const struct kvm_dirty_log *log);
+/* The slot may be gone, or smaller than it was: then there is nothing to protect. */
+void sim_protect_page(struct simkvm *sim, uint32_t slot, uint64_t offset);
+void sim_slot_free(struct sim_slot *s); /* accepts NULL */
 
 /* simkvm_cpu.c: 0.. or -errno. */
 int sim_cpu_create(struct simkvm *sim, uint32_t id);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * vm_priv: the inside of a VM, for the files that run on its thread: vm.c (life,
- * jobs, list), vm/msg.c (socket), vm/attach.c (HELLO to READY), capture.c,
- * snapshot.c, rollback.c, restore.c.
+ * jobs, list), claim.c (its name), describe.c (what others see), vm/msg.c (socket), vm/attach.c
+ * (HELLO to READY), capture.c, snapshot.c, rollback.c, restore.c.
  *
  * Life of the struct, and who may look:
  *
@@ -112,16 +112,23 @@ struct vm {
 
 /* ---- vm.c ---- */
 uint64_t now_ns(clockid_t clock);
-void vm_publish(struct vm *vm); /* thread → pub */
-/* Make name and instance of vm->hello this VM's, once nobody else has them.  Takes
- * over what an earlier connection of the same instance knew: *live (or NULL), *at. */
-int vm_claim(struct vm *vm, struct pagemap **live, struct snapd_point *at, struct err *e);
 /* Between steps of a job (NULL: none): -ECANCELED with the reason. */
 int vm_interrupted(struct vm *vm, struct job *job, struct err *e);
 /* Control thread: join threads that ended. */
 void vm_reap(struct daemon *d);
+/* From anyone: it looks at its jobs, and whether it is to stop. */
+void vm_wake(struct vm *vm);
+bool vm_process_is_dead(const struct vm *vm);
+
+/* ---- describe.c ---- */
+void vm_publish(struct vm *vm); /* thread → pub */
 /* A timeline that is made for what runs now: store_gc() must keep it.  0: none. */
 void vm_keep_timeline(struct vm *vm, uint64_t timeline);
+
+/* ---- claim.c ---- */
+/* Make name and instance of vm->hello this VM's, once nobody else has them.  Takes
+ * over what an earlier connection of the same instance knew: *live (or NULL), *at. */
+int vm_claim(struct vm *vm, struct pagemap **live, struct snapd_point *at, struct err *e);
 
 /* ---- vm/msg.c ---- */
 /* Next message into vm->in and vm->in_fd: 1, 0 on timeout, -errno with the

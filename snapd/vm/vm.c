@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One attached VM: its thread, its queue of jobs, the list of all VMs, and what
- * others may see of it.  The struct and its life are drawn in vm_priv.h.
+ * One attached VM: its thread, its queue of jobs, and the list of all VMs.  The struct
+ * and its life are drawn in priv.h.
  *
  * In: a connected socket from the control thread; jobs from anyone.  The thread
  * waits for its agent and for jobs, and runs one job at a time to its end.
@@ -21,14 +21,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "include/snapd/agent.h"
-#include "snapd/daemon/tags.h"
 #include "snapd/vm/capture.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
-
-#define CLAIM_GRACE_NS 1000000000ull  /* for the end of a connection to be noticed */
-#define CLAIM_MAX_NS   30000000000ull /* for an earlier connection's thread to end */
 
 const char *const vm_state_names[VM_NR_STATES] = {
 	[VM_HELLO] = "hello", [VM_TELLING] = "telling", [VM_READY] = "ready",
@@ -80,7 +75,7 @@ void vm_unref(struct vm *vm)
 	free(vm);
 }
 
-static void wake_thread(struct vm *vm)
+void vm_wake(struct vm *vm)
 {
 	uint64_t one = 1;
 
@@ -112,7 +107,7 @@ int vm_submit(struct vm *vm, struct job *job)
 	}
 	pthread_mutex_unlock(&vm->lock);
 	if (!err)
-		wake_thread(vm);
+		vm_wake(vm);
 	return err;
 }
 
@@ -169,109 +164,11 @@ int vm_interrupted(struct vm *vm, struct job *job, struct err *e)
 	return 0;
 }
 
-/* ---- one name, one connection ---- */
-
-static bool process_is_dead(const struct vm *vm)
+bool vm_process_is_dead(const struct vm *vm)
 {
 	struct pollfd p = {.fd = vm->peer_fd, .events = POLLIN};
 
 	return vm->peer_fd >= 0 && poll(&p, 1, 0) > 0;
-}
-
-static bool is_same_instance(const struct vm *a, const struct vm *b)
-{
-	return !memcmp(a->instance, b->instance, sizeof(a->instance));
-}
-
-/* Another VM of this owner that has the name or is the same instance. */
-static struct vm *find_rival(struct vm *vm)
-{
-	struct vm *v;
-
-	for (v = vm->d->vms; v; v = v->next)
-		if (v != vm && v->claimed && v->uid == vm->uid &&
-		    (is_same_instance(v, vm) || !strcmp(v->name, vm->name)))
-			return v;
-	return NULL;
-}
-
-static void wait_for_change(struct daemon *d, uint64_t ns)
-{
-	uint64_t at = now_ns(CLOCK_MONOTONIC) + ns;
-	struct timespec ts = {.tv_sec = (time_t)(at / 1000000000),
-			      .tv_nsec = (long)(at % 1000000000)};
-
-	pthread_cond_clockwait(&d->vms_changed, &d->vms_lock, CLOCK_MONOTONIC, &ts);
-}
-
-/* May the rival's place be taken?  It is asked to end then. */
-static bool supersede(struct vm *vm, struct vm *rival)
-{
-	if (!is_same_instance(vm, rival) && rival->state != VM_LOST && !process_is_dead(rival))
-		return false;
-	atomic_store(&rival->stop, true);
-	wake_thread(rival);
-	return true;
-}
-
-/* Under vms_lock.  It may be reaped now; accepts NULL. */
-static void let_go(struct vm *former)
-{
-	if (!former)
-		return;
-	former->heirs--;
-	daemon_wake(former->d);
-	vm_unref(former);
-}
-
-/* Under vms_lock.  Returns with no rival left, or an error. */
-static int push_rivals_out(struct vm *vm, struct vm **former, struct err *e)
-{
-	uint64_t begun = now_ns(CLOCK_MONOTONIC);
-	struct vm *rival;
-
-	while ((rival = find_rival(vm))) {
-		uint64_t waited = now_ns(CLOCK_MONOTONIC) - begun;
-
-		if (is_same_instance(vm, rival) && rival != *former) {
-			let_go(*former);
-			*former = vm_ref(rival);
-			rival->heirs++;
-		}
-		if (!supersede(vm, rival) && waited > CLAIM_GRACE_NS)
-			return err_set(e, EEXIST, "a VM named '%s' is attached already (pid %u)",
-				       vm->name, rival->pid);
-		if (waited > CLAIM_MAX_NS)
-			return err_set(e, EBUSY, "an earlier connection of '%s' does not end",
-				       vm->name);
-		if (vm->stop)
-			return err_set(e, ECANCELED, "the service is stopping");
-		wait_for_change(vm->d, 20000000);
-	}
-	return 0;
-}
-
-int vm_claim(struct vm *vm, struct pagemap **live, struct snapd_point *at, struct err *e)
-{
-	struct vm *former = NULL;
-	int err;
-
-	pthread_mutex_lock(&vm->d->vms_lock);
-	memcpy(vm->name, vm->hello.name, sizeof(vm->name));
-	memcpy(vm->arch, vm->hello.arch, sizeof(vm->arch));
-	memcpy(vm->instance, vm->hello.instance, sizeof(vm->instance));
-	err = push_rivals_out(vm, &former, e);
-	if (!err) {
-		vm->claimed = true;
-		if (former) {
-			*live = steal_ptr(&former->live);
-			*at = former->point;
-			vm_keep_timeline(vm, former->point.timeline);
-		}
-	}
-	let_go(former);
-	pthread_mutex_unlock(&vm->d->vms_lock);
-	return err;
 }
 
 /* ---- the thread ---- */
@@ -378,14 +275,14 @@ static void *vm_thread(void *arg)
 		log_event(LOG_VM_LOST, LOG_LVL_INFO, "%s: connection lost", vm->name);
 		linger(vm);
 	}
-	if (keep && process_is_dead(vm)) {
+	if (keep && vm_process_is_dead(vm)) {
 		give_name_up(vm);
 		postmortem(vm);
 	}
 	release_memory(vm);
 	if (was_ready)
 		log_event(LOG_VM_ENDED, LOG_LVL_INFO, "%s: %s", vm->name,
-			  process_is_dead(vm) ? "the VMM has ended" : "detached");
+			  vm_process_is_dead(vm) ? "the VMM has ended" : "detached");
 	change_state(vm, VM_GONE);
 	return NULL;
 }
@@ -507,7 +404,7 @@ void vm_stop_all(struct daemon *d)
 	pthread_mutex_lock(&d->vms_lock);
 	for (struct vm *v = d->vms; v; v = v->next) {
 		atomic_store(&v->stop, true);
-		wake_thread(v);
+		vm_wake(v);
 	}
 	pthread_mutex_unlock(&d->vms_lock);
 	join_all(d, true);
@@ -557,17 +454,6 @@ int vm_list_ready(struct daemon *d, struct vm_name **ret, size_t *nr)
 	return *ret ? 0 : -ENOMEM;
 }
 
-uint64_t vm_dirty_frames(struct vm *vm)
-{
-	struct vm_shm_stats stats = {};
-
-	pthread_mutex_lock(&vm->lock);
-	if (vm->shm.map)
-		vm_shm_stats(&vm->shm, vm->pub.frames_end, &stats);
-	pthread_mutex_unlock(&vm->lock);
-	return stats.dirty_frames + stats.pending;
-}
-
 int vm_live_timelines(struct daemon *d, uint64_t **ret, size_t *nr)
 {
 	size_t n = 0;
@@ -590,129 +476,4 @@ int vm_live_timelines(struct daemon *d, uint64_t **ret, size_t *nr)
 	}
 	pthread_mutex_unlock(&d->vms_lock);
 	return err;
-}
-
-/* ---- what others see ---- */
-
-void vm_keep_timeline(struct vm *vm, uint64_t timeline)
-{
-	pthread_mutex_lock(&vm->lock);
-	vm->pub.fork = timeline;
-	pthread_mutex_unlock(&vm->lock);
-}
-
-void vm_publish(struct vm *vm)
-{
-	pthread_mutex_lock(&vm->lock);
-	vm->pub.nr_vcpus = vm->hello.nr_vcpus;
-	vm->pub.ring_entries = vm->hello.ring_entries;
-	vm->pub.page_size = vm->hello.page_size;
-	vm->pub.dirty_backend = vm->hello.dirty_backend;
-	vm->pub.ram_frames = vm->mem.ram_frames;
-	vm->pub.frames_end = vm->mem.frames_end;
-	vm->pub.point = vm->point;
-	vm->pub.broken = vm->broken;
-	pthread_mutex_unlock(&vm->lock);
-}
-
-static json_t *pause_json(const struct vm_pause *p)
-{
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "total_ns", (json_int_t)p->total_ns,
-			 "stop_ns", (json_int_t)p->stop_ns, "state_ns", (json_int_t)p->state_ns,
-			 "harvest_ns", (json_int_t)p->harvest_ns, "copy_ns", (json_int_t)p->copy_ns,
-			 "service_ns", (json_int_t)p->service_ns, "pages", (json_int_t)p->pages);
-}
-
-static json_t *counters_json(const struct vm_shm_stats *s)
-{
-	json_t *o = json_object();
-
-#define PUT(f) json_object_set_new(o, #f, json_integer((json_int_t)s->f))
-	PUT(harvested);
-	PUT(reset);
-	PUT(published);
-	PUT(ring_full);
-	PUT(unresolved);
-	PUT(host_marks);
-	PUT(kicks);
-	PUT(pauses);
-	PUT(reconnects);
-	PUT(slot_changes);
-	PUT(pending);
-	PUT(harvest_ns);
-	PUT(harvests);
-#undef PUT
-	return o;
-}
-
-static json_t *epochs_json(const struct vm_epochs *ep)
-{
-	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "durable", (json_int_t)ep->nr, "paused_ns",
-			 (json_int_t)ep->pause_ns.sum, "changed_bytes",
-			 (json_int_t)ep->epoch_bytes.sum, "pages_stored",
-			 (json_int_t)ep->pages_stored, "bytes_written",
-			 (json_int_t)ep->bytes_written, "taken_ns", (json_int_t)ep->taken_ns);
-}
-
-/* Any number may come; an agent that does not tell has rings. */
-static const char *dirty_backend_name(uint32_t backend)
-{
-	static const char *const names[] = {[SNAPD_DIRTY_AUTO] = "ring",
-					    [SNAPD_DIRTY_RING] = "ring",
-					    [SNAPD_DIRTY_LOG] = "log",
-					    [SNAPD_DIRTY_PAGEMAP] = "pagemap"};
-
-	return backend < ARRAY_SIZE(names) ? names[backend] : "unknown";
-}
-
-json_t *vm_describe(struct vm *vm)
-{
-	struct vm_shm_stats stats = {};
-	const char *running, *refusal;
-	char tags[VM_TAGS_MAX];
-	json_t *about;
-	struct vm_pub pub;
-	json_int_t ram_bytes;
-	uint32_t queued;
-
-	pthread_mutex_lock(&vm->lock);
-	pub = vm->pub;
-	ram_bytes = (json_int_t)pub.ram_frames * pub.page_size;
-	queued = vm->nr_queued;
-	running = vm->running ? job_kind_names[vm->running->kind] : NULL;
-	about = json_incref(pub.about);
-	if (vm->shm.map)
-		vm_shm_stats(&vm->shm, pub.frames_end, &stats);
-	pthread_mutex_unlock(&vm->lock);
-	refusal = pub.refusal[0] ? pub.refusal : NULL;
-	vm_tags_of(vm->d->tags, vm->name, vm->uid, tags);
-	return json_pack(
-		"{s:s,s:s,s:s,s:i,s:i,s:s,s:I,s:i,s:s,s:i,s:i,s:I,s:I,s:I,s:b,s:{s:I,s:I},s:I,"
-		"s:I,s:I,s:I,"
-		"s:s?,s:i,"
-		"s:o,s:o,s:o,s:o?,s:s?}",
-		"name", vm->name, "tags", tags, "state", vm_state_names[vm->state], "uid",
-		(int)vm->uid, "pid", (int)vm->pid, "arch", vm->arch, "attached_ns",
-		(json_int_t)vm->attached_ns, "vcpus", (int)pub.nr_vcpus, "dirty_backend",
-		dirty_backend_name(pub.dirty_backend), "ring_entries", (int)pub.ring_entries,
-		"page_size", (int)pub.page_size, "ram_bytes", ram_bytes, "dirty_frames",
-		(json_int_t)stats.dirty_frames, "head_snapshot", (json_int_t)pub.head_snapshot,
-		"broken", pub.broken, "point", "timeline", (json_int_t)pub.point.timeline, "epoch",
-		(json_int_t)pub.point.epoch, "snapshots", (json_int_t)pub.snapshots, "failures",
-		(json_int_t)pub.failures, "self_checks", (json_int_t)pub.self_checks,
-		"missed_pages", (json_int_t)pub.missed_pages, "job", running, "queued", (int)queued,
-		"last_pause", pause_json(&pub.pause), "epochs", epochs_json(&pub.epochs),
-		"counters", counters_json(&stats), "vmm", about, "refusal", refusal);
-}
-
-json_t *vm_list_json(struct daemon *d, uint32_t uid)
-{
-	json_t *list = json_array();
-
-	pthread_mutex_lock(&d->vms_lock);
-	for (struct vm *v = d->vms; v; v = v->next)
-		if (v->claimed && (!uid || v->uid == uid))
-			json_array_append_new(list, vm_describe(v));
-	pthread_mutex_unlock(&d->vms_lock);
-	return list;
 }

@@ -207,7 +207,7 @@ PROTOCOLS = [
     Protocol("kick", kick, lambda r, m: r["a"] == 0 and m["exit"] == 0,
              {"store attention": "rlx", "rmw kick": "rel", "rmw clear": "acq", "load attention": "rlx"},
              faults={"the vCPU looks for a pause before it clears its kick": look_before_clear},
-             code=[("agent/vcpu.c", r"atomic_store\(&vm->attention,"),
+             code=[("agent/pause.c", r"atomic_store\(&vm->attention,"),
                    (VCPU, r"atomic_fetch_and\(immediate_exit\(v->run\), \(uint8_t\)~KICK_BIT\); /\* V2")]),
     Protocol("device log", devlog, lambda r, m: r["l"] == 1 and m["log"] == 0 and r["p"] == 0,
              {"rmw exchange": "acq"},
