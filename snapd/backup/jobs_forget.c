@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "snapd/backup/backup.h"
 #include "snapd/daemon/upkeep.h"
@@ -65,7 +66,7 @@ static int forget_vm(struct session *s, struct deciding *d, const struct keep_ru
 	bool dry = json_is_true(json_object_get(s->job->args, "dry_run"));
 	int rc = 0;
 
-	keep_decide(rules, zone, d->items, d->nr);
+	keep_decide(rules, zone, time(NULL), d->items, d->nr);
 	for (size_t i = 0; !rc && i < d->nr; i++) {
 		const struct manifest *m = d->of[d->items[i].id];
 

@@ -76,6 +76,7 @@ static int pending(struct session *s, uint64_t **ret, size_t *nr, struct err *e)
 	const char *vm = job_text(s->job, "vm"), *tag = job_text(s->job, "tag");
 	json_t *uid = json_object_get(s->job->args, "uid");
 	_cleanup_free_ struct store_snapshot *list = NULL;
+	bool newest = json_is_true(json_object_get(s->job->args, "newest")), pushed;
 	size_t all = 0;
 	int rc = store_snapshot_list(d->store, NULL, &list, &all, e);
 
@@ -85,15 +86,16 @@ static int pending(struct session *s, uint64_t **ret, size_t *nr, struct err *e)
 	*ret = calloc(all + 1, sizeof(**ret));
 	if (!*ret)
 		return err_errno(e, ENOMEM, "push");
-	for (size_t i = 0; i < all; i++)
-		if (!strcmp(list[i].vm_name, vm) &&
-		    (!uid || list[i].uid == json_integer_value(uid)) &&
-		    (!tag || keep_has_tag(list[i].tags, tag)) &&
-		    !backup_was_pushed(d, s->url, list[i].id))
+	for (size_t i = 0; i < all; i++) {
+		if (strcmp(list[i].vm_name, vm) != 0 ||
+		    (uid && list[i].uid != json_integer_value(uid)) ||
+		    (tag && !keep_has_tag(list[i].tags, tag)))
+			continue;
+		pushed = backup_was_pushed(d, s->url, list[i].id);
+		if (newest) /* this one instead of those before, or none if it was */
+			*nr = 0;
+		if (!pushed)
 			(*ret)[(*nr)++] = list[i].id;
-	if (*nr && json_is_true(json_object_get(s->job->args, "newest"))) {
-		(*ret)[0] = (*ret)[*nr - 1];
-		*nr = 1;
 	}
 	return 0;
 }

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "snapd/api/json.h"
 #include "snapd/backup/backup.h"
@@ -203,7 +204,7 @@ static void prune_decide(struct pruning *p, const struct keep_rules *rules, cons
 	for (size_t i = 0, n; i < p->nr; i += n) {
 		for (n = 1; i + n < p->nr && !memcmp(p->list[i].vm, p->list[i + n].vm, 16); n++)
 			;
-		keep_decide(rules, zone, p->items + i, n);
+		keep_decide(rules, zone, time(NULL), p->items + i, n);
 	}
 	for (size_t i = 0; i < p->nr; i++)
 		if (!p->items[i].keep)

@@ -185,7 +185,8 @@ static bool parse_time(const char *p, size_t len, struct calendar *c)
 	return true;
 }
 
-static const char *long_form(const char *text)
+/* The word at the beginning, in full; NULL: it is not short for anything. */
+static const char *long_form(const char *text, size_t len)
 {
 	static const char *const words[][2] = {
 		{"minutely", "*-*-* *:*"},
@@ -200,9 +201,9 @@ static const char *long_form(const char *text)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(words); i++)
-		if (!strcasecmp(text, words[i][0]))
+		if (strlen(words[i][0]) == len && !strncasecmp(text, words[i][0], len))
 			return words[i][1];
-	return text;
+	return NULL;
 }
 
 static void any_day(struct calendar *c)
@@ -218,9 +219,18 @@ static void any_day(struct calendar *c)
 static bool parse_parts(const char *p, struct calendar *c)
 {
 	enum { WEEKDAYS, DATE, TIME, ZONE } at = WEEKDAYS;
+	const char *in_full;
 	int parts = 0;
 
 	any_day(c);
+	p += strspn(p, " \t");
+	in_full = long_form(p, strcspn(p, " \t"));
+	if (in_full) {
+		parse_parts(in_full, c);
+		p += strcspn(p, " \t");
+		at = ZONE;
+		parts = 1;
+	}
 	for (p += strspn(p, " \t"); *p; p += strspn(p, " \t"), parts++) {
 		size_t len = strcspn(p, " \t");
 		bool is_date = memchr(p, '~', len) || (memchr(p, '-', len) && !memchr(p, ':', len));
@@ -257,7 +267,7 @@ int calendar_parse(const char *text, struct calendar *ret, struct err *e)
 {
 	struct zone *zone;
 
-	if (!parse_parts(long_form(text), ret))
+	if (!parse_parts(text, ret))
 		return err_set(
 			e, EINVAL,
 			"'%.80s' is no time that recurs: want hourly, daily, Mon..Fri 02:30, "

@@ -7,8 +7,8 @@
  *
  * Each number is "*", N, A..B, with "/STEP", or a list of those separated by commas;
  * "MONTH~DAY" counts days from the month's end.  Weekdays are Mon..Fri,Sun and the like.
- * minutely, hourly, daily, weekly, monthly, quarterly, semiannually and yearly are short
- * for what systemd takes them for.  Fractions of seconds are refused.
+ * minutely, hourly, daily, weekly, monthly, quarterly, semiannually and yearly (with or
+ * without a zone) are short for what systemd takes them for.  Fractions of seconds are refused.
  *
  * Clocks that are put forward and back:
  *   - a point that names its hour and falls into the hour that is left out comes when that

@@ -149,12 +149,25 @@ int keep_set(struct keep_rules *rules, const char *key, const char *value, struc
 
 /* ---- deciding ---- */
 
+/* The next word of a list, without blanks at its ends; NULL: no more.  *list moves behind it. */
+static const char *next_tag(const char **list, size_t *len)
+{
+	const char *word = *list + strspn(*list, ", ");
+
+	*len = strcspn(word, ",");
+	*list = word + *len;
+	while (*len && word[*len - 1] == ' ')
+		--*len;
+	return *len ? word : NULL;
+}
+
 bool keep_has_tag(const char *tags, const char *tag)
 {
-	size_t len = strlen(tag);
+	const char *word;
+	size_t len;
 
-	for (; *tags; tags += strcspn(tags, ","), tags += *tags == ',')
-		if (strcspn(tags, ",") == len && !strncmp(tags, tag, len))
+	while ((word = next_tag(&tags, &len)))
+		if (len == strlen(tag) && !strncmp(word, tag, len))
 			return true;
 	return false;
 }
@@ -304,16 +317,14 @@ static void decide_grid(const struct keep_rules *r, struct keep_snapshot *snaps,
 /* Is a word of the list `tags` in the list `wanted`?  Its length, and where; 0: none. */
 static int common_tag(const char *tags, const char *wanted, const char **ret)
 {
-	size_t len;
+	size_t len, wanted_len;
 
-	for (; *tags; tags += len + (tags[len] == ',')) {
-		len = strcspn(tags, ",");
-		for (const char *w = wanted; *w; w += strcspn(w, ","), w += *w == ',') {
-			if (!len || strcspn(w, ",") != len || strncmp(w, tags, len) != 0)
-				continue;
-			*ret = tags;
-			return (int)len;
-		}
+	while ((*ret = next_tag(&tags, &len))) {
+		const char *list = wanted, *word;
+
+		while ((word = next_tag(&list, &wanted_len)))
+			if (len == wanted_len && !strncmp(word, *ret, len))
+				return (int)len;
 	}
 	return 0;
 }
@@ -333,12 +344,28 @@ static void decide_alone(const struct keep_rules *r, struct keep_snapshot *s, in
 		want(s, "within");
 }
 
-void keep_decide(const struct keep_rules *rules, const struct zone *zone,
+/* How many of them, newest first, the clock has not come to yet: they stay. */
+static size_t keep_later(struct keep_snapshot *snaps, size_t nr, int64_t now_s)
+{
+	size_t later = 0;
+
+	for (; later < nr && snaps[later].taken_s > now_s; later++) {
+		snaps[later].keep = false;
+		want(&snaps[later], "later than now");
+	}
+	return later;
+}
+
+void keep_decide(const struct keep_rules *rules, const struct zone *zone, int64_t now_s,
 		 struct keep_snapshot *snaps, size_t nr)
 {
 	bool any = keep_has_rules(rules);
+	size_t later;
 
 	qsort(snaps, nr, sizeof(*snaps), newest_first);
+	later = keep_later(snaps, nr, now_s);
+	snaps += later;
+	nr -= later;
 	for (size_t i = 0; i < nr; i++) {
 		struct keep_snapshot *s = &snaps[i];
 

@@ -16,6 +16,8 @@
  *                    since 1970 in UTC, leave a step as a whole, and are multiples of
  *                    the finer step's: so that none moves with time.
  *   pinned, held, the newest     always (held: not backed up yet)
+ *   later than now               always, and left out of the reckoning: a clock that was
+ *                    wrong when it was taken must not make all others look old
  *
  * All of them have one property that matters: pruning often leaves the same snapshots
  * as pruning once (tests/prop/keep.c).  Ages count from the newest snapshot and not
@@ -68,16 +70,16 @@ struct keep_snapshot {
 	char why[120]; /* "last 1 of 5, daily 2026-11-21" or why it goes */
 };
 
-/* Is `tag` one of `tags`, which are separated by commas? */
+/* Is `tag` one of `tags`, which are separated by commas, and blanks beside them? */
 bool keep_has_tag(const char *tags, const char *tag);
 
 bool keep_has_rules(const struct keep_rules *rules);
 
 /*
  * Decide over `snaps`, all of one VM, in any order; they come back newest first.
- * `zone` (borrowed) says where a day begins.
+ * `zone` (borrowed) says where a day begins, `now_s` (Unix time) what is yet to come.
  */
-void keep_decide(const struct keep_rules *rules, const struct zone *zone,
+void keep_decide(const struct keep_rules *rules, const struct zone *zone, int64_t now_s,
 		 struct keep_snapshot *snaps, size_t nr);
 
 /* "last", "hourly" … "yearly" (a number or "all"), "within" (a span), "tags", "grid": the

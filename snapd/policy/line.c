@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/statvfs.h>
 #include <time.h>
 
@@ -15,10 +16,10 @@
 #include "snapd/util/log.h"
 #include "snapd/vm/vm.h"
 
-#define BACKOFF_MAX	    6
-#define CONTINUOUS_PRUNE_NS 10000000000ull
-#define COST_WINDOW_NS	    10000000000ull
-#define RETRY_NS	    1000000000ull /* after an epoch that failed or could not be */
+#define BACKOFF_MAX	6
+#define SELDOM_PRUNE_NS 10000000000ull /* of runs that come one upon the other */
+#define COST_WINDOW_NS	10000000000ull
+#define RETRY_NS	1000000000ull /* after an epoch that failed or could not be */
 
 const char *const line_state_names[LINE_NR_STATES] = {
 	[LINE_IDLE] = "idle",		[LINE_PRE_HOOK] = "pre-hook", [LINE_SNAPSHOT] = "snapshot",
@@ -48,7 +49,10 @@ void line_init(struct line *l, struct daemon *d, const struct policy *p, const c
 	size_t nr = 0;
 	int64_t newest_s = 0;
 
-	*l = (struct line){.uid = uid, .hook.pid_fd = -1, .last_s = now_s};
+	*l = (struct line){.uid = uid, .hook.pid_fd = -1, .last_s = now_s, .there_s = now_s};
+	/* Somewhere in between: else one that is started often would never, or always, check. */
+	if (getrandom(&l->unchecked, sizeof(l->unchecked), GRND_NONBLOCK) < 0)
+		l->unchecked = 0;
 	snprintf(l->vm, sizeof(l->vm), "%s", vm);
 	tag_of(p, tag, sizeof(tag));
 	if (store_snapshot_list(d->store, NULL, &list, &nr, NULL))
@@ -89,8 +93,8 @@ static void skip_run(struct line *l, const struct policy *p, const char *why, in
 static void end_run(struct line *l)
 {
 	l->state = LINE_IDLE;
-	l->runs++;
-	l->failures += *l->said != 0;
+	l->runs += l->counts;
+	l->failures += l->counts && *l->said;
 }
 
 /* ---- all the time ---- */
@@ -110,7 +114,7 @@ static void close_window(struct line_continuous *c, uint64_t now_ns)
 static void count_epoch(struct line *l, const struct policy *p, json_t *result)
 {
 	struct line_continuous *c = &l->cont;
-	uint64_t now_ns = monotonic_ns(), took_ns = now_ns - c->began_ns;
+	uint64_t now_ns = monotonic_ns(), took_ns = now_ns - l->began_ns;
 	uint64_t drain_ns = (uint64_t)json_integer_value(json_object_get(result, "drain_ns"));
 
 	if (c->point_ns)
@@ -165,9 +169,10 @@ static bool prune_is_due(struct line *l, const struct policy *p)
 {
 	uint64_t now_ns = monotonic_ns();
 
-	if (p->recovery_point_ns && now_ns - l->cont.pruned_ns < CONTINUOUS_PRUNE_NS)
+	if ((p->recovery_point_ns || !l->counts) && l->pruned_ns &&
+	    now_ns - l->pruned_ns < SELDOM_PRUNE_NS)
 		return false;
-	l->cont.pruned_ns = now_ns;
+	l->pruned_ns = now_ns;
 	return true;
 }
 
@@ -177,7 +182,7 @@ static void to_prune(struct line *l, struct daemon *d, const struct policy *p)
 	json_t *keep = json_object();
 
 	l->state = LINE_PRUNE;
-	if (l->failed || !keep_has_rules(&p->keep) || !prune_is_due(l, p)) {
+	if (!keep_has_rules(&p->keep) || !prune_is_due(l, p)) {
 		json_decref(keep);
 		end_run(l);
 		return;
@@ -220,8 +225,7 @@ static int submit(struct line *l, struct daemon *d, const struct policy *p, stru
 	char tags[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX) + POLICY_VALUE_MAX];
 	char owned[SNAPD_NAME_MAX + 16];
 	const char *more = policy_text(p, "tags");
-	bool check = p->self_check_every &&
-		     l->runs % p->self_check_every == p->self_check_every - 1;
+	bool check = p->self_check_every && l->unchecked % p->self_check_every == 0;
 	struct vm *vm;
 	int rc;
 
@@ -261,16 +265,18 @@ static void to_snapshot(struct line *l, struct daemon *d, const struct policy *p
 
 static void begin_run(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
 {
+	uint64_t now_ns = monotonic_ns();
 	struct err e = {0};
 
 	l->wanted = false;
 	l->failed = false;
+	l->counts = true;
 	*l->said = '\0';
 	l->last_s = policy_ran(p, l->vm, l->due_s, now_s);
-	l->interval_s = l->began_s ? now_s - l->began_s : 0;
+	l->interval_ns = l->began_ns ? now_ns - l->began_ns : 0;
+	l->began_ns = now_ns;
 	l->began_s = now_s;
-	l->cont.began_ns = monotonic_ns();
-	l->cont.next_ns = l->cont.began_ns + MAX(RETRY_NS, p->recovery_point_ns);
+	l->cont.next_ns = now_ns + MAX(RETRY_NS, p->recovery_point_ns);
 	l->state = LINE_PRE_HOOK;
 	if (!*policy_text(p, "pre_hook")) {
 		to_snapshot(l, d, p);
@@ -291,6 +297,14 @@ static bool disk_is_short(const struct daemon *d, const struct policy *p)
 
 	return p->min_free_bytes && !statvfs(d->config.store_dir, &fs) &&
 	       fs.f_bavail * fs.f_frsize < p->min_free_bytes;
+}
+
+/* Nothing new; but what may go makes room. */
+static void without_room(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+{
+	skip_run(l, p, "the store's file system has less than min_free", now_s);
+	l->counts = false;
+	to_prune(l, d, p);
 }
 
 static bool is_unchanged(const struct line *l, struct daemon *d)
@@ -321,7 +335,9 @@ static void continuous_step(struct line *l, struct daemon *d, const struct polic
 		put_off(l, p, "backs off, the last pause was over the policy's bounds",
 			p->recovery_point_ns, now_s);
 	} else if (disk_is_short(d, p)) {
-		put_off(l, p, "the store's file system has less than min_free", RETRY_NS, now_s);
+		l->cont.next_ns = now_ns + RETRY_NS;
+		close_window(&l->cont, now_ns);
+		without_room(l, d, p, now_s);
 	} else if (p->skip_unchanged && !l->wanted && is_unchanged(l, d)) {
 		is_current(l, p, now_s);
 	} else {
@@ -344,7 +360,7 @@ static void idle_step(struct line *l, struct daemon *d, const struct policy *p, 
 		l->leave_out--;
 		skip_run(l, p, "backs off, the last pause was over the policy's bounds", now_s);
 	} else if (disk_is_short(d, p)) {
-		skip_run(l, p, "the store's file system has less than min_free", now_s);
+		without_room(l, d, p, now_s);
 	} else if (p->skip_unchanged && !l->wanted && is_unchanged(l, d)) {
 		skip_run(l, p, "nothing changed", now_s);
 	} else {
@@ -370,12 +386,10 @@ static void pre_hook_step(struct line *l, struct daemon *d, const struct policy 
 
 static void weigh_pause(struct line *l, const struct policy *p)
 {
-	uint64_t interval_ns = p->recovery_point_ns ? p->recovery_point_ns
-						    : (uint64_t)l->interval_s * 1000000000;
 	bool over = p->max_pause_us && l->pause_ns > p->max_pause_us * 1000;
 
-	if (p->max_paused_permille && interval_ns)
-		over |= l->pause_ns > interval_ns / 1000 * p->max_paused_permille;
+	if (p->max_paused_permille && l->interval_ns)
+		over |= l->pause_ns > l->interval_ns / 1000 * p->max_paused_permille;
 	if (over)
 		l->backoff = MIN(l->backoff + 1, (uint32_t)BACKOFF_MAX);
 	else if (l->backoff)
@@ -397,6 +411,9 @@ static void snapshot_step(struct line *l, struct daemon *d, const struct policy 
 		l->pause_ns =
 			(uint64_t)json_integer_value(json_object_get(l->job->result, "pause_ns"));
 		weigh_pause(l, p);
+		if (p->self_check_every)
+			l->unchecked =
+				(l->unchecked + p->self_check_every - 1) % p->self_check_every;
 		if (p->recovery_point_ns)
 			count_epoch(l, p, l->job->result);
 	} else {
@@ -467,6 +484,12 @@ uint32_t line_sleep_ms(const struct line *l, const struct policy *p)
 		return UINT32_MAX;
 	now_ns = monotonic_ns();
 	return (uint32_t)((l->cont.next_ns - MIN(l->cont.next_ns, now_ns)) / 1000000) + 1;
+}
+
+bool line_is_over(const struct line *l, const struct policy *p, int64_t now_s)
+{
+	return !l->attached && l->state == LINE_IDLE && now_s - l->there_s > LINE_FORGET_S &&
+	       line_backup_is_idle(l, p);
 }
 
 void line_stop(struct line *l)

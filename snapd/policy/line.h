@@ -6,7 +6,8 @@
  * A run that can't be (the VM is not there, the disk is nearly full, nothing is dirty) is
  * *skipped* and its reason shown; one in which anything went wrong has *failed*, whether there is
  * a snapshot or not.  Either way the next point comes as if it had been; only a VM that is not
- * there leaves its point open.
+ * there leaves its point open.  Pruning depends on neither: what was held or kept until now may
+ * be what makes room.
  *
  * A policy with a recovery point has no points in time: its line begins an epoch whenever the
  * newest point would else become too old (policy_next_epoch()), on a monotonic clock, and prunes
@@ -39,14 +40,14 @@ struct line_cost {
 
 /* Of a policy with a recovery point; nanoseconds are CLOCK_MONOTONIC. */
 struct line_continuous {
-	uint64_t next_ns;	     /* when the next epoch begins */
-	uint64_t began_ns, point_ns; /* of this epoch; of the newest durable one, 0: none */
-	uint64_t cost_ns;	     /* an epoch, lately */
-	uint64_t pruned_ns;
+	uint64_t next_ns;  /* when the next epoch begins */
+	uint64_t point_ns; /* the newest durable one; 0: none */
+	uint64_t cost_ns;  /* an epoch, lately */
 	struct line_cost now, last;
 };
 
-#define LINE_BUSY_MS 20 /* how often to look at one in the middle of something */
+#define LINE_BUSY_MS  20    /* how often to look at one in the middle of something */
+#define LINE_FORGET_S 86400 /* how long to remember a VM that is not there */
 
 enum line_state {
 	LINE_IDLE,
@@ -61,17 +62,22 @@ extern const char *const line_state_names[LINE_NR_STATES];
 struct line {
 	char vm[SNAPD_NAME_MAX];
 	uint32_t uid;
-	bool attached; /* the scheduler's: it looks at each step */
-	bool wanted;   /* somebody asked for a run now */
+	bool attached;	 /* the scheduler's: it looks at each step */
+	int64_t there_s; /* when it was last */
+	bool wanted;	 /* somebody asked for a run now */
 	enum line_state state;
 	int64_t last_s, due_s; /* as policy_due() has them */
 	int64_t began_s;       /* of this run, or the last */
-	int64_t interval_s;    /* between the beginnings of the last two */
+	uint64_t began_ns,
+		interval_ns; /* CLOCK_MONOTONIC; between the beginnings of the last two */
+	uint64_t pruned_ns;  /* CLOCK_MONOTONIC */
 	struct line_continuous cont;
 	struct line_backup backup;
 	struct job *job;    /* SNAPSHOT, PRUNE: a reference */
 	struct hook hook;   /* PRE_HOOK, POST_HOOK */
 	bool failed;	    /* this run has no snapshot */
+	bool counts;	    /* this run is one; else it was skipped, and only prunes */
+	uint32_t unchecked; /* snapshots until the next self-check, modulo how many it is every */
 	uint32_t backoff;   /* times that the bounds were exceeded, less those that not */
 	uint32_t leave_out; /* points */
 	/* for people */
@@ -87,6 +93,8 @@ void line_init(struct line *l, struct daemon *d, const struct policy *p, const c
 void line_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s);
 /* How long nothing can be due for, in milliseconds: UINT32_MAX: it does not know. */
 uint32_t line_sleep_ms(const struct line *l, const struct policy *p);
+/* Has it nothing more to do, and its VM not been there for LINE_FORGET_S? */
+bool line_is_over(const struct line *l, const struct policy *p, int64_t now_s);
 /* Let go of its hook and job. */
 void line_stop(struct line *l);
 json_t *line_json(const struct line *l);

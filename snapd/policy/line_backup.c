@@ -4,13 +4,22 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "snapd/backup/backup.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/policy/line.h"
 #include "snapd/util/log.h"
 
-#define RETRY_S 30
+#define RETRY_NS 30000000000ull
+
+static uint64_t monotonic_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
 
 static void end_job(struct line *l, const struct policy *p, int64_t now_s)
 {
@@ -25,7 +34,7 @@ static void end_job(struct line *l, const struct policy *p, int64_t now_s)
 	} else {
 		b->failures++;
 		b->seen = 0;
-		b->retry_s = now_s + RETRY_S;
+		b->retry_ns = monotonic_ns() + RETRY_NS;
 		snprintf(b->said, sizeof(b->said), "backup: %.170s", b->job->err.text);
 		log_warn("policy %s, %s: %s", p->name, l->vm, b->said);
 	}
@@ -52,7 +61,7 @@ static json_t *keep_json(const struct policy *p)
 	return NULL;
 }
 
-static void start_job(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+static void start_job(struct line *l, struct daemon *d, const struct policy *p)
 {
 	struct line_backup *b = &l->backup;
 	const char *zone = policy_text(p, "timezone");
@@ -71,7 +80,7 @@ static void start_job(struct line *l, struct daemon *d, const struct policy *p, 
 	}
 	job_unref(b->job);
 	b->job = NULL;
-	b->retry_s = now_s + RETRY_S;
+	b->retry_ns = monotonic_ns() + RETRY_NS;
 }
 
 void line_backup_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
@@ -80,10 +89,16 @@ void line_backup_step(struct line *l, struct daemon *d, const struct policy *p, 
 
 	if (b->job && job_state_ended(job_state_of(b->job)))
 		end_job(l, p, now_s);
-	if (b->job || !*policy_text(p, "backup") || p->paused || !l->snapshot ||
-	    l->snapshot == b->seen || now_s < b->retry_s)
+	if (line_backup_is_idle(l, p) || b->job || p->paused || monotonic_ns() < b->retry_ns)
 		return;
-	start_job(l, d, p, now_s);
+	start_job(l, d, p);
+}
+
+bool line_backup_is_idle(const struct line *l, const struct policy *p)
+{
+	const struct line_backup *b = &l->backup;
+
+	return !b->job && (!*policy_text(p, "backup") || !l->snapshot || l->snapshot == b->seen);
 }
 
 void line_backup_stop(struct line_backup *b)

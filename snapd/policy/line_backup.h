@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include <jansson.h>
@@ -16,9 +17,9 @@ struct line;
 struct policy;
 
 struct line_backup {
-	struct job *job; /* a reference; NULL: none is under way */
-	uint64_t seen;	 /* newest snapshot when the last job began */
-	int64_t retry_s; /* not before; 0: at once */
+	struct job *job;   /* a reference; NULL: none is under way */
+	uint64_t seen;	   /* newest snapshot when the last job began */
+	uint64_t retry_ns; /* not before, CLOCK_MONOTONIC; 0: at once */
 	/* for people */
 	char said[192]; /* about the last job; "" all is well */
 	uint64_t pushed, bytes_sent, failures;
@@ -26,5 +27,7 @@ struct line_backup {
 };
 
 void line_backup_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s);
+/* Is nothing under way or pending that it knows of? */
+bool line_backup_is_idle(const struct line *l, const struct policy *p);
 void line_backup_stop(struct line_backup *b);
 json_t *line_backup_json(const struct line_backup *b);

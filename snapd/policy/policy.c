@@ -353,6 +353,11 @@ int policy_finish(struct policy *p, struct err *e)
 	if (!*policy_text(p, "backup") &&
 	    (*policy_text(p, "backup_hold") || keep_has_rules(&p->backup_keep)))
 		return err_set(e, EINVAL, "policy %s: backup_... without backup", p->name);
+	if (strlen(POLICY_TAG_PREFIX) + strlen(p->name) + 1 + strlen(policy_text(p, "tags")) >=
+	    POLICY_VALUE_MAX)
+		return err_set(e, EINVAL,
+			       "policy %s: tags: with policy:%s they are more than %d bytes",
+			       p->name, p->name, POLICY_VALUE_MAX - 1);
 	if (p->zone)
 		return 0;
 	return zone_open(by_calendar ? p->calendar.zone : NULL, &p->zone, e);

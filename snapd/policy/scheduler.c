@@ -27,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "snapd/backup/backup.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/tags.h"
 #include "snapd/policy/line.h"
@@ -42,6 +43,7 @@ struct entry {
 	struct policy *policy; /* owned */
 	struct line **lines;   /* owned, and so is each */
 	size_t nr_lines;
+	bool known; /* it was looked for VMs that are not there, and what they left to push */
 };
 
 struct policies {
@@ -101,6 +103,7 @@ static int install(struct policies *ps, struct policy *p)
 	if (en) {
 		policy_free(en->policy);
 		en->policy = p;
+		en->known = false;
 		return 0;
 	}
 	if (ps->nr == POLICIES_MAX)
@@ -158,7 +161,8 @@ static struct line *find_line(const struct entry *en, const char *vm, uint32_t u
 	return NULL;
 }
 
-static void add_line(struct policies *ps, struct entry *en, const struct vm_name *vm)
+static void add_line(struct policies *ps, struct entry *en, const char *vm, uint32_t uid,
+		     bool attached)
 {
 	struct line **lines = realloc(en->lines, (en->nr_lines + 1) * sizeof(struct line *));
 
@@ -168,8 +172,8 @@ static void add_line(struct policies *ps, struct entry *en, const struct vm_name
 	lines[en->nr_lines] = malloc(sizeof(struct line));
 	if (!lines[en->nr_lines])
 		return;
-	line_init(lines[en->nr_lines], ps->d, en->policy, vm->name, vm->uid, now_s());
-	lines[en->nr_lines++]->attached = true;
+	line_init(lines[en->nr_lines], ps->d, en->policy, vm, uid, now_s());
+	lines[en->nr_lines++]->attached = attached;
 }
 
 static bool covers(const struct policies *ps, const struct entry *en, const char *vm, uint32_t uid)
@@ -181,17 +185,65 @@ static bool covers(const struct policies *ps, const struct entry *en, const char
 	return policy_covers(en->policy, vm, uid, tags);
 }
 
-/* A line for each VM that is there; those of VMs that are not stay, but for a policy that
- * does not cover them any more. */
+/* Of one VM the newest first. */
+static int by_vm(const void *a, const void *b)
+{
+	const struct store_snapshot *x = a, *y = b;
+	int order = strcmp(x->vm_name, y->vm_name);
+
+	if (!order && x->uid != y->uid)
+		order = x->uid < y->uid ? -1 : 1;
+	return order ? order : x->id < y->id ? 1 : -1;
+}
+
+/*
+ * A VM that was gone when the service started may have left snapshots that no line would push:
+ * a line for each whose newest was not.  (They are pushed in the order of their ids.)  The list
+ * is read once for each policy that is new or changed.
+ */
+static void add_absent(struct policies *ps, struct entry *en)
+{
+	const char *repository = policy_text(en->policy, "backup");
+	char tag[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX)];
+	_cleanup_free_ struct store_snapshot *list = NULL;
+	const struct store_snapshot *last = NULL;
+	size_t nr = 0;
+
+	en->known = true;
+	if (!*repository || store_snapshot_list(ps->d->store, NULL, &list, &nr, NULL))
+		return;
+	snprintf(tag, sizeof(tag), POLICY_TAG_PREFIX "%s", en->policy->name);
+	qsort(list, nr, sizeof(*list), by_vm);
+	for (size_t i = 0; i < nr; i++) {
+		const struct store_snapshot *s = &list[i];
+
+		if (!keep_has_tag(s->tags, tag) ||
+		    (last && last->uid == s->uid && !strcmp(last->vm_name, s->vm_name)))
+			continue;
+		last = s;
+		if (!find_line(en, s->vm_name, s->uid) && covers(ps, en, s->vm_name, s->uid) &&
+		    !backup_was_pushed(ps->d, repository, s->id))
+			add_line(ps, en, s->vm_name, s->uid, false);
+	}
+}
+
+/* A line for each VM that is there; those of VMs that are not stay for a while, but for a policy
+ * that does not cover them any more. */
 static void match(struct policies *ps, struct entry *en, const struct vm_name *vms, size_t nr)
 {
+	int64_t at_s = now_s();
 	size_t kept = 0;
 
+	if (!en->known)
+		add_absent(ps, en);
 	for (size_t i = 0; i < en->nr_lines; i++) {
 		struct line *l = en->lines[i];
 
+		if (l->attached)
+			l->there_s = at_s;
 		l->attached = false;
-		if (l->state == LINE_IDLE && !covers(ps, en, l->vm, l->uid)) {
+		if (line_is_over(l, en->policy, at_s) ||
+		    (l->state == LINE_IDLE && !covers(ps, en, l->vm, l->uid))) {
 			line_stop(l);
 			free(l);
 		} else {
@@ -205,7 +257,7 @@ static void match(struct policies *ps, struct entry *en, const struct vm_name *v
 		if (l)
 			l->attached = true;
 		else if (covers(ps, en, vms[i].name, vms[i].uid))
-			add_line(ps, en, &vms[i]);
+			add_line(ps, en, vms[i].name, vms[i].uid, true);
 	}
 }
 

@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Policies on running VMs: they run by themselves, prune what is theirs and nothing else, a hook that hangs or fails
-on one VM does not delay another, a restart of the service and a VM that comes back go on where they were, and what is
-wrong is refused with the reason.
+or a VM that stands still does not delay another, a restart of the service and a VM that comes back go on where they
+were, and what is wrong is refused with the reason.
 
-  policy.py BUILD [--accel kvm|sim] [--seed S]
+Most of this is waiting for points in time, so each scene has a service and VMs of its own, and all go on at once.
+
+  policy.py BUILD [--accel kvm|sim] [--seed S] [SCENE...]
 """
 import argparse
+import concurrent.futures
 import json
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 from snaptest import Bench, need_accel, seed_from  # noqa: E402
@@ -34,19 +39,30 @@ def bad(b, code, *argv):
 
 
 def line(b, policy, vm):
-    for one in js(b, "policy", "show", policy)["policy"]["lines"]:
+    for one in b.get(f"/v1/policies/{policy}")["policy"]["lines"]:
         if one["vm"] == vm:
             return one
     return None
 
 
+def until_line(b, policy, vm, fits, what):
+    return b.until(lambda: (lambda one: one and fits(one) and one)(line(b, policy, vm)), 60, f"{policy} on {vm}: {what}")
+
+
 def until_runs(b, policy, vm, runs):
-    return b.until(lambda: (lambda one: one and one["runs"] >= runs and one["state"] == "idle" and one)(
-        line(b, policy, vm)), 60, f"{runs} runs of {policy} on {vm}")
+    return until_line(b, policy, vm, lambda one: one["runs"] >= runs and one["state"] == "idle", f"{runs} runs")
 
 
 def of_policy(b, vm, policy):
     return [s["id"] for s in b.snapshots(vm) if f"policy:{policy}" in s["tags"].split(",")]
+
+
+def begin(b, options, *names, **more):
+    b.start()
+    for name in names:
+        b.vm(name, *options, *more.get(name, ()))
+    for name in names:
+        b.vm_ready(name)
 
 
 def refused(b):
@@ -62,12 +78,16 @@ def refused(b):
     check(js(b, "policy", "list")["policies"] == [], "something was made of refused settings")
 
 
-def by_itself(b, hooks):
+def by_itself(b, options):
     """Every second, the newest three stay; and what others made."""
+    begin(b, options, "web1", "web2", "db")
+    refused(b)
+    hooks = os.path.join(b.dir, "hooks.txt")
     mine = b.snapshot("web1", name="mine")["id"]
-    b.snapctl("policy", "set", "fast", "vms=web*", "every=1s", "keep_last=3", "tags=auto",
+    b.snapctl("policy", "set", "fast", "vms=web*", f"owner={os.getuid()}", "every=1s", "keep_last=3", "tags=auto",
               f"pre_hook=echo pre $SNAPD_VM $SNAPD_PHASE >>{hooks}",
               f"post_hook=echo post $SNAPD_VM $SNAPD_SNAPSHOT $SNAPD_FAILED >>{hooks}")
+    b.snapctl("policy", "set", "theirs", f"owner={os.getuid() + 1}", "every=1s")
     for vm in ("web1", "web2"):
         one = until_runs(b, "fast", vm, 4)
         check(one["failures"] == 0 and one["said"] == "" and one["pruned"] > 0, f"{vm}: {one}")
@@ -75,6 +95,7 @@ def by_itself(b, hooks):
         check("auto" in b.snapshots(vm)[-1]["tags"].split(","), "no tag of the policy's own")
         check(b.verify(of_policy(b, vm, "fast")[-1]).get("digest_matches") is True, "not the guest's memory")
     check(line(b, "fast", "db") is None, "a VM that it does not cover")
+    check(js(b, "policy", "show", "theirs")["policy"]["lines"] == [], "VMs of another owner are covered")
     check(mine in [s["id"] for s in b.snapshots("web1")], "somebody else's snapshot was pruned")
     with open(hooks) as f:
         said = [words.split() for words in f]
@@ -82,12 +103,13 @@ def by_itself(b, hooks):
     posts = [w for w in said if w[:2] == ["post", "web2"]]
     check(all(w[3] == "0" and int(w[2]) > 0 for w in posts) and posts, f"{posts[:3]}")
     check("web1" in b.snapctl("policy", "show", "fast").stdout and "fast" in b.snapctl("policy", "list").stdout, "text")
+    pause_and_run(b)
 
 
 def pause_and_run(b):
     b.snapctl("policy", "pause", "fast")
-    until_idle = [b.until(lambda: line(b, "fast", vm)["state"] == "idle", 30, "idle") for vm in ("web1", "web2")]
-    check(all(until_idle), "still busy")
+    for vm in ("web1", "web2"):
+        until_line(b, "fast", vm, lambda one: one["state"] == "idle", "idle")
     before = {vm: line(b, "fast", vm)["runs"] for vm in ("web1", "web2")}
     time.sleep(2.2)
     check({vm: line(b, "fast", vm)["runs"] for vm in before} == before, "a paused policy runs")
@@ -95,10 +117,13 @@ def pause_and_run(b):
     until_runs(b, "fast", "web1", before["web1"] + 1)
     check(line(b, "fast", "web2")["runs"] == before["web2"], "the other ran, too")
     bad(b, 3, "policy", "run", "fast", "db")
+    b.snapctl("policy", "resume", "fast")
+    until_runs(b, "fast", "web2", before["web2"] + 1)
 
 
-def hooks_that_go_wrong(b):
+def hooks_that_go_wrong(b, options):
     """web1's hangs and web2's goes on; a failing one prevents the snapshot only where it has to."""
+    begin(b, options, "web1", "web2")
     b.snapctl("policy", "set", "hang", "vms=web*", "every=1s", "hook_timeout=3s", "keep_last=2",
               "consistency=quiesce", "pre_hook=[ $SNAPD_VM = web2 ] || sleep 60 & wait")
     until_runs(b, "hang", "web2", 3)
@@ -113,18 +138,62 @@ def hooks_that_go_wrong(b):
     check(of_policy(b, "web2", "hang"), "removing a policy removed its snapshots")
 
 
-def bounds(b):
+def until_stuck(b, policy, vm):
+    """In the middle of a snapshot, and for a second in the same: none that was still answered."""
+    seen = []
+
+    def same(one):
+        if one["state"] != "snapshot" or (seen and seen[-1][1] != one["runs"]):
+            seen.clear()
+        if one["state"] == "snapshot":
+            seen.append((time.monotonic(), one["runs"]))
+        return seen and seen[-1][0] - seen[0][0] > 1
+    return until_line(b, policy, vm, same, "to hang")
+
+
+def vm_that_hangs(b, options):
+    """A VMM that stands still holds up its own snapshot and nothing else; one that vanishes in the middle of it fails
+    it; another that takes its name goes on."""
+    begin(b, options, "web1", "web2")
+    b.snapctl("policy", "set", "fast", "every=1s", "keep_last=2")
+    until_runs(b, "fast", "web1", 1)
+    for last in (signal.SIGCONT, signal.SIGKILL):
+        b.vms[0].process.send_signal(signal.SIGSTOP)
+        stuck = until_stuck(b, "fast", "web1")
+        until_runs(b, "fast", "web2", line(b, "fast", "web2")["runs"] + 2)
+        one = line(b, "fast", "web1")
+        check(one["state"] == "snapshot" and one["runs"] == stuck["runs"], f"it does not hang: {one}")
+        b.vms[0].process.send_signal(last)
+        until_line(b, "fast", "web1", lambda one: one["runs"] > stuck["runs"], "the end of its run")
+    one = until_line(b, "fast", "web1", lambda one: not one["attached"] and one["state"] == "idle", "to be gone")
+    check(one["failures"] >= 1 and one["said"], f"{one}")
+    check(line(b, "fast", "web2")["failures"] == 0, "the other VM's runs failed")
+    b.vms.pop(0).kill()
+    b.vm("web1", *options)
+    one = until_line(b, "fast", "web1", lambda now: now["snapshot"] > one["snapshot"] and now["said"] == "", "another of its name")
+    check(b.verify(one["snapshot"]).get("digest_matches") is True, "not the guest's memory")
+
+
+def bounds(b, options):
+    begin(b, options, "db")
     b.snapctl("policy", "set", "calm", "vms=db", "every=1s", "max_pause=1us")
-    one = b.until(lambda: (lambda x: x and x["skipped"] >= 2 and x)(line(b, "calm", "db")), 60, "backing off")
+    one = until_line(b, "calm", "db", lambda one: one["skipped"] >= 2, "backing off")
     check(one["backoff"] >= 1 and "backs off" in one["said"], f"{one}")
-    b.snapctl("policy", "set", "calm", "max_pause=", "min_free=100T")
-    b.until(lambda: "min_free" in line(b, "calm", "db")["said"], 90, "the disk to be short")
-    b.snapctl("policy", "rm", "calm")
+    b.snapctl("policy", "set", "calm", "max_pause=")
+    until_runs(b, "calm", "db", 2)
+    b.snapctl("policy", "set", "calm", "min_free=100T", "keep_last=1")
+    until_line(b, "calm", "db", lambda one: "min_free" in one["said"], "the disk to be short")
+    until_line(b, "calm", "db", lambda one: one["pruned"] and of_policy(b, "db", "calm") == [one["snapshot"]],
+               "room to be made, though no snapshot can be taken")
+    runs = line(b, "calm", "db")["runs"]
+    time.sleep(1.2)
+    check(line(b, "calm", "db")["runs"] == runs, "a run that only prunes is counted")
 
 
-def continuously(b):
-    """Epochs all the time, thinned, and their cost is told; a VM that comes back is taken up again."""
-    b.snapctl("policy", "set", "rpo", "vms=web1", "recovery_point=200ms", "keep_last=5")
+def continuously(b, options):
+    """Epochs all the time, thinned, and their cost is told; every third is one with all memory compared."""
+    begin(b, options, "web1")
+    b.snapctl("policy", "set", "rpo", "vms=web1", "recovery_point=200ms", "self_check_every=3")
     began = time.monotonic()
     one = until_runs(b, "rpo", "web1", 15)
     rate = one["runs"] / (time.monotonic() - began)
@@ -134,30 +203,37 @@ def continuously(b):
     check(rate < 40, f"{rate} epochs a second are more than a recovery point of 200 ms asks for")
     check("stood still for" in b.snapctl("policy", "show", "rpo").stdout and "200ms" in b.snapctl("policy", "list").stdout,
           "the cost is not shown")
-    b.until(lambda: len(of_policy(b, "web1", "rpo")) <= 5 + 1 and line(b, "rpo", "web1")["pruned"], 60, "thinning")
-    b.snapctl("policy", "rm", "rpo")
+    b.snapctl("policy", "set", "rpo", "keep_last=5")
+    until_line(b, "rpo", "web1", lambda one: one["pruned"] >= 10, "thinning")
+    b.snapctl("policy", "pause", "rpo")
+    one = until_line(b, "rpo", "web1", lambda one: one["state"] == "idle", "idle")
+    left = of_policy(b, "web1", "rpo")
+    check(len(left) == one["runs"] - one["pruned"] >= 5 and left[-1] == one["snapshot"], f"{one}: {left}")
+    checks = figure(b, "snapd_vm_self_checks_total", "web1")
+    check(one["runs"] // 3 <= checks <= one["runs"] // 3 + 1, f"{checks} self-checks in {one['runs']} runs")
+
+
+def figure(b, name, vm):
+    return int(re.search(rf'^{name}{{[^}}]*vm="{vm}"[^}}]*}} (\d+)', b.metrics(), re.M)[1])
 
 
 def unchanged(b, options):
     """A guest that seldom writes: points at which nothing is dirty are left out, and no others."""
-    lazy = b.vm("lazy", *options, "--vcpus", "1", "--rate", "1")
-    b.vm_ready("lazy")
+    begin(b, options, "lazy", lazy=("--vcpus", "1", "--rate", "1"))
     b.snapctl("policy", "set", "lazy", "vms=lazy", "recovery_point=50ms", "keep_last=2")
     until_runs(b, "lazy", "lazy", 4)
     check(line(b, "lazy", "lazy")["skipped"] == 0, "points were left out without skip_unchanged")
     b.snapctl("policy", "set", "lazy", "skip_unchanged=yes")
-    one = b.until(lambda: (lambda x: x["skipped"] > 5 and "nothing changed" in x["said"] and x)(line(b, "lazy", "lazy")), 60,
-                  "points to be left out")
+    one = until_line(b, "lazy", "lazy", lambda one: one["skipped"] > 5 and "nothing changed" in one["said"], "points to be left out")
     until_runs(b, "lazy", "lazy", one["runs"] + 2)
+    b.snapctl("policy", "rm", "lazy")
     for s in b.snapshots("lazy")[-1:]:
         check(b.verify(s["id"]).get("digest_matches") is True, f"{s}")
-    b.snapctl("policy", "rm", "lazy")
-    lazy.stop()
-    b.vms.remove(lazy)
 
 
-def by_tags(b):
+def by_tags(b, options):
     """A policy takes VMs up and leaves them out as their tags change; tags outlive a restart, not the VM."""
+    begin(b, options, "web1", "web2", "db")
     bad(b, 3, "tag", "nobody", "--add", "gold")
     bad(b, 2, "tag", "db", "--add", "go ld!")
     check(b.snapctl("tag", "db").stdout == "\n", "it has tags already")
@@ -174,18 +250,22 @@ def by_tags(b):
     b.service.send_signal(signal.SIGHUP)
     until_runs(b, "tagged", "web2", 1)
     check(b.snapctl("tag", "web1", "--set", "x").stdout == "x,silver\n", "both kinds add up")
-    b.snapctl("policy", "rm", "tagged")
-
-
-def restarts(b, options):
-    """The service is killed and comes back; a VM ends and another takes its name."""
-    b.snapctl("policy", "resume", "fast")
-    newest = of_policy(b, "web1", "fast")[-1]
     b.service.kill()
     b.service.wait()
     b.start()
     check(b.snapctl("tag", "db").stdout == "eu\n" and b.snapctl("tag", "web1").stdout == "x,silver\n", "tags are lost")
-    one = b.until(lambda: (lambda x: x and x["runs"] >= 1 and x)(line(b, "fast", "web1")), 60, "runs after a restart")
+
+
+def restarts(b, options):
+    """The service is killed and comes back; a VM ends and another takes its name."""
+    begin(b, options, "web1", "web2")
+    b.snapctl("policy", "set", "fast", "vms=web*", "every=1s", "keep_last=3")
+    until_runs(b, "fast", "web1", 1)
+    newest = of_policy(b, "web1", "fast")[-1]
+    b.service.kill()
+    b.service.wait()
+    b.start()
+    one = until_line(b, "fast", "web1", lambda one: one["runs"] >= 1, "runs after a restart")
     check(one["snapshot"] > newest, f"{one} after {newest}")
     b.vms[1].stop()
     b.until(lambda: not line(b, "fast", "web2")["attached"], 30, "web2 to be gone")
@@ -196,8 +276,7 @@ def restarts(b, options):
     b.vm_ready("web2")
     until_runs(b, "fast", "web2", gone + 1)
     b.stop()
-    path = os.path.join(b.dir, "policies", "broken.conf")
-    with open(path, "w") as f:
+    with open(os.path.join(b.dir, "policies", "broken.conf"), "w") as f:
         f.write("[policy]\nevery = never\n")
     b.start()
     check([p["name"] for p in js(b, "policy", "list")["policies"]] == ["fast"], "the broken one is there")
@@ -205,33 +284,64 @@ def restarts(b, options):
         check("broken.conf line 2" in f.read(), "nobody says what is wrong with the file")
 
 
+def gone_before_its_backup(b, options):
+    """What a VM left that is gone for good is pushed, also by a service that never saw it."""
+    begin(b, options, "last")
+    repository = os.path.join(b.dir, "repository")
+    open(repository, "w").close()  # no directory can be made there
+    b.snapctl("policy", "set", "once", "every=1d", f"backup=file://{repository}")
+    b.snapctl("policy", "run", "once")
+    one = until_line(b, "once", "last", lambda one: one["backup"]["failures"], "a backup that fails")
+    check(one["snapshot"] and one["backup"]["said"], f"{one}")
+    b.vms[0].stop()
+    b.stop()
+    os.unlink(repository)
+    b.start()
+    one = until_line(b, "once", "last", lambda one: one["backup"]["pushed"], "the backup")
+    check(not one["attached"] and one["backup"]["pushed"] == 1, f"{one}")
+    listed = js(b, "backup", "list", "--repository", f"file://{repository}")["snapshots"]
+    check([s["vm"] for s in listed] == ["last"], f"{listed}")
+    b.stop()
+    b.start()
+    b.until(lambda: js(b, "policy", "list")["policies"], 30, "policies")
+    check(line(b, "once", "last") is None, "a line for a VM that is gone and has nothing to push")
+
+
+SCENES = (by_itself, hooks_that_go_wrong, vm_that_hangs, bounds, continuously, unchanged, by_tags, restarts,
+          gone_before_its_backup)
+
+
+def play(scene, args, seed):
+    began = time.monotonic()
+    with Bench(args.build) as b:
+        b.service_args += ["--policies", os.path.join(b.dir, "policies"), "--vm-tags", os.path.join(b.dir, "vm-tags.conf")]
+        scene(b, ["--accel", args.accel, "--mem", "8M", "--rate", "500", "--digest", "--seed", seed])
+        for vm in b.vms:
+            vm.stop()
+    return time.monotonic() - began
+
+
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("build")
     ap.add_argument("--accel", default="sim")
     ap.add_argument("--seed", type=int)
+    ap.add_argument("scenes", nargs="*")
     args = ap.parse_args()
     need_accel(args.accel)
     seed = seed_from(args.seed)
-    with Bench(args.build) as b:
-        b.service_args += ["--policies", os.path.join(b.dir, "policies"), "--vm-tags", os.path.join(b.dir, "vm-tags.conf")]
-        options = ["--accel", args.accel, "--mem", "8M", "--rate", "500", "--digest", "--seed", seed]
-        b.start()
-        for name in ("web1", "web2", "db"):
-            b.vm(name, *options)
-        for name in ("web1", "web2", "db"):
-            b.vm_ready(name)
-        refused(b)
-        by_itself(b, os.path.join(b.dir, "hooks.txt"))
-        pause_and_run(b)
-        hooks_that_go_wrong(b)
-        bounds(b)
-        continuously(b)
-        unchanged(b, options)
-        by_tags(b)
-        restarts(b, options)
-        for vm in b.vms:
-            vm.stop()
+    scenes = [s for s in SCENES if not args.scenes or s.__name__ in args.scenes]
+    wrong = []
+    with concurrent.futures.ThreadPoolExecutor(len(scenes)) as pool:
+        playing = {pool.submit(play, scene, args, seed): scene.__name__ for scene in scenes}
+        for done in concurrent.futures.as_completed(playing):
+            if done.exception():
+                wrong.append(playing[done])
+                print(f"{playing[done]}:", "".join(traceback.format_exception(done.exception())), flush=True)
+            else:
+                print(f"{playing[done]}: {done.result():.1f} s", flush=True)
+    if wrong:
+        sys.exit(f"{len(wrong)} of {len(scenes)} scenes: {', '.join(wrong)}")
     print("policies run, prune, back off and go on as documented")
 
 

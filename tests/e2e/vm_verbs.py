@@ -91,25 +91,13 @@ def main():
         check(js(b, "verify", "--digest", "web-imported")["digest"] == js(b, "verify", "--digest", "web@s3")["digest"],
               "the imported snapshot differs")
         for line in ("snapd_vm_harvested_entries_total{vm=\"web\"", "snapd_jobs_ended_total{kind=\"rollback\",state=\"done\"} 2"):
-            check(line in metrics(b), f"no {line} in /metrics")
+            check(line in b.metrics(), f"no {line} in /metrics")
         other.stop()
         vm.stop()
         b.until(lambda: not js(b, "vms")["vms"] or "ready" not in [v["state"] for v in js(b, "vms")["vms"]], 20, "VMs to go")
         check(b.snapctl("snapshot", "web", check=False).returncode in (3, 4), "snapshot of a VM that is gone")
         check(b.stop() == 0, "exit code of the service")
     print("every verb on a running VM as documented")
-
-
-def metrics(b):
-    import http.client
-    import socket
-    c = http.client.HTTPConnection("localhost")
-    c.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    c.sock.connect(b.api_socket)
-    c.request("GET", "/metrics")
-    text = c.getresponse().read().decode()
-    c.close()
-    return text
 
 
 if __name__ == "__main__":

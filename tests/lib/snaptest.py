@@ -150,6 +150,15 @@ class Bench:
     def get(self, path, **kw):
         return self.call("GET", path, **kw)
 
+    def metrics(self):
+        """/metrics, as it stands."""
+        c = _UnixConnection(self.api_socket, self.patience)
+        try:
+            c.request("GET", "/metrics")
+            return c.getresponse().read().decode()
+        finally:
+            c.close()
+
     def job(self, method, path, body=None, timeout=120):
         """Start a job, wait for its end, return its result or raise."""
         job = self.call(method, path, body, timeout)["job"]

@@ -163,6 +163,8 @@ static void known_dates(void)
 	known("daily", "UTC", unix_of(2026, 11, 21, 0, 0), unix_of(2026, 11, 22, 0, 0));
 	known("weekly", "UTC", unix_of(2026, 11, 21, 12, 0), unix_of(2026, 11, 23, 0, 0));
 	known("quarterly", "UTC", unix_of(2026, 11, 21, 0, 0), unix_of(2027, 1, 1, 0, 0));
+	known(" Daily  Asia/Tokyo", "Asia/Tokyo", unix_of(2026, 11, 21, 0, 0),
+	      unix_of(2026, 11, 21, 15, 0));
 	known("*-02-29 12:00", "UTC", unix_of(2024, 2, 29, 12, 0), unix_of(2028, 2, 29, 12, 0));
 	known("*-02-29 12:00", "UTC", unix_of(2096, 3, 1, 0, 0), unix_of(2104, 2, 29, 12, 0));
 	known("*-02~01", "UTC", unix_of(2027, 3, 1, 0, 0), unix_of(2028, 2, 29, 0, 0));
@@ -208,6 +210,9 @@ static void words(void)
 		"12:00 UTC UTC",
 		"1..:00",
 		"99999:00",
+		"daily 12:00",
+		"daily daily",
+		"daily Mars/Base",
 	};
 	struct calendar c;
 

@@ -17,8 +17,8 @@
 
 static const char *const zones[] = {"UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kathmandu",
 				    "Australia/Lord_Howe"};
-static const char *const some_tags[] = {"manual", "release", "a,manual", "man", ""};
-static const char *const some_rules[] = {"manual", "b,release", "x,y"};
+static const char *const some_tags[] = {"manual", "release", "a, manual", "man", ""};
+static const char *const some_rules[] = {"manual", "b, release", "x,y"};
 /* Which of the tags above a rule wants. */
 static const bool wants[3][5] = {{true, false, true}, {false, true}, {false}};
 
@@ -171,16 +171,22 @@ static bool model_keeps(const struct keep_rules *r, const struct zone *zone,
 	return model_grid(r, s, newest->taken_s, all, nr);
 }
 
-static void against_model(const struct keep_rules *rules, const struct zone *zone,
+/* What is later than now stays, and the others are as if it had never been. */
+static void against_model(const struct keep_rules *rules, const struct zone *zone, int64_t now_s,
 			  const struct keep_snapshot *history, size_t nr)
 {
-	struct keep_snapshot got[NR_MAX];
+	struct keep_snapshot got[NR_MAX], past[NR_MAX];
+	size_t nr_past = 0;
 
+	for (size_t i = 0; i < nr; i++)
+		if (history[i].taken_s <= now_s)
+			past[nr_past++] = history[i];
 	memcpy(got, history, nr * sizeof(*got));
-	keep_decide(rules, zone, got, nr);
+	keep_decide(rules, zone, now_s, got, nr);
 	for (size_t i = 0; i < nr; i++) {
 		check(!i || newer(&got[i - 1], &got[i]), "not newest first");
-		check(got[i].keep == model_keeps(rules, zone, &got[i], history, nr),
+		check(got[i].keep == (got[i].taken_s > now_s ||
+				      model_keeps(rules, zone, &got[i], past, nr_past)),
 		      "snapshot %llu of %zu: %s, \"%s\"", (unsigned long long)got[i].id, nr,
 		      got[i].keep ? "kept" : "dropped", got[i].why);
 		check(got[i].why[0], "no reason");
@@ -205,11 +211,11 @@ static void often_as_once(const struct keep_rules *rules, const struct zone *zon
 
 	for (size_t i = 0; i < nr; i++) {
 		often[nr_often++] = history[i];
-		keep_decide(rules, zone, often, nr_often);
+		keep_decide(rules, zone, INT64_MAX, often, nr_often);
 		nr_often = drop_unkept(often, nr_often);
 	}
 	memcpy(once, history, nr * sizeof(*once));
-	keep_decide(rules, zone, once, nr);
+	keep_decide(rules, zone, INT64_MAX, once, nr);
 	nr_once = drop_unkept(once, nr);
 	check(nr_often == nr_once, "pruned often %zu stay, once %zu", nr_often, nr_once);
 	for (size_t i = 0; i < nr_once; i++)
@@ -277,7 +283,9 @@ int main(int argc, char **argv)
 
 		check(!zone_open(zones[rand_below(&r, ARRAY_SIZE(zones))], &zone, &e), "%s",
 		      e.text);
-		against_model(&rules, zone, history, MIN(nr, (size_t)120));
+		against_model(&rules, zone,
+			      rand_below(&r, 2) ? INT64_MAX : history[rand_below(&r, nr)].taken_s,
+			      history, MIN(nr, (size_t)120));
 		often_as_once(&rules, zone, history, nr);
 		zone_close(zone);
 	}

@@ -233,6 +233,24 @@ static void words(void)
 	policy_free(q);
 }
 
+/* What a snapshot has no room for is refused here, and not at each run. */
+static void long_tags(void)
+{
+	char tags[POLICY_VALUE_MAX];
+	struct policy *p;
+	size_t fits = POLICY_VALUE_MAX - 1 - strlen("policy:x,");
+
+	memset(tags, 't', sizeof(tags));
+	check(!policy_new("x", &p, NULL) && !policy_set(p, "every", "1h", NULL), "made");
+	tags[fits] = '\0';
+	check(!policy_set(p, "tags", tags, NULL) && !policy_finish(p, NULL), "they fit");
+	tags[fits] = 't';
+	tags[fits + 1] = '\0';
+	check(!policy_set(p, "tags", tags, NULL) && policy_finish(p, NULL) == -EINVAL,
+	      "they do not fit");
+	policy_free(p);
+}
+
 static void files(void)
 {
 	char dir[] = "policies.XXXXXX", path[64];
@@ -271,6 +289,7 @@ int main(int argc, char **argv)
 	struct rand r = rand_of(rand_seed());
 
 	words();
+	long_tags();
 	files();
 	after_a_gap();
 	for (int i = 0; i < rounds; i++) {
