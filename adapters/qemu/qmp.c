@@ -408,20 +408,24 @@ int qmp_stop(struct qmp *q, uint32_t timeout_ms, bool *was_running, struct err *
 }
 
 /* A migration, ours too, is told to be complete some time before QEMU takes `cont` again
- * ("Migration is not finalized yet"). */
+ * ("Migration is not finalized yet").  It may become final between the refusal and the look at
+ * the state: so a refusal counts only if the state was no migration's before it. */
 static int cont_when_final(struct qmp *q, uint64_t deadline, struct err *e)
 {
+	enum qmp_run run = QMP_MIGRATING;
 	struct err why = {0};
-	enum qmp_run run;
+	bool was_final;
 	int rc;
 
 	for (;;) {
+		was_final = run != QMP_MIGRATING;
 		err_clear(&why);
 		rc = qmp_call(q, deadline, "cont", NULL, -1, NULL, &why);
-		if (rc != -EIO || qmp_read_status(q, deadline, &run, NULL) ||
-		    run != QMP_MIGRATING || wire_now_ns() > deadline)
+		if (rc != -EIO || was_final || qmp_read_status(q, deadline, &run, NULL) ||
+		    wire_now_ns() > deadline)
 			return rc ? err_set(e, -rc, "%s", why.text) : 0;
-		usleep(FINAL_POLL_US);
+		if (run == QMP_MIGRATING)
+			usleep(FINAL_POLL_US);
 	}
 }
 

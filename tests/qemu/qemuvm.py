@@ -176,6 +176,11 @@ class QemuVm:
         assert not any(c == "E" for c, n in out), f"{self.name}: the guest found its memory wrong: {out[-3:]}"
         return out
 
+    def cut(self):
+        """It stopped in the middle of a line."""
+        with open(self.serial, "rb") as f:
+            return not f.read().endswith(b"\n")
+
     def said(self):
         """The last number; of the first vCPU."""
         return [n for c, n in self.lines() if c != "m"][-1]

@@ -56,7 +56,8 @@ struct monitor {
 	const char *migration_status; /* the event's; NULL: no event */
 	const char *foreign;	      /* status of a migration of somebody else's */
 	bool resumed_meanwhile;
-	int not_final; /* so often QEMU refuses `cont` after a migration */
+	int not_final;	    /* so often QEMU refuses `cont` after a migration */
+	bool final_at_once; /* and it is final right after the refusal */
 	/* What is the case; the monitor's thread. */
 	bool running, x_ignore_shared, events, auto_converge, incoming;
 	long long bandwidth;
@@ -120,10 +121,10 @@ static const char *obey(struct monitor *m, const char *name, json_t *args)
 
 	if (!strcmp(name, "query-status")) {
 		snprintf(text, sizeof(text), "{\"status\":\"%s\"}",
-			 m->incoming	   ? "inmigrate"
-			 : m->refused_cont ? "finish-migrate"
-			 : m->running	   ? "running"
-					   : "paused");
+			 m->incoming				? "inmigrate"
+			 : m->refused_cont && !m->final_at_once ? "finish-migrate"
+			 : m->running				? "running"
+								: "paused");
 		return text;
 	}
 	if (!strcmp(name, "stop")) {
@@ -519,9 +520,11 @@ static void refused_states(void)
 }
 
 /* QEMU tells that a migration is complete before it would go on. */
-static void not_finalized(void)
+static void not_finalized(int times, bool final_at_once)
 {
-	struct monitor m = {.migration_status = "completed", .not_final = 3};
+	struct monitor m = {.migration_status = "completed",
+			    .not_final = times,
+			    .final_at_once = final_at_once};
 	struct err e = {0};
 	struct qmp *q = open_monitor(&m, 2000, &e);
 
@@ -610,7 +613,8 @@ int main(void)
 	loads("inmigrate");
 	undone_stop();
 	refused_states();
-	not_finalized();
+	not_finalized(3, false);
+	not_finalized(1, true);
 	failed_migration();
 	resumed_by_somebody();
 	paused_before();
