@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#include "snapd/io_uring_writer.h"
+#include "snapd/io_uring_reader.h"
 #include "snapd/store/segment.h"
 
 struct store;

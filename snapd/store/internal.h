@@ -2,7 +2,9 @@
 /*
  * What the store's files share; nobody else includes it.
  *
- *   store.c         open, recovery, VMs, timelines, figures
+ *   store.c         open, recovery, the index in its place
+ *   store/vms.c     VMs as records; so store/timeline.c
+ *   store/stats.c   figures
  *   store/snapshot.c  snapshots as records: found, changed, deleted
  *   store/segtable.c  the table of segments: found, in sets, opened
  *   store/space.c   segment files: made, recycled, lent to epochs
@@ -10,7 +12,7 @@
  *   store/features.c  what a reader must know; how new pages are stored
  *   store/journal.c what the index learns, in the segments as well
  *   store/append.c  pages and blobs → batches → a segment's tail
- *   store/read.c    locs → headers → few large reads → checked pages
+ *   store/read.c    locs → headers → few large reads → checked pages; store/round.c a part
  *   store/headers.c batches of a reader, and their headers, cached
  *   store/blob.c    manifests, checkpoints, states: parts in batches → bytes
  *   store/map.c     epoch records → whole maps; rebuilding the dedup table
@@ -36,6 +38,7 @@
 #include "snapd/store/codec.h"
 #include "snapd/store/dedup.h"
 #include "snapd/store/index.h"
+#include "snapd/io_uring_reader.h"
 #include "snapd/io_uring_writer.h"
 #include "snapd/store/manifest.h"
 #include "snapd/store/packer.h"
@@ -141,6 +144,7 @@ struct store {
 
 /* ---- store.c ---- */
 
+int store_random(void *buf, size_t len); /* -errno */
 /* Locked, with its key, and without an index: only store_close() and what is said to
  * work without one. */
 int store_open_bare(const char *dir, const char *key_file, struct store **ret, struct err *e);

@@ -19,6 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "snapd/io_uring_reader.h"
 #include "snapd/io_uring_writer.h"
 #include "snapd/util/log.h"
 #include "tests/lib/rand.h"

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "snapd/io_uring_reader.h"
 #include "snapd/io_uring_writer.h"
 #include "snapd/util/cleanup.h"
 #include "tests/lib/rand.h"
