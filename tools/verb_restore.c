@@ -86,6 +86,7 @@ static void qemu_command(const struct args *a, const json_t *argv, char *disks, 
 	const char *launcher = getenv("SNAPD_QEMU");
 
 	add(c, launcher && *launcher ? launcher : "snapd-qemu");
+	add(c, "--recorded");
 	if (opt(a, "force"))
 		add(c, "--force");
 	add_each(c, "--disk", disks);

@@ -632,7 +632,7 @@ static int complete(const struct cmdline_request *req, char *const *argv, struct
 		rc = replace_all(p, req->disks, req->nr_disks, "disk", replace_disk, e);
 	if (!rc)
 		rc = replace_all(p, req->macs, req->nr_macs, "MAC address", replace_mac, e);
-	if (!rc && req->restore)
+	if (!rc && req->recorded)
 		rc = no_descriptors(p, e);
 	if (rc)
 		return rc;

@@ -34,6 +34,7 @@ struct replacement {
 struct cmdline_request {
 	int monitor_fd; /* QEMU's end */
 	bool restore;	/* wait for a stream in place of booting */
+	bool recorded;	/* of a QEMU that was: descriptors it names were that process's */
 	const struct replacement *disks;
 	size_t nr_disks;
 	const struct replacement *macs;

@@ -27,6 +27,8 @@ static const char usage_text[] =
 	"  --vm NAME             name of the VM (else $SNAPD_VM_NAME, else that of -name)\n"
 	"  --socket PATH         snapd's socket for agents (else $SNAPD_AGENT_SOCKET)\n"
 	"  --restore SNAP        become this snapshot in place of booting (else $SNAPD_RESTORE)\n"
+	"  --recorded            the command line is that of a QEMU that was: descriptors that it\n"
+	"                        names are gone\n"
 	"  --force               --restore: also from another QEMU version, machine or CPU\n"
 	"  --disk OLD=NEW        use NEW where the command line has the disk image OLD\n"
 	"  --mac OLD=NEW         likewise for a network card's address\n"
@@ -61,11 +63,17 @@ static int add_replacement(struct replacement *list, size_t *nr, char *text)
 static int parse(int argc, char **argv, struct options *o, int *status)
 {
 	static const struct option longs[] = {
-		{"vm", required_argument, NULL, 'v'},	   {"socket", required_argument, NULL, 's'},
-		{"restore", required_argument, NULL, 'r'}, {"force", no_argument, NULL, 'f'},
-		{"disk", required_argument, NULL, 'd'},	   {"mac", required_argument, NULL, 'm'},
-		{"print", no_argument, NULL, 'p'},	   {"version", no_argument, NULL, 'V'},
-		{"help", no_argument, NULL, 'h'},	   {NULL},
+		{"vm", required_argument, NULL, 'v'},
+		{"socket", required_argument, NULL, 's'},
+		{"restore", required_argument, NULL, 'r'},
+		{"force", no_argument, NULL, 'f'},
+		{"recorded", no_argument, NULL, 'R'},
+		{"disk", required_argument, NULL, 'd'},
+		{"mac", required_argument, NULL, 'm'},
+		{"print", no_argument, NULL, 'p'},
+		{"version", no_argument, NULL, 'V'},
+		{"help", no_argument, NULL, 'h'},
+		{NULL},
 	};
 	int c;
 
@@ -85,6 +93,9 @@ static int parse(int argc, char **argv, struct options *o, int *status)
 			break;
 		case 'f':
 			o->force = true;
+			break;
+		case 'R':
+			o->req.recorded = true;
 			break;
 		case 'd':
 			rc = add_replacement(o->disks, &o->req.nr_disks, optarg);

@@ -2,7 +2,7 @@
 _snapd_qemu()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} i
-	local options='--vm --socket --restore --force --disk --mac --print --version --help'
+	local options='--vm --socket --restore --recorded --force --disk --mac --print --version --help'
 
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		if [[ ${COMP_WORDS[i]} == -- ]]; then

@@ -240,6 +240,10 @@ static void restores(void)
 
 	expect_restore(&r, "-accel kvm -m 64 -incoming tcp:0:4444 -loadvm x",
 		       "-accel kvm -m 64" RAM("67108864") QMP " -incoming defer", NULL);
+	expect_restore(&r, "-accel kvm -netdev tap,id=n,fd=33",
+		       "-accel kvm -netdev tap,id=n,fd=33" RAM("134217728") QMP " -incoming defer",
+		       NULL);
+	r.recorded = true;
 	expect_restore(&r, "-accel kvm -netdev tap,id=n,fd=33", NULL, "descriptor");
 	expect_restore(&r, "-accel kvm -chardev socket,id=c,fd=3,server=on", NULL, "descriptor");
 	r.disks = disks;
