@@ -274,7 +274,8 @@ int snapd_vm_memslot(struct snapd_vm *vm, const struct snapd_memslot *slot);
 /*
  * Tell of a block of RAM.  Blocks last until snapd_vm_ram_gone(), which is for memory that
  * was unplugged, all its slots deleted; it names the mapping, which must still be there.
- * Both wait while a snapshot has the VM paused, as snapd_vm_memslot() does.
+ * Both wait while a snapshot has the VM paused, as snapd_vm_memslot() does.  With
+ * SNAPD_ATTACH_TRACK_HOST_WRITES no I/O may be in flight into a block that is told.
  *
  * -EINVAL  misaligned, or private memory, as above
  * -EEXIST  part of it was told already
