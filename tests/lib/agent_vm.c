@@ -70,7 +70,7 @@ void agent_vm_create(struct agent_vm *a, const struct agent_vm_config *config)
 	if (r == -ENOTSUP)
 		skip("%s", snapd_vm_error(NULL));
 	check(!r, "%s", snapd_vm_error(NULL));
-	check(!sys_slot(a), "%s", snapd_vm_error(NULL));
+	check(config->no_sys_slot || !sys_slot(a), "%s", snapd_vm_error(NULL));
 	if (config->data_bytes && !config->no_data_slot)
 		check(!agent_vm_slot(a, AGENT_VM_DATA_SLOT, KVM_GUEST_DATA_GPA, 0,
 				     config->data_bytes / KVM_GUEST_PAGE),

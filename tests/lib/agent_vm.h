@@ -52,6 +52,7 @@ struct agent_vm_config {
 	const struct snapd_kvm_ops *kvm;
 	void *opaque;
 	bool no_data_slot;
+	bool no_sys_slot; /* the test makes it */
 };
 
 /* The ways of dirty tracking that a test can be run with. */

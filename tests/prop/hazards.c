@@ -2,11 +2,12 @@
 /*
  * Every way a page gets dirty, in random order, against its content.
  *
- * A VM on the simulated KVM, with two address spaces, small rings and backup bitmaps;
- * one thread does everything, so that a seed replays a run exactly (checked by a hash
- * over all that was reported).  Steps: memslots come and go in both address spaces, as
- * aliases, at other GPAs, under reused ids; a DIMM is unplugged for good, or another
- * file takes its GPA; vCPUs write through either address space, into holes, or until
+ * Two programs.  One has a VM on the simulated KVM, with two address spaces and backup bitmaps,
+ * and one thread does everything, so that a seed replays a run exactly (checked by a hash
+ * over all that was reported).  The other has the kernel's KVM, with each way of dirty
+ * tracking, and vCPUs that write while everything else goes on.  Steps: memslots come and go in
+ * both address spaces, as aliases, at other GPAs, under reused ids; a DIMM is unplugged for good,
+ * or another file takes its GPA; vCPUs write through either address space, into holes, or until
  * rings are full; KVM writes without a vCPU; the VMM writes, and marks by GPA or by
  * file; a device logs as vhost does; memory is discarded, or said to be; consumers come
  * and go; the service reconnects, copies early, takes epochs, rolls back.
@@ -15,8 +16,10 @@
  * key, equals memory; no page has two keys and no key two pages; what is gone has no
  * bits.  How much was reported in vain is counted.
  *
- *   hazards [EPOCHS]      a campaign, and a short one twice: the same twice
- *   hazards --ablate      each guard taken away in turn has to be noticed
+ *   hazards [EPOCHS]               a campaign, and a short one twice: the same twice
+ *   hazards_kvm BACKEND [EPOCHS]   a campaign; BACKEND as in tests/lib/agent_vm.h
+ *   hazards_kvm BACKEND EPOCHS expect-miss      an agent that lacks a guard has to be noticed
+ *   hazards_ablated                each guard taken away in turn has to be noticed
  */
 #include <string.h>
 #include <sys/wait.h>
@@ -52,32 +55,24 @@ static void step(struct campaign *c)
 	ops[i].fn(c);
 }
 
-static void campaign_open(struct campaign *c, uint64_t seed)
+static void campaign_open(struct campaign *c, uint64_t seed, const char *backend)
 {
-	const struct sim_vm_config config = {
-		.nr_vcpus = VCPUS,
-		.ring_entries = RING,
-		.harvest_us = 60000000, /* the harvest thread sleeps: who needs it, does it */
-		.backup_bitmap = true,
-		.callbacks = &hazard_callbacks,
-		.opaque = c,
-		.mmio = on_hole,
-	};
-
 	memset(c, 0, sizeof(*c));
 	c->r = rand_of(seed);
-	c->saved_state = c->mem[DIMM0].fd = c->mem[DIMM1].fd = -1;
-	sim_vm_create(&c->vm, &config);
-	mem_create(c, LOW, LOW_PAGES);
+	c->saved_state = -1;
+	for (enum mem_id i = 0; i < NR_MEMS; i++)
+		c->mem[i].fd = -1;
+	hazard_host.create(c, backend);
 	mem_create(c, MAIN, MAIN_PAGES);
-	mem_create(c, SMRAM, SMRAM_PAGES);
-	slot_add(c, LOW_SLOT, 0, 0, LOW, 0, LOW_PAGES);
-	slot_add(c, LOW_SLOT, 1, 0, LOW, 0, LOW_PAGES);
+	if (hazard_host.spaces > 1)
+		mem_create(c, SMRAM, SMRAM_PAGES);
+	for (uint32_t i = 0; i < hazard_host.spaces; i++)
+		slot_add(c, LOW_SLOT, i, 0, LOW, 0, c->mem[LOW].pages);
 	if (below(c, 2)) /* one piece for all, or one a slot */
-		slot_add(c, 0, (uint32_t)below(c, 2), MAIN_GPA, MAIN, 0, MAIN_PAGES);
-	check(!snapd_devlog_create(c->vm.agent, GPA_END, &c->log, &c->log_mem), "%s",
+		slot_add(c, 0, any_space(c), MAIN_GPA, MAIN, 0, MAIN_PAGES);
+	check(!snapd_devlog_create(c->agent, GPA_END, &c->log, &c->log_mem), "%s",
 	      snapd_vm_error(NULL));
-	fake_open_on(c->vm.listen_fd, &c->s);
+	fake_open_on(c->listen_fd, &c->s);
 	live_update(&c->live, &c->s);
 }
 
@@ -85,11 +80,13 @@ static void campaign_close(struct campaign *c)
 {
 	struct snapd_vm_stats st;
 
-	snapd_vm_get_stats(c->vm.agent, &st);
+	for (uint32_t i = 0; i < VCPUS; i++)
+		hazard_host.join(c, i);
+	snapd_vm_get_stats(c->agent, &st);
 	check(!st.unresolved, "%llu unresolved", (unsigned long long)st.unresolved);
 	snapd_devlog_destroy(c->log);
 	fake_close(&c->s);
-	sim_vm_destroy(&c->vm);
+	hazard_host.destroy(c);
 	live_deinit(&c->live);
 	image_deinit(&c->kept);
 	image_deinit(&c->saved);
@@ -101,17 +98,17 @@ static void campaign_close(struct campaign *c)
 }
 
 /* The hash. */
-static uint64_t run(uint64_t seed, uint64_t epochs, bool quiet)
+static uint64_t run(uint64_t seed, uint64_t epochs, bool quiet, const char *backend)
 {
 	static struct campaign c;
 
-	campaign_open(&c, seed);
+	campaign_open(&c, seed, backend);
 	while (c.epochs < epochs)
 		step(&c);
 	if (!quiet) {
 		struct snapd_vm_stats st;
 
-		snapd_vm_get_stats(c.vm.agent, &st);
+		snapd_vm_get_stats(c.agent, &st);
 		printf("%llu epochs, %llu rollbacks, %llu reconnects, %llu slot changes, %llu "
 		       "discards, %llu consumer checks, %llu rings full\n",
 		       (unsigned long long)c.epochs, (unsigned long long)c.rollbacks,
@@ -121,11 +118,29 @@ static uint64_t run(uint64_t seed, uint64_t epochs, bool quiet)
 		printf("missed 0; reported %llu, changed %llu: over-reported by %.3f\n",
 		       (unsigned long long)c.reported, (unsigned long long)c.changed,
 		       (double)c.reported / (double)MAX(c.changed, 1ull));
-		check(epochs < 1000 || (st.ring_full && c.rollbacks && c.reconnects && c.checks),
+		check(epochs < 1000 || ((st.ring_full || backend) && c.rollbacks && c.reconnects &&
+					c.checks),
 		      "the campaign did not get everywhere");
 	}
 	campaign_close(&c);
 	return c.hash;
+}
+
+/* Does a run of its own notice that something is missing? */
+static bool is_noticed(uint64_t seed, uint64_t epochs, const char *backend)
+{
+	int status;
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	if (!pid) {
+		run(seed, epochs, true, backend);
+		printf("not noticed\n");
+		exit(0);
+	}
+	check(pid > 0 && waitpid(pid, &status, 0) == pid, "fork");
+	return WIFEXITED(status) && WEXITSTATUS(status) == EXIT_MISSED;
 }
 
 #ifdef SNAPD_ABLATIONS
@@ -140,22 +155,12 @@ static int ablate(uint64_t seed)
 		ABLATION_CONSUMERS_SHARE,	ABLATION_NEWCOMER_CLEAN,
 		ABLATION_DISCARD_UNTOLD,
 	};
-	int unseen = 0, status;
+	int unseen = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(which); i++) {
-		pid_t pid;
-
 		printf("guard %d away: ", which[i]);
-		fflush(stdout);
-		pid = fork();
-		if (!pid) {
-			snapd_ablation = which[i];
-			run(seed, 30000, true);
-			printf("not noticed\n");
-			exit(0);
-		}
-		check(pid > 0 && waitpid(pid, &status, 0) == pid, "fork");
-		unseen += !WIFEXITED(status) || WEXITSTATUS(status) != EXIT_MISSED;
+		snapd_ablation = which[i];
+		unseen += !is_noticed(seed, 30000, NULL);
 	}
 	return unseen ? 1 : 0;
 }
@@ -163,15 +168,21 @@ static int ablate(uint64_t seed)
 
 int main(int argc, char **argv)
 {
-	uint64_t seed = rand_seed(), epochs = argc > 1 ? strtoull(argv[1], NULL, 0) : 3000;
+	const char *backend = hazard_host.backends && argc > 1 ? argv[1] : hazard_host.backends;
+	int at = hazard_host.backends ? 2 : 1;
+	uint64_t seed = rand_seed(), epochs = argc > at ? strtoull(argv[at], NULL, 0) : 3000;
 	uint64_t first;
 
 #ifdef SNAPD_ABLATIONS
 	return ablate(seed);
 #endif
-	first = run(seed ^ 1, 100, true);
-	check(run(seed ^ 1, 100, true) == first, "a seed does not replay a run");
-	run(seed, epochs, false);
+	if (argc > at + 1)
+		return !is_noticed(seed, epochs, backend);
+	if (hazard_host.replays) {
+		first = run(seed ^ 1, 100, true, backend);
+		check(run(seed ^ 1, 100, true, backend) == first, "a seed does not replay a run");
+	}
+	run(seed, epochs, false, backend);
 	printf("ok\n");
 	return 0;
 }

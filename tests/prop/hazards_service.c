@@ -149,7 +149,7 @@ void op_rollback(struct campaign *c)
 void op_reconnect(struct campaign *c)
 {
 	fake_close(&c->s);
-	fake_open_on(c->vm.listen_fd, &c->s);
+	fake_open_on(c->listen_fd, &c->s);
 	live_reconnected(&c->live);
 	live_update(&c->live, &c->s);
 	live_settle(&c->live);
@@ -188,8 +188,7 @@ void op_consumer(struct campaign *c)
 	struct consumer *k = &c->consumers[below(c, CONSUMERS)];
 
 	if (!k->c) {
-		check(!snapd_consumer_create(c->vm.agent, "one", &k->c), "%s",
-		      snapd_vm_error(NULL));
+		check(!snapd_consumer_create(c->agent, "one", &k->c), "%s", snapd_vm_error(NULL));
 	} else if (below(c, 4) == 0) {
 		snapd_consumer_destroy(k->c);
 		image_deinit(&k->im);

@@ -10,7 +10,7 @@ void mem_create(struct campaign *c, enum mem_id id, uint64_t pages)
 {
 	struct mem *m = &c->mem[id];
 
-	*m = (struct mem){.fd = memfd_create("hazards", MFD_CLOEXEC), .pages = pages};
+	*m = (struct mem){.fd = memfd_create("hazards", MFD_CLOEXEC), .pages = pages, .nr = pages};
 	check(m->fd >= 0 && !ftruncate(m->fd, (off_t)(pages * PAGE)), "memory");
 	m->hva = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
 	check(m->hva != MAP_FAILED, "memory");
@@ -63,7 +63,7 @@ void slot_add(struct campaign *c, uint32_t id, uint32_t as_id, uint64_t gpa, enu
 
 	if (m->fd < 0 || !slot_fits(c, &s))
 		return;
-	check(!snapd_vm_memslot(c->vm.agent, &s), "%s", snapd_vm_error(NULL));
+	check(!snapd_vm_memslot(c->agent, &s), "%s", snapd_vm_error(NULL));
 	c->slots[c->nr_slots++] = s;
 }
 
@@ -74,13 +74,13 @@ static void slot_delete(struct campaign *c, uint32_t i, uint32_t flags)
 				  .flags = (uint16_t)flags,
 				  .fd = -1};
 
-	check(!snapd_vm_memslot(c->vm.agent, &s), "%s", snapd_vm_error(NULL));
+	check(!snapd_vm_memslot(c->agent, &s), "%s", snapd_vm_error(NULL));
 	c->slots[i] = c->slots[--c->nr_slots];
 }
 
 void op_slot_add(struct campaign *c)
 {
-	uint32_t as_id = (uint32_t)below(c, 2), id = (uint32_t)below(c, 12);
+	uint32_t as_id = any_space(c), id = (uint32_t)below(c, 12);
 	uint64_t first = below(c, CHUNKS), n = 1 + below(c, CHUNKS - first);
 	uint64_t gpa = MAIN_GPA + first * CHUNK_PAGES * PAGE + (below(c, 3) ? 0 : WINDOW);
 
@@ -98,7 +98,8 @@ void op_slot_delete(struct campaign *c)
 /* Only address space 1 has SMRAM, where the other may have something else. */
 void op_smram(struct campaign *c)
 {
-	slot_add(c, 20, 1, MAIN_GPA, SMRAM, 0, SMRAM_PAGES);
+	if (hazard_host.spaces > 1)
+		slot_add(c, 20, 1, MAIN_GPA, SMRAM, 0, SMRAM_PAGES);
 }
 
 void forget_saved(struct campaign *c)
@@ -133,5 +134,5 @@ void op_dimm(struct campaign *c)
 		mem_create(c, dimm, DIMM_PAGES);
 	else if (below(c, 4) == 0)
 		dimm_unplug(c, dimm);
-	slot_add(c, 30 + (uint32_t)dimm, (uint32_t)below(c, 2), DIMM_GPA, dimm, 0, DIMM_PAGES);
+	slot_add(c, 30 + (uint32_t)dimm, any_space(c), DIMM_GPA, dimm, 0, DIMM_PAGES);
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* hazards: vCPUs, KVM by itself, the VMM, a device with a log, and the host that takes memory. */
 #include <fcntl.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "tests/prop/hazards.h"
@@ -25,37 +24,40 @@ static uint64_t any_gpa(struct campaign *c, uint32_t *as_id)
 	const struct snapd_memslot *s = &c->slots[below(c, c->nr_slots)];
 
 	*as_id = s->as_id;
+	if (s->slot == LOW_SLOT)
+		return s->gpa + (c->mem[LOW].first * PAGE) +
+		       below(c, c->mem[LOW].nr * PAGE / 8) * 8;
 	if (below(c, 10))
 		return s->gpa + below(c, s->size_bytes / 8) * 8;
 	*as_id = 0;
 	return MAIN_GPA + (below(c, 2) ? WINDOW : 0) + below(c, MAIN_PAGES) * PAGE;
 }
 
-/* On the vCPU's thread, while everything else waits for it: the VMM does it. */
-void on_hole(struct sim_vm *vm, const struct sim_store *st)
+/* The VMM does it. */
+void on_hole(struct campaign *c, const struct store *st)
 {
-	struct campaign *c = vm->config.opaque;
 	uint64_t at = (st->gpa - MAIN_GPA) % WINDOW;
 
 	if (st->as_id || at >= MAIN_PAGES * PAGE)
 		return; /* there is nothing behind it */
-	memcpy(c->mem[MAIN].hva + at, &st->value, 8);
-	check(!snapd_vm_mark_file_dirty(vm->agent, c->mem[MAIN].fd, at, 8), "mark");
+	__atomic_store_n((uint64_t *)(c->mem[MAIN].hva + at), st->value, __ATOMIC_RELAXED);
+	check(!snapd_vm_mark_file_dirty(c->agent, c->mem[MAIN].fd, at, 8), "mark");
 }
 
-/* Both vCPUs, one after the other; at times more pages than a ring holds. */
+/* At times more pages than a ring holds. */
 void op_vcpus(struct campaign *c)
 {
-	static struct sim_store stores[2 * RING];
 	uint32_t i = (uint32_t)below(c, VCPUS), n = 1 + (uint32_t)below(c, 30);
+	struct store *stores = c->stores[i];
 
+	hazard_host.join(c, i);
 	if (below(c, 60) == 0)
-		n = ARRAY_SIZE(stores);
+		n = MAX_STORES;
 	for (uint32_t k = 0; k < n; k++) {
 		stores[k].gpa = any_gpa(c, &stores[k].as_id);
 		stores[k].value = ++c->counter;
 	}
-	sim_vm_run(&c->vm, i, stores, n);
+	hazard_host.begin(c, i, n);
 }
 
 /* KVM by itself, as for an interrupt controller's tables. */
@@ -64,8 +66,8 @@ void op_no_vcpu(struct campaign *c)
 	uint32_t as_id;
 	uint64_t gpa = any_gpa(c, &as_id);
 
-	if (slot_seen(c, as_id, gpa))
-		check(!simkvm_write(c->vm.sim, as_id, gpa, ++c->counter), "write");
+	if (hazard_host.write && slot_seen(c, as_id, gpa))
+		hazard_host.write(c, as_id, gpa, ++c->counter);
 }
 
 /* The VMM writes; what it marks by. */
@@ -77,12 +79,14 @@ void host_write(struct campaign *c, bool by_file)
 
 	if (!s)
 		return;
-	*word_at(s, gpa) = ++c->counter;
+	__atomic_store_n(word_at(s, gpa), ++c->counter, __ATOMIC_RELAXED);
+	if (c->unmarked)
+		return;
 	if (by_file || s->as_id)
-		check(!snapd_vm_mark_file_dirty(c->vm.agent, s->fd, s->fd_offset + gpa - s->gpa, 8),
+		check(!snapd_vm_mark_file_dirty(c->agent, s->fd, s->fd_offset + gpa - s->gpa, 8),
 		      "mark");
 	else
-		check(!snapd_vm_mark_dirty(c->vm.agent, gpa, 8), "mark");
+		check(!snapd_vm_mark_dirty(c->agent, gpa, 8), "mark");
 }
 
 void op_mark(struct campaign *c)
@@ -99,7 +103,7 @@ void device_write(struct campaign *c)
 
 	if (!s)
 		return;
-	*word_at(s, gpa) = ++c->counter;
+	__atomic_store_n(word_at(s, gpa), ++c->counter, __ATOMIC_RELAXED);
 	__atomic_fetch_or((uint8_t *)c->log_mem.base + gpa / LOG_PAGE / 8,
 			  (uint8_t)(1u << gpa / LOG_PAGE % 8), __ATOMIC_SEQ_CST);
 }
@@ -118,8 +122,9 @@ void op_discard(struct campaign *c)
 
 	if (m->fd < 0)
 		return;
-	first = below(c, m->pages);
-	n = 1 + below(c, MIN(m->pages - first, 8ull));
+	first = below(c, m->nr);
+	n = 1 + below(c, MIN(m->nr - first, 8ull));
+	first += m->first;
 	switch (below(c, 3)) {
 	case 0:
 		check(!fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -133,6 +138,6 @@ void op_discard(struct campaign *c)
 		check(!madvise(m->hva + first * PAGE, n * PAGE, MADV_DONTNEED), "MADV_DONTNEED");
 		break;
 	}
-	check(!snapd_vm_discarded(c->vm.agent, m->fd, first * PAGE, n * PAGE), "discard");
+	check(!snapd_vm_discarded(c->agent, m->fd, first * PAGE, n * PAGE), "discard");
 	c->discards++;
 }
