@@ -210,29 +210,27 @@ static int close_run(struct layer_writer *w)
 	return 0;
 }
 
-static bool goes_on(const struct layer_run *r, uint64_t gfn, enum layer_kind kind, uint32_t pack,
-		    uint32_t entry)
+static bool goes_on(const struct layer_run *open, const struct layer_run *r)
 {
-	return r->nr && r->gfn + r->nr == gfn && r->kind == kind &&
-	       (kind != LAYER_PAGES || (r->pack == pack && r->entry + r->nr == entry));
+	return open->nr && open->gfn + open->nr == r->gfn && open->kind == r->kind &&
+	       (r->kind != LAYER_PAGES ||
+		(open->pack == r->pack && open->entry + open->nr == r->entry));
 }
 
-int layer_put(struct layer_writer *w, uint64_t gfn, enum layer_kind kind, uint32_t pack,
-	      uint32_t entry)
+int layer_put(struct layer_writer *w, const struct layer_run *run)
 {
 	int rc;
 
-	assert(gfn >= (w->open.nr ? w->open.gfn + w->open.nr : w->next_gfn));
-	if (!goes_on(&w->open, gfn, kind, pack, entry)) {
-		rc = close_run(w);
-		if (rc)
-			return rc;
-		w->open =
-			(struct layer_run){.gfn = gfn, .kind = kind, .pack = pack, .entry = entry};
+	assert(run->nr && run->gfn >= (w->open.nr ? w->open.gfn + w->open.nr : w->next_gfn));
+	w->nr_frames += run->nr;
+	if (goes_on(&w->open, run)) {
+		w->open.nr += run->nr;
+		return 0;
 	}
-	w->open.nr++;
-	w->nr_frames++;
-	return 0;
+	rc = close_run(w);
+	if (!rc)
+		w->open = *run;
+	return rc;
 }
 
 int layer_finish(struct layer_writer *w, uint8_t **ret, size_t *ret_len, uint64_t *nr_frames)
@@ -263,16 +261,7 @@ int layer_finish(struct layer_writer *w, uint8_t **ret, size_t *ret_len, uint64_
 
 /* ---- reading ---- */
 
-struct decoding {
-	const uint8_t *p, *end;
-	const uint32_t *numbers; /* of the packs */
-	uint32_t nr_packs;
-	struct layer_run run;
-	uint64_t next_gfn, next_entry;
-	bool has_last;
-};
-
-static bool get_number(struct decoding *d, uint64_t *ret)
+static bool get_number(struct layer_reader *d, uint64_t *ret)
 {
 	*ret = 0;
 	for (int shift = 0; shift < 63 && d->p < d->end; shift += 7) {
@@ -286,7 +275,7 @@ static bool get_number(struct decoding *d, uint64_t *ret)
 }
 
 /* The pack and entry of a run of pages. */
-static bool get_place(struct decoding *d, bool on)
+static bool get_place(struct layer_reader *d, bool on)
 {
 	uint64_t pack, entry = d->next_entry;
 
@@ -306,7 +295,7 @@ static bool get_place(struct decoding *d, bool on)
 	return true;
 }
 
-static bool get_run(struct decoding *d)
+static bool get_run(struct layer_reader *d)
 {
 	uint64_t gap, len;
 
@@ -338,36 +327,64 @@ static int number_packs(const uint8_t *names, uint32_t nr, struct packset *packs
 	return 0;
 }
 
-int layer_decode(const uint8_t *payload, size_t len, struct packset *packs, layer_fn fn, void *arg,
-		 struct err *e)
+int layer_reader_init(struct layer_reader *r, const uint8_t *payload, size_t len,
+		      struct packset *packs, struct err *e)
 {
-	_cleanup_free_ uint32_t *numbers = NULL;
-	uint64_t nr_frames = 0;
-	struct decoding d = {0};
 	struct bk_map head;
 	int rc;
 
+	*r = (struct layer_reader){.begin = payload, .end = payload + len};
 	if (len < sizeof(head))
 		return err_set(e, E_CORRUPT, "the map is cut off");
 	memcpy(&head, payload, sizeof(head));
 	if (head.reserved || head.nr_packs > (len - sizeof(head)) / BK_NAME_BYTES)
 		return err_set(e, E_CORRUPT, "the map's head makes no sense");
-	numbers = calloc((size_t)head.nr_packs + 1, sizeof(*numbers));
-	if (!numbers)
+	r->numbers = calloc((size_t)head.nr_packs + 1, sizeof(*r->numbers));
+	if (!r->numbers)
 		return err_errno(e, ENOMEM, "map");
-	rc = number_packs(payload + sizeof(head), head.nr_packs, packs, numbers, e);
-	d.p = payload + sizeof(head) + (size_t)head.nr_packs * BK_NAME_BYTES;
-	d.end = payload + len;
-	d.numbers = numbers;
-	d.nr_packs = head.nr_packs;
-	while (!rc && d.p < d.end) {
-		if (!get_run(&d))
-			return err_set(e, E_CORRUPT, "the map makes no sense at byte %zu",
-				       (size_t)(d.p - payload));
-		nr_frames += d.run.nr;
-		rc = fn(arg, &d.run, e);
+	r->nr_packs = head.nr_packs;
+	r->claimed = head.nr_frames;
+	r->p = payload + sizeof(head) + (size_t)head.nr_packs * BK_NAME_BYTES;
+	rc = number_packs(payload + sizeof(head), head.nr_packs, packs, r->numbers, e);
+	if (rc)
+		layer_reader_deinit(r);
+	return rc;
+}
+
+void layer_reader_deinit(struct layer_reader *r)
+{
+	free(r->numbers);
+	r->numbers = NULL;
+}
+
+int layer_next(struct layer_reader *r, struct layer_run *ret, struct err *e)
+{
+	if (r->p == r->end)
+		return r->nr_frames == r->claimed
+			       ? 0
+			       : err_set(e, E_CORRUPT, "the map's frames do not add up");
+	if (!get_run(r))
+		return err_set(e, E_CORRUPT, "the map makes no sense at byte %zu",
+			       (size_t)(r->p - r->begin));
+	r->nr_frames += r->run.nr;
+	*ret = r->run;
+	return 1;
+}
+
+int layer_decode(const uint8_t *payload, size_t len, struct packset *packs, layer_fn fn, void *arg,
+		 struct err *e)
+{
+	struct layer_reader r;
+	struct layer_run run;
+	int rc = layer_reader_init(&r, payload, len, packs, e);
+
+	if (rc)
+		return rc;
+	while ((rc = layer_next(&r, &run, e)) == 1) {
+		rc = fn(arg, &run, e);
+		if (rc)
+			break;
 	}
-	if (!rc && nr_frames != head.nr_frames)
-		return err_set(e, E_CORRUPT, "the map's frames do not add up");
+	layer_reader_deinit(&r);
 	return rc;
 }

@@ -63,15 +63,31 @@ struct layer_writer {
 };
 void layer_writer_init(struct layer_writer *w, const struct packset *packs);
 void layer_writer_deinit(struct layer_writer *w);
-/* Frames ascend.  -ENOMEM. */
-int layer_put(struct layer_writer *w, uint64_t gfn, enum layer_kind kind, uint32_t pack,
-	      uint32_t entry);
+/* Runs ascend.  -ENOMEM. */
+int layer_put(struct layer_writer *w, const struct layer_run *run);
 /* About how long the payload is by now. */
 size_t layer_bytes(const struct layer_writer *w);
 /* The payload, malloc()ed; the writer is as after init.  -ENOMEM. */
 int layer_finish(struct layer_writer *w, uint8_t **ret, size_t *ret_len, uint64_t *nr_frames);
 
+/* The runs of a map one by one. */
+struct layer_reader {
+	const uint8_t *p, *begin, *end; /* borrowed: the payload */
+	uint32_t *numbers;		/* owned: of the packs */
+	uint32_t nr_packs;
+	uint64_t nr_frames, claimed;
+	struct layer_run run;
+	uint64_t next_gfn, next_entry;
+	bool has_last;
+};
+/* Packs join `packs`.  -EUCLEAN, -ENOMEM. */
+int layer_reader_init(struct layer_reader *r, const uint8_t *payload, size_t len,
+		      struct packset *packs, struct err *e);
+void layer_reader_deinit(struct layer_reader *r); /* accepts one that is zeroed */
+/* 1, 0 at the end, -EUCLEAN; runs of kind PAGES_ON come as PAGES. */
+int layer_next(struct layer_reader *r, struct layer_run *ret, struct err *e);
+
 typedef int (*layer_fn)(void *arg, const struct layer_run *run, struct err *e);
-/* Packs join `packs`; runs of kind PAGES_ON come as PAGES.  -EUCLEAN; what fn returns. */
+/* All of them.  What fn returns. */
 int layer_decode(const uint8_t *payload, size_t len, struct packset *packs, layer_fn fn, void *arg,
 		 struct err *e);

@@ -10,6 +10,7 @@
 
 #include "snapd/backup/push_impl.h"
 #include "snapd/daemon/daemon.h"
+#include "snapd/store/overlay.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/pool.h"
 
@@ -22,25 +23,20 @@ static void push_deinit(struct push *p)
 	cache_view_close(p->view);
 	uploader_destroy(p->up);
 	store_reader_destroy(p->reader);
+	push_close_frames(p);
 	contents_deinit(&p->c);
 	repo_list_deinit(&p->list);
-	if (p->base_map)
-		pagemap_destroy(p->base_map);
-	if (p->whole)
-		pagemap_destroy(p->whole);
+	memory_stream_close(p->whole);
 	packset_deinit(&p->marked);
 	packset_deinit(&p->packs);
 	layer_writer_deinit(&p->layer);
 	manifest_deinit(&p->m);
-	free(p->changed);
 	free(p->infos);
 	free(p->maps);
 	free(p->pages);
 	free(p->scratch);
 	free(p->reqs);
-	free(p->gfns);
-	free(p->locs);
-	free(p->at);
+	free(p->items);
 	free(p->names);
 	free(p->todo);
 }
@@ -52,18 +48,6 @@ int push_cancelled(const struct push *p, struct err *e)
 
 /* ---- 2: batches ---- */
 
-/* 1, 0 at the end. */
-static int next_frame(struct push *p, uint64_t *gfn, loc_t *loc, struct err *e)
-{
-	if (!p->base)
-		return contents_next(&p->walk, gfn, loc, e);
-	if (p->at_changed == p->nr_changed)
-		return 0;
-	*gfn = p->changed[p->at_changed++];
-	*loc = pagemap_get(p->c.map, *gfn);
-	return 1;
-}
-
 static int name_pages(void *arg, uint64_t first, uint64_t n)
 {
 	struct push *p = arg;
@@ -74,22 +58,42 @@ static int name_pages(void *arg, uint64_t first, uint64_t n)
 	return 0;
 }
 
-/* Frames of a batch; *nr_reqs of them have pages.  How many, 0 at the end. */
+/* The next item; what is left of its run comes next.  1, 0 at the end. */
+static int next_item(struct push *p, struct push_item *ret, loc_t *loc, struct err *e)
+{
+	struct manifest_run *run = &p->run;
+	int rc = run->len ? 1 : push_next_frames(p, run, e);
+	bool page;
+
+	if (rc <= 0)
+		return rc;
+	*loc = run->loc;
+	page = loc_kind(*loc) == LOC_PAGE;
+	*ret = (struct push_item){.run = {.gfn = run->gfn, .nr = page ? 1 : run->len}};
+	ret->run.kind = page ? LAYER_PAGES : *loc == LOC_ZERO_PAGE ? LAYER_ZERO : LAYER_GONE;
+	*run = run_from(*run, run->gfn + ret->run.nr);
+	return 1;
+}
+
+/* Items of a batch; *nr_reqs of them have pages.  How many, 0 at the end. */
 static int gather(struct push *p, uint32_t *nr_reqs, struct err *e)
 {
 	uint32_t nr = 0;
+	loc_t loc;
 	int rc;
 
 	*nr_reqs = 0;
 	while (nr < p->batch_max) {
-		rc = next_frame(p, &p->gfns[nr], &p->locs[nr], e);
+		struct push_item *x = &p->items[nr];
+
+		rc = next_item(p, x, &loc, e);
 		if (rc <= 0)
 			return rc < 0 ? rc : (int)nr;
-		if (loc_kind(p->locs[nr]) == LOC_PAGE) {
-			p->at[nr] = *nr_reqs;
+		if (x->run.kind == LAYER_PAGES) {
+			x->page = *nr_reqs;
 			p->reqs[*nr_reqs] = (struct page_read){
-				.gfn = p->gfns[nr],
-				.loc = p->locs[nr],
+				.gfn = x->run.gfn,
+				.loc = loc,
 				.dst = p->pages + (size_t)*nr_reqs * p->c.snap.page_size};
 			++*nr_reqs;
 		}
@@ -98,24 +102,35 @@ static int gather(struct push *p, uint32_t *nr_reqs, struct err *e)
 	return (int)nr;
 }
 
+/* Every page gets its place; those that have to be sent, theirs in the pack. */
 static int place_batch(struct push *p, uint32_t nr, struct err *e)
 {
 	int rc = 0;
 
+	p->nr_todo = 0;
 	for (uint32_t i = 0; !rc && i < nr; i++) {
-		enum layer_kind kind = LAYER_GONE;
-		uint32_t pack = 0, entry = 0;
+		struct push_item *x = &p->items[i];
 
-		if (loc_kind(p->locs[i]) == LOC_PAGE) {
-			kind = LAYER_PAGES;
-			rc = push_place_page(p, p->at[i], &pack, &entry, e);
-		} else if (loc_kind(p->locs[i]) == LOC_ZERO) {
-			kind = LAYER_ZERO;
-			p->ret->pages_zero++;
-		}
-		if (!rc)
-			rc = push_note_frame(p, p->gfns[i], kind, pack, entry, e);
+		if (x->run.kind == LAYER_PAGES)
+			rc = push_place_page(p, x->page, &x->run.pack, &x->run.entry, e);
+		else if (x->run.kind == LAYER_ZERO)
+			p->ret->pages_zero += x->run.nr;
 	}
+	if (!rc && p->nr_todo)
+		pack_add(p->pack, p->job->daemon->pool, p->todo);
+	return rc;
+}
+
+static int note_batch(struct push *p, uint32_t nr, struct err *e)
+{
+	uint64_t frames = 0;
+	int rc = 0;
+
+	for (uint32_t i = 0; !rc && i < nr; i++) {
+		frames += p->items[i].run.nr;
+		rc = push_note_run(p, &p->items[i].run, e);
+	}
+	atomic_fetch_add(&p->job->done, frames * p->c.snap.page_size);
 	return rc;
 }
 
@@ -127,20 +142,13 @@ static int push_batch(struct push *p, uint32_t nr, uint32_t nr_reqs, struct err 
 		rc = pool_ranges(p->job->daemon->pool, nr_reqs, PARALLEL_NAMES, name_pages, p);
 	if (!rc && p->pack && !pack_has_room(p->pack, nr_reqs))
 		rc = push_send_pack(p, e);
-	if (rc)
-		return rc;
-	p->nr_todo = 0;
-	rc = place_batch(p, nr, e);
-	if (rc)
-		return rc;
-	if (p->nr_todo)
-		pack_add(p->pack, p->job->daemon->pool, p->todo);
+	if (!rc)
+		rc = place_batch(p, nr, e);
+	if (!rc)
+		rc = note_batch(p, nr, e);
 	p->ret->pages_read += nr_reqs;
-	atomic_fetch_add(&p->job->done, (uint64_t)nr * p->c.snap.page_size);
-	if (p->pack && p->pack->data_bytes >= PACK_TARGET)
+	if (!rc && p->pack && p->pack->data_bytes >= PACK_TARGET)
 		rc = push_send_pack(p, e);
-	if (!rc && layer_bytes(&p->layer) >= MAP_TARGET)
-		rc = push_end_map(p, e);
 	return rc;
 }
 
@@ -233,6 +241,8 @@ static int commit(struct push *p, struct err *e)
 		if (relied[i].lost && relied[i].is_pack)
 			cache_set_pack(p->r->cache, &relied[i].name, CACHE_NONE, NULL);
 	p->ret->name = p->m.name;
+	if (!rc) /* so that it can be a base when it is deleted here (push_known.c) */
+		cache_set_local(p->r->cache, &p->m.name, p->c.snap.id, NULL);
 	return rc;
 }
 
@@ -267,13 +277,10 @@ static int allocate(struct push *p, struct err *e)
 	p->pages = aligned_alloc(4096, BATCH_BYTES);
 	p->scratch = malloc(PACK_SCRATCH_BYTES);
 	p->reqs = calloc(p->batch_max, sizeof(*p->reqs));
-	p->gfns = calloc(p->batch_max, sizeof(*p->gfns));
-	p->locs = calloc(p->batch_max, sizeof(*p->locs));
-	p->at = calloc(p->batch_max, sizeof(*p->at));
+	p->items = calloc(p->batch_max, sizeof(*p->items));
 	p->names = calloc(p->batch_max, sizeof(*p->names));
 	p->todo = calloc(p->batch_max, sizeof(*p->todo));
-	if (!p->pages || !p->scratch || !p->reqs || !p->gfns || !p->locs || !p->at || !p->names ||
-	    !p->todo)
+	if (!p->pages || !p->scratch || !p->reqs || !p->items || !p->names || !p->todo)
 		return err_errno(e, ENOMEM, "push");
 	rc = store_reader_create(p->store, size, &p->reader, e);
 	return rc ? rc : uploader_create(p->r, &p->up, e);
@@ -283,7 +290,7 @@ static int allocate(struct push *p, struct err *e)
 static int prepare(struct push *p, uint64_t snapshot, struct err *e)
 {
 	const struct manifest *there;
-	int rc = contents_open(p->store, snapshot, true, &p->c, e);
+	int rc = contents_open(p->store, snapshot, false, &p->c, e);
 
 	if (!rc)
 		rc = repo_list(p->r, &p->list, e);
@@ -295,7 +302,7 @@ static int prepare(struct push *p, uint64_t snapshot, struct err *e)
 		p->ret->already = true;
 		return 1;
 	}
-	rc = push_find_changes(p, e);
+	rc = push_open_frames(p, e);
 	if (!rc)
 		rc = push_settle_intents(p, e);
 	if (!rc)
@@ -317,8 +324,7 @@ static int push_once(struct push *p, uint64_t snapshot, struct err *e)
 	if (p->base)
 		p->ret->base = p->base->name;
 	atomic_store(&p->job->done, 0);
-	atomic_store(&p->job->total,
-		     (p->base ? p->nr_changed : p->c.nr_pages) * p->c.snap.page_size);
+	atomic_store(&p->job->total, p->nr_frames * p->c.snap.page_size);
 	atomic_store(&p->job->phase, "sending");
 	rc = allocate(p, e);
 	if (!rc)

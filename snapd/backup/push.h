@@ -2,16 +2,25 @@
 /*
  * push: a snapshot of the local store into a repository.  Job threads; blocks.
  *
- *   1 what is there: is it in the repository already; which snapshot of this VM is, and is
- *     still in the store: the *base*
- *   2 pages that differ from the base (all, without one), in batches: read, named; those that
+ *   1 what is there: is it in the repository already; which *base* is there to build on
+ *   2 pages that may differ from the base (all, without one), in batches: read, named; those that
  *     the repository has, by the cache, are referred to; the others go into packs
  *   3 packs are sent while others are filled (upload.h)
  *   4 map, state, then repo_commit(): from then on the snapshot is visible
  *
- * Cost: with a base, by what changed, and a request or two for what the cache does not
+ * The base is the nearest ancestor that is in the repository.  It need not be in the store any
+ * more: which pages changed is told by the epochs since.  Their records are kept back to the
+ * snapshot's last checkpoint, which is written when the changes add up to half the memory, or
+ * after 64 epochs (more for a large VM); once they are gone too, or the cache was lost, which knows
+ * what this host pushed, or no ancestor was pushed, another snapshot of the VM that is on both
+ * sides is compared, map with map; and only without that all memory is read.  What is sent is the
+ * same in each case: what the bucket lacks.
+ *
+ * Cost: with a base, by what changed since, and a request or two for what the cache does not
  * have; without one by the whole memory, and what the bucket has that the cache does not.
- * Memory: UPLOAD_SLOTS packs, a batch, and 8 bytes a page for each of two maps.
+ * Memory, whatever the VM's: UPLOAD_SLOTS packs, a batch, a window into each manifest that is read
+ * (MAPSTREAM_BYTES together), and when layers become one, a map of each (MAP_TARGET).  By the
+ * size of the repository: some 70 bytes for each pack.
  *
  * Everything may stop anywhere: what was sent is found again by the next push, and nothing
  * is visible before 4.

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "snapd/store/point.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
@@ -28,52 +29,75 @@ const struct manifest *push_find(const struct repo_list *list, struct store *s, 
 	return NULL;
 }
 
-/* The nearest ancestor that is in the repository; else the newest snapshot of the VM. */
-static const struct manifest *choose_base(struct push *p, struct store_snapshot *local)
+/* Where a manifest's snapshot is in this store.  One that was deleted since counts if this
+ * host's cache says that it was pushed from here: a store that was put back to an earlier
+ * state gives points out twice. */
+static bool point_of(struct push *p, const struct manifest *m, struct snapd_point *ret)
 {
-	const struct manifest *best = NULL;
-	uint64_t id = p->c.snap.parent_snapshot;
+	uint64_t id = local_of(p->store, p->r, m);
+	bool ours = !memcmp(m->m.store, store_uuid(p->store), 16);
 	struct store_snapshot s;
 
-	for (int depth = 0; id && depth < 10000 && !store_snapshot_get(p->store, id, &s, NULL);
-	     depth++, id = s.parent_snapshot) {
-		best = push_find(&p->list, p->store, p->r, id);
-		if (best && s.page_size == p->c.snap.page_size) {
-			*local = s;
-			return best;
-		}
+	if (!id || m->m.page_size != p->c.snap.page_size)
+		return false;
+	if (!store_snapshot_get(p->store, id, &s, NULL)) {
+		*ret = s.point;
+		return s.taken_ns == m->m.taken_ns;
 	}
-	best = NULL;
-	for (size_t i = 0; i < p->list.nr; i++) {
-		id = local_of(p->store, p->r, &p->list.all[i]);
-		if (!id || store_snapshot_get(p->store, id, &s, NULL) ||
-		    memcmp(s.vm, p->c.snap.vm, 16) != 0 || s.page_size != p->c.snap.page_size)
-			continue;
-		best = &p->list.all[i];
-		*local = s;
-	}
-	return best;
+	*ret = (struct snapd_point){m->m.timeline, m->m.epoch};
+	return ours && cache_local(p->r->cache, &m->name) == id;
 }
 
-int push_find_changes(struct push *p, struct err *e)
+struct bases {
+	struct push_base *all; /* owned; sorted by point */
+	size_t nr;
+	struct push_base *found; /* in `all` */
+};
+
+static int find_base(void *arg, struct snapd_point at)
 {
-	struct store_snapshot local;
-	const struct manifest *base = choose_base(p, &local);
+	struct bases *b = arg;
+
+	b->found = find_point(b->all, b->nr, sizeof(*b->all), at);
+	return b->found != NULL;
+}
+
+int push_find_ancestor(struct push *p, struct push_base *ret, struct err *e)
+{
+	struct bases b = {.all = calloc(p->list.nr + 1, sizeof(*b.all))};
 	int rc;
 
-	p->walk = contents_walk(&p->c);
-	/* It may be deleted at any time: then there is no base. */
-	if (!base || store_pin(p->store, local.point, NULL))
-		return 0;
-	rc = store_map_load(p->store, local.point, false, &p->base_map, NULL);
-	store_unpin(p->store, local.point);
-	if (rc)
-		return 0;
-	rc = pagemap_diff(p->base_map, p->c.map, &p->changed, &p->nr_changed);
-	if (rc)
-		return err_errno(e, -rc, "push");
-	p->base = base;
-	return 0;
+	*ret = (struct push_base){0};
+	if (!b.all)
+		return err_errno(e, ENOMEM, "push");
+	for (size_t i = 0; i < p->list.nr; i++) {
+		b.all[b.nr].manifest = &p->list.all[i];
+		b.nr += point_of(p, &p->list.all[i], &b.all[b.nr].point);
+	}
+	qsort(b.all, b.nr, sizeof(*b.all), compare_points);
+	rc = mapstream_ancestors(p->store, p->c.snap.point, find_base, &b, e);
+	if (b.found)
+		*ret = *b.found;
+	free(b.all);
+	return MIN(rc, 0);
+}
+
+void push_find_relative(struct push *p, struct push_base *ret)
+{
+	uint64_t id;
+	struct store_snapshot s;
+
+	*ret = (struct push_base){0};
+	for (size_t i = 0; i < p->list.nr; i++) {
+		const struct manifest *m = &p->list.all[i];
+
+		id = local_of(p->store, p->r, m);
+		if (!id || store_snapshot_get(p->store, id, &s, NULL) ||
+		    memcmp(s.vm, p->c.snap.vm, 16) != 0 || s.page_size != p->c.snap.page_size ||
+		    s.taken_ns != m->m.taken_ns)
+			continue;
+		*ret = (struct push_base){.point = s.point, .manifest = m};
+	}
 }
 
 struct unsure {

@@ -207,6 +207,22 @@ int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_typ
 	return 0;
 }
 
+int store_blob_read_part(struct store *s, struct batch_ref at, enum batch_type type, uint32_t index,
+			 uint8_t *part, const uint8_t **payload, uint64_t *bytes, struct err *e)
+{
+	const struct batch_header *h;
+	int r = read_part(s, at, type, NULL, (struct part *)part, &h, e);
+
+	if (!r && (!h->payload_bytes || h->nr_entries != index))
+		r = err_set(e, E_CORRUPT, "segment %08x block %u: a part out of order", at.segment,
+			    at.block);
+	if (r)
+		return r;
+	*payload = part + FMT_BLOCK;
+	*bytes = h->payload_bytes;
+	return 0;
+}
+
 int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e)
 {
 	_cleanup_free_ struct part *part = aligned_alloc(FMT_BLOCK, sizeof(*part));

@@ -16,6 +16,8 @@
  *   store/headers.c batches of a reader, and their headers, cached
  *   store/blob.c    manifests, checkpoints, states: parts in batches → bytes
  *   store/map.c     epoch records → whole maps; rebuilding the dedup table
+ *   store/mapstream.c  the same as sequences, in bounded memory
+ *   store/overlay.c  layers of runs → one sequence                            (pure)
  *   store/epoch.c   one epoch: what to store, and whether it is stored already
  *   store/commit.c  its manifest, checkpoint and records; the commit
  *   store/prove.c   candidates waiting for their proof
@@ -314,6 +316,10 @@ int store_blob_read(struct store *s, const struct rec_blob *blob, enum batch_typ
 /* A blob of which only the last part's place is known; malloc()ed. */
 int store_blob_read_from(struct store *s, struct batch_ref at, enum batch_type type, void **ret,
 			 size_t *len, struct err *e);
+/* Part `index` of a blob, checked, at *payload in `part`: BATCH_BYTES_MAX bytes, aligned to
+ * FMT_BLOCK. */
+int store_blob_read_part(struct store *s, struct batch_ref at, enum batch_type type, uint32_t index,
+			 uint8_t *part, const uint8_t **payload, uint64_t *bytes, struct err *e);
 /* Step from a part of a blob to the one before; *payload: bytes in this one. */
 int store_blob_part(struct store *s, struct batch_ref *at, uint64_t *payload, struct err *e);
 /* Of a whole blob, for its record: with the store's secret where that is one. */

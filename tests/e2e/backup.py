@@ -71,6 +71,50 @@ def running_vm(args, b, other, rng):
     check(js(b, "verify", "--read-data")["whole"], "not whole")
 
 
+def bases(args, b, other, rng):
+    """What a push builds on: an ancestor that is gone here, too, as long as the epochs since it are known; a relative
+    on another branch; and nothing once this host's cache was lost, which costs a look at all pages, and no bytes."""
+    vm = b.vm("thin", "--accel", args.accel, "--mem", "16M", "--vcpus", "1", "--workload", "random", "--digest",
+              "--rate", "200", "--seed", rng.getrandbits(30))
+    b.vm_ready("thin")
+    pages = 16 << 8
+    snaps, names = [], []
+
+    def take(push=True):
+        snaps.append(b.snapshot("thin")["id"])
+        p = js(b, "push", str(snaps[-1]))["pushed"][0] if push else {"name": None}
+        names.append(p["name"])
+        return p
+
+    def looked(p):
+        return p["pages_read"] + p["pages_zero"]
+
+    def forget(*which):
+        b.snapctl("delete", *(str(snaps[i]) for i in which))
+        b.snapctl("store", "gc")
+    take(push=False)
+    check(take()["base"] is None, "a base out of nowhere")
+    b.rollback("thin", str(snaps[0]))
+    p = take()  # 2: its ancestor was not pushed, its relative was
+    check(p["base"] == names[1] and looked(p) < pages // 4, f"a relative: {p}")
+    take(push=False)  # 3
+    forget(0, 1, 2)
+    p = take()  # 4
+    check(p["base"] == names[2] and looked(p) < pages // 4, f"an ancestor that is deleted: {p}")
+    p = js(b, "push", str(snaps[3]))["pushed"][0]
+    check(p["base"] == names[2] and looked(p) < pages // 4, f"between the two: {p}")
+    forget(3, 4)
+    b.stop()
+    shutil.rmtree(os.path.join(b.store, "backup"))
+    b.start()
+    b.vm_ready("thin")
+    p = take()  # 5
+    check(p["base"] is None and looked(p) >= pages and p["pages_known"], f"no cache: {p}")
+    vm.stop()
+    for name in names[1], names[2], names[4], names[5]:
+        whole(other, js(other, "pull", name)["snapshot"])
+
+
 class Images:
     """Made-up snapshots: as many as wanted, without a VM."""
 
@@ -291,6 +335,7 @@ def everything(args, b, other, rng, repo):
     gone, kept = forget(b, other, images)
     running_vm(args, b, other, rng)
     prune(b)  # the manifest goes by this one, and packs are marked
+    bases(args, b, other, rng)
     refused(b)
     two_hosts(b, other, images, rng)
     kills(args, b, other, images, rng)

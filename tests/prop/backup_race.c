@@ -183,7 +183,9 @@ static void push(struct actor *a)
 	}
 	layer_writer_init(&w, &packs);
 	for (uint32_t i = 0; i < packs.nr; i++)
-		CHECK(!layer_put(&w, gfn++, LAYER_PAGES, i, 0));
+		CHECK(!layer_put(&w,
+				 &(struct layer_run){
+					 .gfn = gfn++, .nr = 1, .kind = LAYER_PAGES, .pack = i}));
 	CHECK(!layer_finish(&w, &payload, &len, &frames));
 	layer_writer_deinit(&w);
 	CHECK(!repo_put_blob(a->r, REPO_BLOBS, BK_MAP, payload, len, &map, &sent, NULL));

@@ -16,6 +16,8 @@
 
 #include "snapd/store/account.h"
 #include "snapd/store/check.h"
+#include "snapd/store/mapstream.h"
+#include "snapd/store/overlay.h"
 #include "snapd/store/rebuild.h"
 #include "tests/lib/store_model.h"
 
@@ -49,6 +51,7 @@ struct world {
 	struct model_vm vms[VMS];
 	struct model_snapshot snapshots[SNAPSHOTS];
 	uint64_t next_value, steps;
+	uint64_t since[2]; /* changes told since a snapshot: there, deleted */
 	uint8_t *buf;
 };
 
@@ -148,6 +151,69 @@ static struct model_snapshot *free_slot(struct world *w)
 	return NULL;
 }
 
+static int live_timelines(void *world, uint64_t **ret, size_t *nr);
+
+/* What a sequence of runs says of each frame; 0: nothing. */
+static void read_stream(struct mapstream *m, loc_t locs[FRAMES])
+{
+	struct manifest_run run;
+	uint64_t end = 0;
+	uint32_t i = 0;
+	int rc;
+
+	memset(locs, 0, FRAMES * sizeof(*locs));
+	while ((rc = mapstream_next(m, &run, NULL)) == 1) {
+		CHECK(run.len && run.gfn >= end);
+		end = run.gfn + run.len;
+		for (; i < FRAMES && gfn_of(i) < end; i++)
+			if (gfn_of(i) >= run.gfn)
+				locs[i] = run_from(run, gfn_of(i)).loc;
+	}
+	CHECK(!rc);
+	mapstream_close(m);
+}
+
+/* What changed since another, which may be deleted.  Space is reclaimed meanwhile at times. */
+static void check_since(struct world *w, const struct model_snapshot *sn,
+			const struct model_snapshot *base, struct pagemap *map, size_t memory)
+{
+	loc_t locs[FRAMES];
+	struct mapstream *m;
+	uint64_t freed;
+
+	if (!base->point.timeline ||
+	    mapstream_open(w->store, sn->point, &base->point, memory, &m, NULL))
+		return;
+	w->since[!base->id]++;
+	if (!rand_below(&w->rand, 64))
+		CHECK_OK(store_gc(w->store, live_timelines, w, &freed, &e));
+	read_stream(m, locs);
+	for (uint32_t i = 0; i < FRAMES; i++)
+		if (!locs[i])
+			CHECK(base->values[i] == sn->values[i]);
+		else
+			CHECK(pagemap_get(map, gfn_of(i)) ==
+			      (locs[i] == MANIFEST_GONE ? 0 : locs[i]));
+}
+
+/* A snapshot's map as a sequence; and what changed since others. */
+static void check_streams(struct world *w, const struct model_snapshot *sn)
+{
+	size_t memory = rand_below(&w->rand, 3) ? rand_below(&w->rand, 3000) : 1 << 20;
+	loc_t locs[FRAMES];
+	struct mapstream *m;
+	struct pagemap *map;
+
+	CHECK_OK(store_map_load(w->store, sn->point, false, &map, &e));
+	CHECK_OK(mapstream_open(w->store, sn->point, NULL, memory, &m, &e));
+	read_stream(m, locs);
+	for (uint32_t i = 0; i < FRAMES; i++)
+		CHECK(locs[i] == pagemap_get(map, gfn_of(i)));
+	for (int i = 0; i < 4; i++)
+		check_since(w, sn, &w->snapshots[rand_below(&w->rand, SNAPSHOTS)], map, memory);
+	pagemap_destroy(map);
+}
+
 static void check_snapshot(struct world *w, const struct model_snapshot *sn)
 {
 	struct store_snapshot got;
@@ -162,6 +228,7 @@ static void check_snapshot(struct world *w, const struct model_snapshot *sn)
 	CHECK_OK(store_state_load(w->store, sn->point, &state, &len, &e));
 	CHECK(len == sizeof(sn->state) && !memcmp(state, sn->state, len));
 	free(state);
+	check_streams(w, sn);
 }
 
 static void snapshot(struct world *w, struct epoch *ep, uint32_t v, const uint64_t *values)
@@ -570,6 +637,9 @@ static void run(uint64_t seed, uint32_t page_size, uint32_t steps, char *dir)
 	reopen(w);
 	check_all(w);
 	check_empties(w);
+	printf("changes told since a snapshot: %llu times, %llu since a deleted one\n",
+	       (unsigned long long)w->since[0], (unsigned long long)w->since[1]);
+	CHECK(steps < 300 || w->since[0]);
 	for (uint32_t i = 0; i < VMS; i++)
 		pagemap_destroy(w->vms[i].live);
 	store_reader_destroy(w->reader);

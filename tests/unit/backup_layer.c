@@ -101,7 +101,11 @@ static void test_map(struct rand *r)
 	layer_writer_init(&w, &packs);
 	for (uint32_t i = 0; i < NR_FRAMES; i++)
 		if (all.f[i].there)
-			CHECK(!layer_put(&w, i, all.f[i].kind, all.f[i].pack, all.f[i].entry));
+			CHECK(!layer_put(&w, &(struct layer_run){.gfn = i,
+								 .nr = 1,
+								 .kind = all.f[i].kind,
+								 .pack = all.f[i].pack,
+								 .entry = all.f[i].entry}));
 	CHECK(!layer_finish(&w, &payload, &len, &nr));
 	layer_writer_deinit(&w);
 	CHECK(!layer_decode(payload, len, &got, check_run, &all, &e));
