@@ -60,6 +60,9 @@ struct ram_block {
  * errors: why it cannot be snapshotted, in `why`. */
 int blocks_find(struct snapd_vm *vm, char *hva, uint64_t len, uint64_t gpa, struct ram_block *ret,
 		char *why, size_t why_bytes);
+/* Is RAM told at all; is this its file? */
+bool blocks_any(void);
+bool blocks_has_file(int fd);
 void blocks_unmapped(struct snapd_vm *vm, const char *addr, size_t len);
 void blocks_removed(struct snapd_vm *vm, const char *addr, size_t len); /* MADV_REMOVE */
 

@@ -133,6 +133,30 @@ static bool known(const char *hva, uint64_t len, struct ram_block *ret)
 	return found;
 }
 
+bool blocks_any(void)
+{
+	bool any;
+
+	pthread_mutex_lock(&lock);
+	any = nr_blocks > 0;
+	pthread_mutex_unlock(&lock);
+	return any;
+}
+
+bool blocks_has_file(int fd)
+{
+	struct stat a, b;
+	bool found = false;
+
+	if (fstat(fd, &a) < 0)
+		return false;
+	pthread_mutex_lock(&lock);
+	for (size_t i = 0; i < nr_blocks && !found; i++)
+		found = !fstat(blocks[i].fd, &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+	pthread_mutex_unlock(&lock);
+	return found;
+}
+
 static bool remember(const struct ram_block *b)
 {
 	bool fits;

@@ -15,6 +15,8 @@
 #include "adapters/qemu/props.h"
 #include "snapd/util/cleanup.h"
 
+#include <linux/magic.h>
+
 #ifndef HUGETLBFS_MAGIC
 #define HUGETLBFS_MAGIC 0x958458f6
 #endif
@@ -441,6 +443,22 @@ static bool on_hugetlbfs(const char *path)
 	return !statfs(path, &fs) && fs.f_type == HUGETLBFS_MAGIC;
 }
 
+/* Of an existing file, or where QEMU would make one.  What does not exist is QEMU's to refuse. */
+static bool on_tmpfs(const char *path)
+{
+	_cleanup_free_ char *dir = must(strdup(path));
+	char *slash = strrchr(dir, '/');
+	struct statfs fs;
+
+	if (statfs(path, &fs)) {
+		if (slash)
+			*slash = '\0';
+		if (statfs(slash ? *dir ? dir : "/" : ".", &fs))
+			return true;
+	}
+	return fs.f_type == TMPFS_MAGIC;
+}
+
 static void set_prop(struct option *o, const char *key, const char *value)
 {
 	const char *text = o->changed ? o->changed : o->given;
@@ -493,6 +511,12 @@ static int fix_backend(struct parsed *p, struct option *o, struct err *e)
 			       "memory %s maps %s private: add share=on, or use "
 			       "memory-backend-memfd",
 			       id, path);
+	if (!strcmp(type, "memory-backend-file") && !on_tmpfs(path))
+		return err_set(
+			e, EINVAL,
+			"memory %s is a file on a disk, %s, which is not supported: use a file in "
+			"/dev/shm, or memory-backend-memfd",
+			id, path);
 	if (!strcmp(type, "memory-backend-ram"))
 		ram_to_memfd(p, o);
 	if (!props_on(o->props, "share"))

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * cmdline: a command line of QEMU's enters, the one under which the adapter can do its work
- * leaves, or the reason why there is none.  Pure, but for asking whether a file lies on
- * hugetlbfs; out of memory ends the program.
+ * leaves, or the reason why there is none.  Pure, but for asking which file system a file lies
+ * on; out of memory ends the program.
  *
  *   added      a monitor on a descriptor; `-accel kvm` where no accelerator is named; a
  *              memory-backend-memfd where -m alone would make private RAM
@@ -10,8 +10,9 @@
  *   taken out  what an earlier run of ours added (ids that begin with "snapd-");
  *              dirty-ring-size, since the ring is the adapter's; for a restore -incoming, -loadvm
  *   refused    what writes guest memory unseen by the adapter, or memory it cannot share: hugetlb,
- *              files mapped private, VFIO, vhost-user, vhost-vdpa, ivshmem, confidential guests, no
- * KVM passed     questions (-version, help of any option, -machine none), unchanged
+ *              files mapped private, or on a disk, VFIO, vhost-user, vhost-vdpa, ivshmem,
+ * confidential guests, no KVM passed     questions (-version, help of any option, -machine none),
+ * unchanged
  */
 #pragma once
 

@@ -15,6 +15,7 @@
  */
 #include "adapters/qemu/adapter.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -50,6 +51,7 @@ static struct {
 	_Atomic(struct snapd_vm *) vm; /* set once; never freed */
 	struct snapd_consumer *log;    /* QEMU's own dirty log */
 	int vm_fd;
+	pid_t pid;
 	_Atomic uint32_t nr_vcpus; /* grows under create_lock */
 	struct {
 		int fd;
@@ -109,9 +111,12 @@ static const struct snapd_kvm_ops kvm_ops = {ops_ioctl, ops_mmap, ops_munmap, NU
 
 /* ---- VM ---- */
 
-/* QEMU is in exit(): its vCPUs stand.  To say goodbye is all that is left to do. */
+/* QEMU is in exit(): its vCPUs stand.  To say goodbye is all that is left to do.  A child
+ * that it forked has none of its threads, and its sockets. */
 static void at_exit(void)
 {
+	if (getpid() != adapter.pid)
+		return;
 	atomic_store(&adapter.ended, true);
 	control_end();
 	snapd_vm_leave(adapter_vm());
@@ -153,6 +158,28 @@ static bool is_confidential(unsigned long type)
 #endif
 }
 
+/* Helpers that QEMU starts need no adapter, and what confines them may not let them have it. */
+static void hide_from_children(void)
+{
+	_cleanup_free_ char *all = strdup(getenv("LD_PRELOAD") ?: ""), *rest = NULL;
+	char *at = all, *word;
+	Dl_info self;
+
+	unsetenv(SNAPD_QEMU_ENV_QMP);
+	if (!all || !dladdr(&adapter, &self) || !(rest = calloc(1, strlen(all) + 1)))
+		return;
+	while ((word = strsep(&at, ": "))) {
+		if (!*word || !strcmp(word, self.dli_fname))
+			continue;
+		strcat(rest, *rest ? ":" : "");
+		strcat(rest, word);
+	}
+	if (*rest)
+		setenv("LD_PRELOAD", rest, 1);
+	else
+		unsetenv("LD_PRELOAD");
+}
+
 static void vm_created(int kvm_fd, int vm_fd, unsigned long type)
 {
 	const char *where = getenv(SNAPD_QEMU_ENV_QMP);
@@ -175,7 +202,8 @@ static void vm_created(int kvm_fd, int vm_fd, unsigned long type)
 	atomic_store_explicit(&adapter.vm, vm, memory_order_release);
 	if (control_start(vm, where) < 0)
 		adapter_refuse("QEMU's monitor \"%s\" cannot be reached", where);
-	unsetenv(SNAPD_QEMU_ENV_QMP); /* it is not for what QEMU may start */
+	hide_from_children();
+	adapter.pid = getpid();
 	atexit(at_exit);
 }
 

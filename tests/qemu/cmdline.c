@@ -127,6 +127,8 @@ static const struct {
 	 "huge pages"},
 	{"-accel kvm -object memory-backend-file,id=m,size=1G,mem-path=/dev/shm/x", "private"},
 	{"-accel kvm -object memory-backend-file,id=m,mem-path=/dev/shm/x,share=off", "private"},
+	{"-accel kvm -object memory-backend-file,id=m,mem-path=/etc/passwd,share=on", "on a disk"},
+	{"-accel kvm -object memory-backend-file,id=m,mem-path=/etc/x,share=on", "on a disk"},
 	{"-accel kvm -object sev-guest,id=s -M confidential-guest-support=s", "confidential"},
 	{"-accel kvm -M q35,confidential-guest-support=s", "confidential"},
 };

@@ -6,17 +6,21 @@
 
   refused   RAM that is private to QEMU: said in `snapctl vms` and to whom asks for a snapshot; QEMU
             runs on, and its own dirty log works (a migration)
+  unfit     RAM that is a file on a disk, or of huge pages: likewise
   stranger  preloaded into programs that are not QEMU, or a QEMU without KVM: nothing happens
   bye       a QEMU that quits is no VM that died; one that is killed is
   intruder  somebody resumes the VM in the middle of snapshots: each such snapshot is given up,
             and the guest's own check of its memory holds after rollbacks to the others
   restarts  the service is killed again and again; the guest runs, and later snapshots are its memory
-  migrate   QEMU's own live migration, of a guest that writes, to another QEMU under the adapter
+  migrate   QEMU's own live migration, of a guest that writes, to another QEMU under the adapter; post-copy
+            and background snapshots, which cannot work, are refused when they are asked for
+  helpers   what QEMU starts while it runs has nothing of the adapter, and changes nothing
 """
 import argparse
 import os
 import random
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -66,6 +70,33 @@ def test_refused(b, args):
         assert "private to QEMU" in f.read()
     target = QemuVm(b, "target", pages=300, mem=16, adapter=False, more=["-incoming", f"unix:{there}"])
     migrate(b, vm, target, there)
+
+
+def unfit_memory(b):
+    """(what QEMU has for RAM, why not): where the launcher was not asked."""
+    # /tmp may be a tmpfs; the build directory seldom is.
+    on_disk = tempfile.NamedTemporaryFile(dir=b.build)
+    stat = subprocess.run(["stat", "-f", "-c", "%T", on_disk.name], capture_output=True, text=True).stdout.strip()
+    if stat != "tmpfs":
+        yield f"memory-backend-file,id=m,size=16M,share=on,mem-path={on_disk.name}", "not on tmpfs"
+    with open("/proc/meminfo") as f:
+        free = [int(line.split()[1]) for line in f if line.startswith("HugePages_Free")][0]
+    if free * 2 >= 16:
+        yield "memory-backend-memfd,id=m,size=16M,share=on,hugetlb=on", "hugetlbfs"
+    else:
+        print("no free huge pages: RAM of those is not tried")
+
+
+def test_unfit(b, args):
+    b.start()
+    for i, (ram, why) in enumerate(unfit_memory(b)):
+        path = os.path.join(b.dir, f"ours{i}.qmp")
+        vm = QemuVm(b, f"vm{i}", pages=100, mem=16, adapter=False, env=dict(preloaded(b, path), SNAPD_VM_NAME=f"vm{i}"),
+                    more=["-qmp", f"unix:{path},server=on,wait=off", "-object", ram, "-machine", "memory-backend=m"])
+        b.vm_ready(f"vm{i}")
+        fails(b, why, lambda: b.snapshot(f"vm{i}"))
+        vm.wait_lines(2)
+        vm.kill()
 
 
 def test_stranger(b, args):
@@ -167,6 +198,31 @@ def test_restarts(b, args):
     vm.wait_lines(3)
 
 
+def refuses_capability(vm, name):
+    try:
+        vm.monitor.ask("migrate-set-capabilities", capabilities=[{"capability": name, "state": True}])
+    except RuntimeError:
+        return
+    raise RuntimeError(f"{vm.name} takes {name}")
+
+
+def test_helpers(b, args):
+    b.start()
+    vm = QemuVm(b, "vm", pages=100, mem=16)
+    b.vm_ready("vm")
+    seen = os.path.join(b.dir, "seen")
+    vm.monitor.ask("migrate", uri=f"exec:env > {seen}; ls -l /proc/self/fd >> {seen}; cat > /dev/null")
+    b.until(lambda: vm.monitor.ask("query-migrate").get("status") in ("completed", "failed"), 60, "the migration")
+    with open(seen) as f:
+        text = f.read()
+    assert "PATH=" in text and " 2 -> " in text, text
+    for word in ("LD_PRELOAD", "SNAPD_QEMU_QMP", "memfd", "kvm", "userfaultfd"):
+        assert word not in text, f"{word} in a child of QEMU's:\n{text}"
+    vm.monitor.ask("cont")
+    vm.wait_lines(2)
+    stopped_snapshot(b, vm)
+
+
 def test_migrate(b, args):
     b.start()
     there = os.path.join(b.dir, "there")
@@ -174,7 +230,10 @@ def test_migrate(b, args):
     b.vm_ready("vm")
     vm.wait_lines()
     stopped_snapshot(b, vm)
-    target = QemuVm(b, "target", pages=400, mem=16, more=["-incoming", f"unix:{there}"])
+    target = QemuVm(b, "target", pages=400, mem=16, more=["-incoming", "defer"])
+    refuses_capability(target, "postcopy-ram")
+    refuses_capability(vm, "background-snapshot")
+    target.monitor.ask("migrate-incoming", uri=f"unix:{there}")
     migrate(b, vm, target, there)
     vm.kill()
     b.vm_ready("target")

@@ -11,6 +11,9 @@
  *   slots     ids that come again with other memory; flags; what KVM refuses
  *   mappings  KVM's mapping of RAM is not ours
  *   files     memory that is given back to the host, or unmapped: the service hears of it
+ *   vfio, dma, vdpa, passed   a device, or another process, gets at memory: refused
+ *   faults    userfaultfd's, of memory that KVM maps elsewhere: not for others
+ *   children  what is forked neither says goodbye for us nor has the library again
  *
  * The program starts itself again with the library in LD_PRELOAD: preload LIBRARY CASE.
  */
@@ -24,7 +27,12 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include <linux/userfaultfd.h>
+#include <linux/vfio.h>
+#include <linux/vhost.h>
 
 #include "tests/lib/check.h"
 #include "tests/lib/fake_service.h"
@@ -36,6 +44,7 @@
 #define PRIVATE_GPA 0x20000000ull
 #define ALIAS_GPA   0x30000000ull
 #define ROUNDS	    50u
+#define AGAIN	    "SNAPD_TEST_AGAIN"
 
 /* Write one word in each page whose bit is set in four words of 64, then tell. */
 static GUEST_FN void write_pages(uint64_t gpa, uint64_t nr_words, uint64_t unused, uint64_t value)
@@ -290,20 +299,159 @@ static void test_files(void)
 	fake_unlisten(listen_fd, dir, path);
 }
 
+/* ---- what must not be snapshotted ---- */
+
+static struct fake_service service;
+
+static void attach_to_service(void)
+{
+	char dir[64], path[96];
+	int listen_fd = fake_listen(dir, sizeof(dir), path, sizeof(path));
+
+	setenv("SNAPD_AGENT_SOCKET", path, 1);
+	create();
+	CHECK(!set_slot(DATA_SLOT, 0, KVM_GUEST_DATA_GPA, PAGES, g.data));
+	fake_accept_on(listen_fd, &service);
+	fake_welcome(&service);
+	fake_sync(&service);
+	fake_unlisten(listen_fd, dir, path);
+	CHECK(!*service.about.refusal);
+}
+
+static void expect_refusal(const char *want)
+{
+	fake_sync(&service);
+	if (!strstr(service.about.refusal, want)) {
+		printf("refused for '%s', not for %s\n", service.about.refusal, want);
+		exit(1);
+	}
+}
+
+static void test_vfio(void)
+{
+	struct kvm_create_device dev = {.type = KVM_DEV_TYPE_VFIO, .flags = KVM_CREATE_DEVICE_TEST};
+
+	attach_to_service();
+	if (ioctl(g.vm_fd, KVM_CREATE_DEVICE, &dev) < 0)
+		skip("this kernel has no kvm-vfio");
+	fake_sync(&service);
+	CHECK(!*service.about.refusal); /* it was a question */
+	dev.flags = 0;
+	CHECK(!ioctl(g.vm_fd, KVM_CREATE_DEVICE, &dev));
+	expect_refusal("VFIO");
+}
+
+/* There need not be such a device: the call is what tells. */
+static void test_dma(void)
+{
+	struct vfio_iommu_type1_dma_map map = {.argsz = sizeof(map)};
+
+	attach_to_service();
+	CHECK(ioctl(g.data_fd, VFIO_IOMMU_MAP_DMA, &map) < 0 && errno == ENOTTY);
+	expect_refusal("VFIO");
+}
+
+static void test_vdpa(void)
+{
+	uint32_t id;
+
+	attach_to_service();
+	CHECK(ioctl(g.data_fd, VHOST_VDPA_GET_DEVICE_ID, &id) < 0 && errno == ENOTTY);
+	expect_refusal("vDPA");
+}
+
+static void pass(int fd)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {0}, byte = 0;
+	struct iovec iov = {&byte, 1};
+	struct msghdr msg = {.msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = control,
+			     .msg_controllen = sizeof(control)};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+	int pair[2];
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	CHECK(sendmsg(pair[0], &msg, 0) == 1);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+/* As vhost-user does with all RAM. */
+static void test_passed(void)
+{
+	int other = memfd_create("other", MFD_CLOEXEC), again;
+
+	attach_to_service();
+	pass(other);
+	fake_sync(&service);
+	CHECK(!*service.about.refusal);
+	again = fcntl(g.data_fd, F_DUPFD_CLOEXEC, 3);
+	CHECK(other >= 0 && again >= 0);
+	pass(again);
+	expect_refusal("vhost-user");
+}
+
+static int ask_for_faults(void)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY), r;
+
+	CHECK(fd >= 0);
+	r = ioctl(fd, UFFDIO_API, &api) < 0 ? -errno : 0;
+	close(fd);
+	return r;
+}
+
+static void test_faults(void)
+{
+	CHECK(!ask_for_faults());
+	create();
+	CHECK(!set_slot(DATA_SLOT, 0, KVM_GUEST_DATA_GPA, PAGES, g.data));
+	CHECK(ask_for_faults() == -EOPNOTSUPP);
+}
+
+static void test_children(void)
+{
+	int status;
+	char byte;
+	pid_t pid;
+
+	attach_to_service();
+	CHECK(!getenv("SNAPD_QEMU_QMP") && !getenv("LD_PRELOAD"));
+	pid = fork();
+	CHECK(pid >= 0);
+	if (!pid)
+		exit(0);
+	CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && !WEXITSTATUS(status));
+	fake_sync(&service);
+	CHECK(!service.said_bye);
+	/* Nor did it hang up on the monitor, whose other end is here. */
+	CHECK(recv(atoi(getenv(AGAIN)), &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
-} cases[] = {{"bare", test_bare},   {"caps", test_caps},	 {"log", test_log},
-	     {"slots", test_slots}, {"mappings", test_mappings}, {"files", test_files}};
+} cases[] = {{"vfio", test_vfio},     {"dma", test_dma},	   {"vdpa", test_vdpa},
+	     {"passed", test_passed}, {"faults", test_faults},	   {"children", test_children},
+	     {"bare", test_bare},     {"caps", test_caps},	   {"log", test_log},
+	     {"slots", test_slots},   {"mappings", test_mappings}, {"files", test_files}};
 
 /* The monitor's other end stays with this process, and says nothing. */
 static void become(char **argv)
 {
-	char where[32];
+	char where[32], end[32];
 	int fds[2];
 
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
 	snprintf(where, sizeof(where), "fd:%d", fds[0]);
+	snprintf(end, sizeof(end), "%d", fds[1]);
+	setenv(AGAIN, end, 1);
 	setenv("LD_PRELOAD", argv[1], 1);
 	setenv("SNAPD_AGENT_SOCKET", "/nonexistent/agent.sock", 1);
 	if (strcmp(argv[2], "bare") != 0)
@@ -317,7 +465,7 @@ int main(int argc, char **argv)
 {
 	if (argc != 3)
 		return 2;
-	if (!getenv("LD_PRELOAD"))
+	if (!getenv(AGAIN))
 		become(argv);
 	rng = rand_of(rand_seed());
 	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
