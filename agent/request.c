@@ -97,6 +97,13 @@ uint64_t request_lease_end(const struct snapd_vm *vm)
 	return vm->lease_end_ns;
 }
 
+static int prepare(struct snapd_vm *vm, struct err *e)
+{
+	int r = vm->cb.prepare ? vm->cb.prepare(vm->opaque) : 0;
+
+	return r < 0 ? callback_failed(vm, r, "the VMM cannot be stopped now", e) : 0;
+}
+
 static int quiesce(struct snapd_vm *vm, struct err *e)
 {
 	int r = vm->cb.quiesce ? vm->cb.quiesce(vm->opaque) : 0;
@@ -156,6 +163,15 @@ static void rewrite_begin(struct snapd_vm *vm, struct snapd_point to)
 	vm->rewrite_to = to;
 }
 
+/* *begin: the VM ran until then. */
+static int pause_begin(struct snapd_vm *vm, uint32_t timeout_ms, uint64_t *begin, struct err *e)
+{
+	int r = about_refusal(vm, e) ?: prepare(vm, e);
+
+	*begin = now_ns();
+	return r < 0 ? r : hold(vm, timeout_ms, e);
+}
+
 static void on_pause(struct snapd_vm *vm, const struct snapd_msg_pause *m)
 {
 	struct snapd_msg_paused out = {.h = {.type = SNAPD_MSG_PAUSED, .req = m->h.req}};
@@ -172,7 +188,7 @@ static void on_pause(struct snapd_vm *vm, const struct snapd_msg_pause *m)
 	if (vm->service_paused && !vm->rewriting)
 		r = err_set(&e, EBUSY, "the VM is paused already");
 	else if (!vm->service_paused)
-		r = about_refusal(vm, &e) ?: hold(vm, m->timeout_ms, &e);
+		r = pause_begin(vm, m->timeout_ms, &begin, &e);
 	stopped = now_ns();
 	if (ABLATED(BACKUP_BEFORE_STATE))
 		(void)backup_collect(vm);

@@ -300,6 +300,19 @@ static int monitor_is_up(struct err *e)
 	return control.qmp ? 0 : err_set(e, ENOTCONN, "QEMU's monitor is not there");
 }
 
+static int prepare(void *opaque)
+{
+	struct err e = {0};
+	int r;
+
+	pthread_mutex_lock(&control.lock);
+	r = monitor_is_up(&e);
+	if (!r && !control.waits)
+		r = qmp_look(control.qmp, STOP_MS, &e);
+	pthread_mutex_unlock(&control.lock);
+	return failed(r, &e);
+}
+
 static int quiesce(void *opaque)
 {
 	struct err e = {0};
@@ -322,6 +335,8 @@ static void unquiesce(void *opaque)
 	pthread_mutex_lock(&control.lock);
 	if (control.was_running && !control.waits)
 		r = qmp_cont(control.qmp, CONT_MS, &e);
+	else if (control.qmp)
+		qmp_settle(control.qmp);
 	pthread_mutex_unlock(&control.lock);
 	if (r < 0 && !atomic_load(&control.ended))
 		adapter_log("QEMU was not resumed: %s", e.text);
@@ -434,6 +449,7 @@ static void log_line(void *opaque, enum snapd_log_level level, const char *line)
 }
 
 const struct snapd_vm_callbacks control_callbacks = {
+	.prepare = prepare,
 	.quiesce = quiesce,
 	.unquiesce = unquiesce,
 	.save = save,

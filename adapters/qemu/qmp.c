@@ -102,6 +102,9 @@ static int take(struct qmp *q, uint64_t deadline, json_t **ret, struct err *e)
 		return rc;
 	}
 	q->answered = json_integer_value(id);
+	/* Here, since any thread may take it that polls. */
+	if (q->answered >= q->settle_first && q->answered <= q->settle_last)
+		q->settle_refused |= !json_object_get(o, "return");
 	*ret = o;
 	return 0;
 }
@@ -199,8 +202,10 @@ int qmp_wait(struct qmp *q, bool (*done)(const struct qmp *q), uint64_t deadline
 
 int qmp_ready(struct qmp *q, struct err *e)
 {
-	int rc = qmp_poll(q, e);
+	int rc;
 
+	qmp_settle(q);
+	rc = qmp_poll(q, e);
 	if (!rc && q->answered != q->posted)
 		rc = err_set(e, EBUSY, "QEMU still owes %lld answers: its main loop hangs",
 			     (long long)(q->posted - q->answered));
@@ -385,25 +390,34 @@ static void undo_stop(struct qmp *q)
 		qmp_log(q, "QEMU may be stopped: its monitor takes no more commands");
 }
 
+int qmp_look(struct qmp *q, uint32_t timeout_ms, struct err *e)
+{
+	int rc = qmp_ready(q, e);
+
+	q->looked = false;
+	if (!rc)
+		rc = look_around(q, qmp_deadline(q, timeout_ms), &q->run, e);
+	if (!rc && (q->run == QMP_INCOMING || q->run == QMP_MIGRATING))
+		rc = err_set(e, EBUSY, "a migration is under way");
+	q->looked = !rc;
+	return rc;
+}
+
 int qmp_stop(struct qmp *q, uint32_t timeout_ms, bool *was_running, struct err *e)
 {
 	uint64_t deadline = qmp_deadline(q, timeout_ms);
-	enum qmp_run run;
-	int rc = qmp_ready(q, e);
+	int rc = q->looked ? qmp_ready(q, e) : qmp_look(q, timeout_ms, e);
 
 	*was_running = false;
-	if (!rc)
-		rc = look_around(q, deadline, &run, e);
+	q->looked = false;
 	if (rc)
 		return rc;
-	if (run == QMP_INCOMING || run == QMP_MIGRATING)
-		return err_set(e, EBUSY, "a migration is under way");
 	q->stop_seen = q->resume_seen = false;
 	rc = qmp_call(q, deadline, "stop", NULL, -1, NULL, e);
-	if (rc && q->posted != q->answered && run == QMP_RUNNING)
+	if (rc && q->posted != q->answered && q->run == QMP_RUNNING)
 		undo_stop(q);
 	/* Without the event somebody else was first: it is theirs to continue. */
-	*was_running = !rc && run == QMP_RUNNING && q->stop_seen;
+	*was_running = !rc && q->run == QMP_RUNNING && q->stop_seen;
 	return rc;
 }
 
@@ -431,8 +445,10 @@ static int cont_when_final(struct qmp *q, uint64_t deadline, struct err *e)
 
 int qmp_cont(struct qmp *q, uint32_t timeout_ms, struct err *e)
 {
-	int rc = qmp_poll(q, e);
+	int rc;
 
+	qmp_settle(q);
+	rc = qmp_poll(q, e);
 	/* Answers may be owed: all the more should this stand behind what they answer. */
 	return rc ? rc : cont_when_final(q, qmp_deadline(q, timeout_ms), e);
 }

@@ -21,8 +21,9 @@
  *   Q2  Answers carry the request's id; a late one is recognised and dropped.  While answers
  *       are owed, new work is refused with EBUSY: QEMU's queue is finite, and it would hang.
  *   Q3  Migration capabilities and parameters are the operator's (x-ignore-shared in a
- *       migration of theirs would lose all RAM): set after `stop`, put back before the
- *       call returns, and a migration that began in between is cancelled and told.
+ *       migration of theirs would lose all RAM): set after `stop`, put back when the state is
+ *       saved, confirmed before `cont` or anything else is asked, and a migration that began
+ *       in between is cancelled and told.
  *   Q4  What QEMU says is not trusted to be short, flat, or JSON.
  */
 #pragma once
@@ -81,6 +82,13 @@ int qmp_poll(struct qmp *q, struct err *e);
 int qmp_status(struct qmp *q, enum qmp_run *ret, struct err *e);
 
 /*
+ * What has to be known before a stop, asked while the VM runs, so that the answers do not
+ * lengthen the pause: for the qmp_stop() that comes next, which else asks itself.
+ * -EBUSY as there.
+ */
+int qmp_look(struct qmp *q, uint32_t timeout_ms, struct err *e);
+
+/*
  * Stop the VM: vCPUs are out of KVM_RUN, block I/O is drained.  *was_running tells
  * whether it ran.  -ETIMEDOUT: not in time; it runs on as soon as QEMU answers again.
  * -EBUSY: a migration of the operator's is under way, or answers are owed (Q2).
@@ -91,9 +99,12 @@ int qmp_cont(struct qmp *q, uint32_t timeout_ms, struct err *e);
 /*
  * Save device state; the VM is stopped, and stays so.  *fd: a new memfd, the stream from
  * its start; *len its bytes.  On failure (-ETIMEDOUT, -EBUSY, -EIO, -EFBIG) nothing is left
- * under way, and the VM can go on.
+ * under way, and the VM can go on.  After success the migration settings are on their way back
+ * (Q3): the caller has other things to do meanwhile.
  */
 int qmp_save(struct qmp *q, uint32_t timeout_ms, int *fd, size_t *len, struct err *e);
+/* Until the settings are back; every other call does that first.  For a VM that stays paused. */
+void qmp_settle(struct qmp *q);
 
 /*
  * Load device state; RAM is complete already.  Into a VM that waits for it

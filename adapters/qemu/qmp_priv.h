@@ -25,6 +25,12 @@ struct qmp {
 	/* Q3: what is to be put back; owned.  NULL: not read. */
 	json_t *capabilities;
 	json_int_t max_bandwidth;
+	/* The requests that put it back, of which the answers are owed; 0: none. */
+	json_int_t settle_first, settle_last;
+	bool settle_refused; /* one of them was */
+
+	bool looked;	  /* by qmp_look(), for the stop that comes next */
+	enum qmp_run run; /* as it was then */
 };
 
 uint64_t qmp_deadline(const struct qmp *q, uint32_t timeout_ms);

@@ -115,42 +115,62 @@ static int settings_ours(struct qmp *q, uint64_t deadline, struct err *e)
 /* Both go out before the first answer: who answers late works them off all the same (Q1). */
 static int put_back(struct qmp *q, uint64_t deadline, struct err *e)
 {
-	json_int_t first;
 	int rc;
 
+	q->settle_refused = false;
+	q->settle_first = q->settle_last = q->posted + 1;
 	rc = qmp_post(q, "migrate-set-capabilities", changes(q, true), -1, deadline, e);
-	first = q->posted;
-	if (!rc)
+	if (!rc) {
+		q->settle_last++;
 		rc = qmp_post(q, "migrate-set-parameters",
 			      json_pack("{sI}", "max-bandwidth", q->max_bandwidth), -1, deadline,
 			      e);
-	if (!rc)
-		rc = qmp_await(q, first, "migrate-set-capabilities", deadline, NULL, e);
-	if (!rc)
-		rc = qmp_await(q, q->posted, "migrate-set-parameters", deadline, NULL, e);
+	}
 	return rc;
+}
+
+static bool is_put_back(const struct qmp *q)
+{
+	return q->answered >= q->settle_last;
+}
+
+static int await_put_back(struct qmp *q, uint64_t deadline)
+{
+	int rc = qmp_wait(q, is_put_back, deadline, NULL);
+
+	return !rc && q->settle_refused ? -EIO : rc;
 }
 
 /* A migration that somebody began meanwhile has our settings, which lose its RAM: it must
  * not come to an end.  While one is under way QEMU refuses to change them. */
-static void settings_back(struct qmp *q)
+void qmp_settle(struct qmp *q)
 {
 	uint64_t deadline = grace(q);
-	struct err e = {0};
-	int rc = put_back(q, deadline, &e);
+	int rc;
 
+	if (!q->settle_first)
+		return;
+	rc = await_put_back(q, deadline);
 	if (rc == -EIO)
 		qmp_log(q, "a migration that began during a snapshot is cancelled: it would have "
 			   "left RAM out");
 	for (int i = 0; rc == -EIO && i < CANCEL_TRIES; i++) {
 		qmp_call(q, deadline, "migrate_cancel", NULL, -1, NULL, NULL);
-		err_clear(&e);
-		rc = put_back(q, deadline, &e);
+		rc = put_back(q, deadline, NULL);
+		rc = rc ? rc : await_put_back(q, deadline);
 	}
 	if (rc)
 		qmp_log(q, "QEMU did not confirm its old migration settings: x-ignore-shared may "
 			   "be on");
+	q->settle_first = q->settle_last = 0;
 	qmp_settings_forget(q);
+}
+
+/* On their way; qmp_settle() waits for the answers. */
+static void settings_back(struct qmp *q)
+{
+	if (q->capabilities && q->wire.fd >= 0)
+		put_back(q, grace(q), NULL);
 }
 
 /* ---- save ---- */
@@ -271,13 +291,14 @@ int qmp_save(struct qmp *q, uint32_t timeout_ms, int *ret, size_t *len, struct e
 	rc = settings_ours(q, deadline, e);
 	if (!rc)
 		rc = migrate_to(q, fd, deadline, e);
-	if (q->capabilities)
-		settings_back(q);
+	settings_back(q);
 	if (!rc)
 		rc = stream_length(fd, len, e);
 	if (!rc && q->resume_seen)
 		rc = err_set(e, EBUSY, "the VM was continued by somebody during the snapshot");
-	if (!rc)
+	if (rc)
+		qmp_settle(q);
+	else
 		*ret = steal_fd(&fd);
 	return rc;
 }
@@ -448,7 +469,7 @@ int qmp_load(struct qmp *q, uint32_t timeout_ms, const void *stream, size_t len,
 	if (!rc)
 		rc = run == QMP_INCOMING ? load_incoming(q, stream, len, deadline, e)
 					 : load_in_place(q, stream, len, deadline, e);
-	if (q->capabilities && q->wire.fd >= 0)
-		settings_back(q);
+	settings_back(q);
+	qmp_settle(q);
 	return rc;
 }

@@ -117,6 +117,8 @@ enum snapd_log_level {
  * snapd_vm_mark_dirty(), snapd_vm_mark_file_dirty(), snapd_vm_discarded(); and
  * for snapd_vm_reason().
  *
+ *   prepare    what can be found out while the VM runs, right before quiesce: it does not
+ *              count as pause.  0, or -errno to refuse the snapshot.
  *   quiesce    stop every writer of guest memory other than vCPUs, and finish
  *              its snapd_vm_mark_dirty() calls.  0, or -errno to refuse the
  *              snapshot.
@@ -146,6 +148,7 @@ struct snapd_vm_callbacks {
 	void (*layout)(void *opaque, const struct snapd_memslot *slots, size_t nr_slots);
 	void (*log)(void *opaque, enum snapd_log_level level, const char *line);
 	int (*check)(void *opaque, const struct snapd_state_reader *r);
+	int (*prepare)(void *opaque);
 };
 
 /* Fail the attach when the service cannot be reached, rather than go on
@@ -296,7 +299,7 @@ void snapd_vm_ready(struct snapd_vm *vm);
 #define SNAPD_ABOUT_MAX 16384u
 int snapd_vm_about(struct snapd_vm *vm, const char *json, const char *refusal);
 
-/* From within quiesce, save, load and check, before they return a failure: why. */
+/* From within prepare, quiesce, save, load and check, before they return a failure: why. */
 void snapd_vm_reason(struct snapd_vm *vm, const char *text);
 
 /*

@@ -211,7 +211,7 @@ struct snapd_msg_paused {
 	struct snapd_msg h;
 	uint64_t state_bytes; /* 0 with NO_STATE */
 	uint64_t publish_seq;
-	uint64_t stop_ns;    /* request seen → all vCPUs stopped */
+	uint64_t stop_ns;    /* begun to stop → all vCPUs stopped */
 	uint64_t state_ns;   /* vCPU, VM and device state saved */
 	uint64_t harvest_ns; /* last harvest and publish */
 };

@@ -40,17 +40,23 @@ static struct fake_service s;
 
 /* What the callbacks are to do, and did. */
 static struct {
-	int quiesce_result;
+	int prepare_result, quiesce_result;
 	bool add_slot, run_vcpu;
-	uint32_t nr_quiesce, nr_unquiesce, nr_load;
+	uint32_t nr_prepare, nr_quiesce, nr_unquiesce, nr_load;
 	pthread_t runner;
 	_Atomic int run_result;
 	uint64_t loaded;
 } vmm;
 
+static int on_prepare(void *opaque)
+{
+	vmm.nr_prepare++;
+	return vmm.prepare_result;
+}
+
 static int on_quiesce(void *opaque)
 {
-	vmm.nr_quiesce++;
+	check(vmm.nr_prepare > vmm.nr_quiesce++, "without prepare");
 	if (vmm.quiesce_result < 0)
 		snapd_vm_reason(a.vm, "the monitor is busy");
 	return vmm.quiesce_result;
@@ -109,8 +115,11 @@ static int on_load(void *opaque, const struct snapd_state_reader *r)
 	return 0;
 }
 
-static const struct snapd_vm_callbacks callbacks = {
-	.quiesce = on_quiesce, .unquiesce = on_unquiesce, .save = on_save, .load = on_load};
+static const struct snapd_vm_callbacks callbacks = {.prepare = on_prepare,
+						    .quiesce = on_quiesce,
+						    .unquiesce = on_unquiesce,
+						    .save = on_save,
+						    .load = on_load};
 
 static void run_once(void)
 {
@@ -203,7 +212,7 @@ static void test_pause(void)
 	check(!has(&r, "x86.regs"), "vCPU state of KVM's");
 	close(fd);
 	fake_resume(&s);
-	check(vmm.nr_quiesce == 1 && vmm.nr_unquiesce == 1, "callbacks");
+	check(vmm.nr_prepare == 1 && vmm.nr_quiesce == 1 && vmm.nr_unquiesce == 1, "callbacks");
 	run_once();
 	vmm.add_slot = true;
 	refused("slots changed");
@@ -250,6 +259,9 @@ static void test_words(void)
 	refused("the monitor is busy");
 	check(s.in.error.code == EBUSY, "code %d", s.in.error.code);
 	vmm.quiesce_result = 0;
+	vmm.prepare_result = -EBUSY;
+	refused("the VMM cannot be stopped now");
+	vmm.prepare_result = 0;
 	check(!snapd_vm_about(a.vm, "{\"name\": \"test\"}", "it has a bad day"), "%s",
 	      snapd_vm_error(NULL));
 	refused("it has a bad day");

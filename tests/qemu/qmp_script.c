@@ -56,8 +56,9 @@ struct monitor {
 	const char *migration_status; /* the event's; NULL: no event */
 	const char *foreign;	      /* status of a migration of somebody else's */
 	bool resumed_meanwhile;
-	int not_final;	    /* so often QEMU refuses `cont` after a migration */
-	bool final_at_once; /* and it is final right after the refusal */
+	int not_final;	      /* so often QEMU refuses `cont` after a migration */
+	bool final_at_once;   /* and it is final right after the refusal */
+	bool begun_meanwhile; /* a migration of somebody else's, when ours is over */
 	/* What is the case; the monitor's thread. */
 	bool running, x_ignore_shared, events, auto_converge, incoming;
 	long long bandwidth;
@@ -162,6 +163,8 @@ static const char *obey(struct monitor *m, const char *name, json_t *args)
 		return "[{\"id\":\"snapd-2\",\"status\":\"concluded\"}]";
 	} else if (!strcmp(name, "migrate-incoming")) {
 		m->incoming = false;
+	} else if (!strcmp(name, "migrate_cancel")) {
+		m->foreign = NULL;
 	}
 	return "{}";
 }
@@ -178,6 +181,7 @@ static void events_after(struct monitor *m, const char *name, json_t *args)
 			say(m, "{\"event\":\"RESUME\"}");
 		say(m, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"%s\"}}",
 		    m->migration_status);
+		m->foreign = m->begun_meanwhile ? "active" : NULL;
 	}
 	if (!strcmp(name, "migrate-incoming") && m->migration_status)
 		say(m, "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"%s\"}}",
@@ -256,6 +260,10 @@ static void serve(struct monitor *m, json_t *o)
 		return;
 	if (m->at && !strcmp(m->at, name) && !--m->nth) {
 		misbehave(m, id, name, args);
+		return;
+	}
+	if (m->foreign && !strncmp(name, "migrate-set", 11)) {
+		say(m, "{\"id\":%lld,\"error\":{\"desc\":\"a migration is under way\"}}", id);
 		return;
 	}
 	m->refused_cont = !strcmp(name, "cont") ? m->not_final-- > 0 : m->refused_cont;
@@ -555,6 +563,56 @@ static void resumed_by_somebody(void)
 	check(as_it_was(&m), "as it was");
 }
 
+static int asked(const struct monitor *m, const char *name)
+{
+	for (int i = 0; i < m->nr_log; i++)
+		if (!strcmp(m->log[i], name))
+			return i;
+	return LOG_MAX;
+}
+
+/* Q3: it has our settings and is cancelled before the VM goes on, whoever takes QEMU's answers. */
+static void migration_meanwhile(bool polled)
+{
+	struct monitor m = {.migration_status = "completed", .begun_meanwhile = true};
+	struct err e = {0};
+	struct qmp *q = open_monitor(&m, 2000, &e);
+	_cleanup_fd_ int fd = -1;
+	bool running;
+	size_t len;
+
+	check(!qmp_stop(q, 0, &running, &e) && !qmp_save(q, 0, &fd, &len, &e), "%s", e.text);
+	for (int i = 0; polled && i < 10; i++) {
+		usleep(5000);
+		check(!qmp_poll(q, &e), "%s", e.text);
+	}
+	check(!qmp_cont(q, 0, &e), "%s", e.text);
+	close_monitor(&m, q);
+	check(m.running && as_it_was(&m), "as it was");
+	check(asked(&m, "migrate_cancel") < asked(&m, "cont"), "%d", asked(&m, "migrate_cancel"));
+}
+
+/* What was asked before is not asked in the pause. */
+static void looked_before(void)
+{
+	struct monitor m = {.migration_status = "completed"}, foreign = {.foreign = "active"};
+	struct err e = {0};
+	struct qmp *q = open_monitor(&m, 2000, &e);
+	int requests;
+	bool running;
+
+	check(!qmp_look(q, 0, &e), "%s", e.text);
+	requests = m.nr_log;
+	check(!qmp_stop(q, 0, &running, &e) && running, "%s", e.text);
+	check(m.nr_log == requests + 1, "%d requests", m.nr_log - requests);
+	check(!qmp_cont(q, 0, &e) && !qmp_stop(q, 0, &running, &e), "%s", e.text);
+	check(m.nr_log > requests + 3, "a look is for one stop");
+	close_monitor(&m, q);
+	q = open_monitor(&foreign, 2000, &e);
+	check(qmp_look(q, 0, &e) == -EBUSY, "%s", e.text);
+	close_monitor(&foreign, q);
+}
+
 /* A VM that somebody paused is nobody else's to continue. */
 static void paused_before(void)
 {
@@ -562,7 +620,11 @@ static void paused_before(void)
 	struct err e = {0};
 	struct qmp *q = open_monitor(&m, 2000, &e);
 
+	/* The first one's settings are on their way back when the second begins. */
 	check(!snapshot(q, &e), "%s", e.text);
+	check(!snapshot(q, &e), "%s", e.text);
+	qmp_settle(q);
+	check(as_it_was(&m), "as it was");
 	close_monitor(&m, q);
 	check(!m.running && as_it_was(&m), "as it was");
 }
@@ -618,6 +680,9 @@ int main(void)
 	failed_migration();
 	resumed_by_somebody();
 	paused_before();
+	migration_meanwhile(false);
+	migration_meanwhile(true);
+	looked_before();
 	compatible();
 	misdeeds();
 	puts("the client keeps its limits");
