@@ -96,7 +96,8 @@ static const struct verb verbs[] = {
 	 verb_rollback,
 	 2,
 	 2,
-	 {{"check", NULL, "compare memory and state before the VM runs on"}},
+	 {{"check", NULL, "compare memory and state before the VM runs on"},
+	  {"other-vm", NULL, "also to a snapshot of another VM"}},
 	 .brief = "bring a VM back, in place"},
 	{"restore",
 	 "SNAP [-- CMD...]",
@@ -189,7 +190,7 @@ static const struct verb verbs[] = {
 	 verb_policy,
 	 1,
 	 INT_MAX,
-	 {{NULL}},
+	 {{"wait", NULL, "run: until it is done; exit code 1 if a VM's went wrong"}},
 	 false,
 	 "set makes or changes a policy: every=5m, schedule='Mon..Fri 02:30' or\n"
 	 "recovery_point=1s, vms='web*', keep_grid='24x1h, 14x1d' and more, see\n"
@@ -339,7 +340,8 @@ static int help(void)
 
 static int help_verb(const struct verb *v)
 {
-	printf("usage: snapctl %s %s\n\n  %s\n\n", v->name, v->usage, v->summary);
+	printf("usage: snapctl %s%s%s\n\n  %s\n\n", v->name, *v->usage ? " " : "", v->usage,
+	       v->summary);
 	if (v->opts[0].name) {
 		print_opts(v->opts, OPTS_MAX);
 		puts("");
@@ -446,7 +448,8 @@ static int check(const struct parser *p)
 	const struct verb *v = p->a.verb;
 
 	if (p->a.nr_pos < v->min_pos || p->a.nr_pos > v->max_pos || (p->a.rest && !v->takes_rest))
-		return fail(EXIT_USAGE, "usage: snapctl %s %s", v->name, v->usage);
+		return fail(EXIT_USAGE, "usage: snapctl %s%s%s", v->name, *v->usage ? " " : "",
+			    v->usage);
 	return 0;
 }
 

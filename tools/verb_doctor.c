@@ -69,35 +69,45 @@ static void mend(struct finding *f, const char *how)
 
 /* ---- KVM ---- */
 
-static int kvm_fd(struct finding *f)
+/* -1 with errno; ENOTTY: it is something else. */
+static int kvm_open(void)
 {
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
-	if (fd >= 0)
+	if (fd < 0 || ioctl(fd, KVM_GET_API_VERSION, 0) == KVM_API_VERSION)
 		return fd;
-	found(f, BAD, "/dev/kvm: %s", strerror(errno));
-	mend(f, errno == EACCES || errno == EPERM ? "add the user that runs VMs to group kvm"
-						  : "load kvm_intel, kvm_amd or, on arm64, a "
-						    "kernel with KVM; enable virtualisation in "
-						    "the firmware");
+	close(fd);
+	errno = ENOTTY;
 	return -1;
 }
 
 static void check_kvm(struct finding *f)
 {
-	_cleanup_fd_ int fd = kvm_fd(f);
+	_cleanup_fd_ int fd = kvm_open();
 
-	if (fd >= 0)
-		found(f, GOOD, "/dev/kvm can be used, API %d", ioctl(fd, KVM_GET_API_VERSION, 0));
+	if (fd >= 0) {
+		found(f, GOOD, "/dev/kvm can be used, API %d", KVM_API_VERSION);
+	} else if (errno == ENOTTY) {
+		found(f, BAD, "/dev/kvm is not KVM of API %d", KVM_API_VERSION);
+		mend(f, "another device stands there: see ls -l /dev/kvm, remove it and load kvm");
+	} else {
+		found(f, BAD, "/dev/kvm: %s", strerror(errno));
+		mend(f, errno == EACCES || errno == EPERM
+				? "add the user that runs VMs to group kvm"
+				: "load kvm_intel, kvm_amd or, on arm64, a kernel with KVM; enable "
+				  "virtualisation in the firmware");
+	}
 }
 
 static void check_ring(struct finding *f)
 {
-	_cleanup_fd_ int fd = kvm_fd(f);
+	_cleanup_fd_ int fd = kvm_open();
 	int bytes, log;
 
-	if (fd < 0)
+	if (fd < 0) {
+		found(f, POOR, "not known while /dev/kvm can't be used");
 		return;
+	}
 	bytes = ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
 	if (bytes <= 0)
 		bytes = ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING);

@@ -160,6 +160,17 @@ static void print_tree(json_t *list)
 	free(f.nodes);
 }
 
+/* Without snapshots: is there such a VM at all? */
+static int is_vm(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	int rc = call(a, "GET", NULL, &o, "/v1/vms/%s", a->pos[0], NULL);
+
+	if (!rc)
+		print_table(NULL);
+	return rc;
+}
+
 int verb_list(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *o = NULL;
@@ -174,6 +185,8 @@ int verb_list(const struct args *a)
 	if (rc || a->json)
 		return rc ? rc : print_json(o);
 	list = json_object_get(o, "snapshots");
+	if (a->nr_pos && !json_array_size(list))
+		return is_vm(a);
 	if (tree)
 		print_tree(list);
 	else

@@ -7,6 +7,7 @@
 #include "tools/client.h"
 #include "tools/human.h"
 #include "tools/out.h"
+#include "tools/progress.h"
 #include "tools/snapctl.h"
 
 static const char *when_text(char *buf, size_t size, json_t *seconds)
@@ -66,27 +67,34 @@ static int policy_list(const struct args *a)
 
 static void print_lines(json_t *lines)
 {
-	static const char *const heads[] = {"VM", "STATE", "LAST", "NEXT", "SNAPSHOT", "PAUSE", ""};
-	static const bool right[] = {false, false, false, false, true, true, false};
+	static const char *const heads[] = {"VM",    "STATE", "LAST",	  "NEXT",    "SNAPSHOT",
+					    "PAUSE", "RUNS",  "FAILURES", "SKIPPED", ""};
+	static const bool right[] = {false, false, false, false, true,
+				     true,  true,  true,  true,	 false};
 	struct table *t = table_new(heads, right, ARRAY_SIZE(heads));
 	json_t *l;
 	size_t i;
 
 	json_array_foreach(lines, i, l)
 	{
-		char last[32], next[32], snapshot[24], pause[24];
+		char last[32], next[32], snapshot[24] = "-", pause[24] = "-", n[3][24];
 
-		table_row(t, (const char *const[]){
-				     get_text(l, "vm"),
-				     json_is_true(json_object_get(l, "attached"))
-					     ? get_text(l, "state")
-					     : "not there",
-				     when_text(last, sizeof(last), json_object_get(l, "last_s")),
-				     when_text(next, sizeof(next), json_object_get(l, "next_s")),
-				     text_u64(snapshot, sizeof(snapshot), get_u64(l, "snapshot")),
-				     human_seconds(pause, sizeof(pause),
-						   (double)get_u64(l, "pause_ns") / 1e9),
-				     get_text(l, "said")});
+		if (get_u64(l, "snapshot"))
+			text_u64(snapshot, sizeof(snapshot), get_u64(l, "snapshot"));
+		if (get_u64(l, "pause_ns"))
+			human_seconds(pause, sizeof(pause), (double)get_u64(l, "pause_ns") / 1e9);
+		table_row(t,
+			  (const char *const[]){
+				  get_text(l, "vm"),
+				  json_is_true(json_object_get(l, "attached"))
+					  ? get_text(l, "state")
+					  : "not there",
+				  when_text(last, sizeof(last), json_object_get(l, "last_s")),
+				  when_text(next, sizeof(next), json_object_get(l, "next_s")),
+				  snapshot, pause, text_u64(n[0], sizeof(n[0]), get_u64(l, "runs")),
+				  text_u64(n[1], sizeof(n[1]), get_u64(l, "failures")),
+				  text_u64(n[2], sizeof(n[2]), get_u64(l, "skipped")),
+				  get_text(l, "said")});
 	}
 	table_print(t);
 }
@@ -201,16 +209,132 @@ static int policy_resume(const struct args *a)
 	return change_paused(a, false);
 }
 
+/* ---- run ---- */
+
+static bool same_line(json_t *x, json_t *y)
+{
+	return !strcmp(get_text(x, "vm"), get_text(y, "vm")) &&
+	       get_u64(x, "uid") == get_u64(y, "uid");
+}
+
+/* The same line in a list of lines; NULL: it is not there. */
+static json_t *line_of(json_t *lines, json_t *line)
+{
+	json_t *l;
+	size_t i;
+
+	json_array_foreach(lines, i, l) if (same_line(l, line)) return l;
+	return NULL;
+}
+
+/* `before`: the lines when it was asked for. */
+static bool was_asked(const struct args *a, json_t *line, json_t *before)
+{
+	if (a->nr_pos > 2 && strcmp(get_text(line, "vm"), a->pos[2]) != 0)
+		return false;
+	return json_is_true(json_object_get(line_of(before, line), "attached"));
+}
+
+static bool has_ended(json_t *line, json_t *before)
+{
+	json_t *was = line_of(before, line);
+
+	return !json_is_true(json_object_get(line, "attached")) ||
+	       get_u64(json_object_get(line, "asked"), "ended") >
+		       get_u64(json_object_get(was, "asked"), "ended");
+}
+
+/* One VM's outcome. */
+static int tell_run(const struct args *a, json_t *line)
+{
+	json_t *asked = json_object_get(line, "asked");
+	char pause[24];
+
+	if (!json_is_true(json_object_get(line, "attached")))
+		return fail(EXIT_FAILED, "%s: its VMM has ended", get_text(line, "vm"));
+	if (*get_text(asked, "said"))
+		return fail(EXIT_FAILED, "%s: %s", get_text(line, "vm"), get_text(asked, "said"));
+	if (!a->json)
+		printf("%s: snapshot %llu, paused for %s\n", get_text(line, "vm"),
+		       (unsigned long long)get_u64(asked, "snapshot"),
+		       human_seconds(pause, sizeof(pause),
+				     (double)get_u64(asked, "pause_ns") / 1e9));
+	return EXIT_DONE;
+}
+
+/* Until all that was asked for has ended; *ret: the policy then. */
+static int wait_for_runs(const struct args *a, json_t *before, json_t **ret)
+{
+	for (;;) {
+		uint64_t asked = 0, ended = 0;
+		json_t *l;
+		size_t i;
+		int rc = call(a, "GET", NULL, ret, "/v1/policies/%s", a->pos[1], NULL);
+
+		if (rc)
+			return rc;
+		json_array_foreach(json_object_get(json_object_get(*ret, "policy"), "lines"), i, l)
+		{
+			if (!was_asked(a, l, before))
+				continue;
+			asked++;
+			ended += has_ended(l, before);
+		}
+		progress_show(a, "VMs", ended, asked, false);
+		if (ended == asked)
+			break;
+		json_decref(*ret);
+		*ret = NULL;
+		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+	}
+	progress_clear();
+	return 0;
+}
+
+static int run_and_wait(const struct args *a, json_t *body_stolen)
+{
+	_cleanup_(cleanup_json) json_t *was = NULL, *o = NULL, *now = NULL;
+	json_t *before, *l;
+	size_t i;
+	int rc = call(a, "GET", NULL, &was, "/v1/policies/%s", a->pos[1], NULL), worst = EXIT_DONE;
+
+	if (rc) {
+		json_decref(body_stolen);
+		return rc;
+	}
+	before = json_object_get(json_object_get(was, "policy"), "lines");
+	rc = call(a, "POST", body_stolen, &o, "/v1/policies/%s/run", a->pos[1], NULL);
+	if (!rc)
+		rc = wait_for_runs(a, before, &now);
+	if (rc)
+		return rc;
+	if (a->json)
+		print_json(now);
+	json_array_foreach(json_object_get(json_object_get(now, "policy"), "lines"), i, l)
+	{
+		if (!was_asked(a, l, before))
+			continue;
+		rc = tell_run(a, l);
+		worst = rc ? rc : worst;
+	}
+	return worst;
+}
+
 static int policy_run(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *o = NULL;
 	json_t *body = a->nr_pos > 2 ? json_pack("{ss}", "vm", a->pos[2]) : json_object();
-	int rc = call(a, "POST", body, &o, "/v1/policies/%s/run", a->pos[1], NULL);
+	uint64_t nr;
+	int rc;
 
+	if (opt(a, "wait"))
+		return run_and_wait(a, body);
+	rc = call(a, "POST", body, &o, "/v1/policies/%s/run", a->pos[1], NULL);
 	if (rc || a->json)
 		return rc ? rc : print_json(o);
-	printf("%llu VMs: snapctl policy show %s tells how it goes\n",
-	       (unsigned long long)get_u64(o, "lines"), a->pos[1]);
+	nr = get_u64(o, "lines");
+	printf("%llu VM%s: snapctl policy show %s tells how it goes\n", (unsigned long long)nr,
+	       nr == 1 ? "" : "s", a->pos[1]);
 	return EXIT_DONE;
 }
 
@@ -239,6 +363,8 @@ int verb_policy(const struct args *a)
 		{"rm", policy_rm, 2, 2, " NAME"},
 	};
 
+	if (opt(a, "wait") && strcmp(a->pos[0], "run") != 0)
+		return fail(EXIT_USAGE, "--wait is for policy run");
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
 		if (strcmp(a->pos[0], verbs[i].name) != 0)
 			continue;

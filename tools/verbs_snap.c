@@ -68,20 +68,46 @@ static void show_vmm(json_t *vm)
 	putchar('\n');
 }
 
+/* How many records there are like the i-th, from it on, and their bytes; 0: it was counted with
+ * one before. */
+static uint64_t records_like(json_t *records, size_t i, uint64_t *bytes)
+{
+	json_t *first = json_array_get(records, i), *rec;
+	uint64_t nr = 0;
+
+	*bytes = 0;
+	for (size_t k = 0; k < json_array_size(records); k++) {
+		rec = json_array_get(records, k);
+		if (strcmp(get_text(rec, "name"), get_text(first, "name")) != 0 ||
+		    get_u64(rec, "version") != get_u64(first, "version"))
+			continue;
+		if (k < i)
+			return 0;
+		nr++;
+		*bytes += get_u64(rec, "bytes");
+	}
+	return nr;
+}
+
+/* Those of all vCPUs in one line; --json has each. */
 static void show_records(json_t *state)
 {
-	json_t *rec;
+	json_t *records = json_object_get(state, "records"), *rec;
 	size_t i;
 
 	puts("\nrecords of its state:");
-	json_array_foreach(json_object_get(state, "records"), i, rec)
+	json_array_foreach(records, i, rec)
 	{
-		char size[24];
+		char size[24], times[24] = "";
+		uint64_t bytes, nr = records_like(records, i, &bytes);
 
-		printf("  %-18s %3llu  version %llu  %8s\n", get_text(rec, "name"),
-		       (unsigned long long)get_u64(rec, "instance"),
+		if (!nr)
+			continue;
+		if (nr > 1)
+			snprintf(times, sizeof(times), "%llu x", (unsigned long long)nr);
+		printf("  %6s %-18s version %llu  %8s\n", times, get_text(rec, "name"),
 		       (unsigned long long)get_u64(rec, "version"),
-		       human_bytes(size, sizeof(size), get_u64(rec, "bytes")));
+		       human_bytes(size, sizeof(size), bytes));
 	}
 }
 

@@ -188,6 +188,8 @@ int verb_rollback(const struct args *a)
 		return fail(EXIT_USAGE, "%s: not a selector", a->pos[1]);
 	if (opt(a, "check"))
 		json_object_set_new(body, "check", json_true());
+	if (opt(a, "other-vm"))
+		json_object_set_new(body, "other_vm", json_true());
 	rc = run_job(a, "POST", body, &result, "/v1/vms/%s/rollback", a->pos[0], NULL);
 	if (rc || a->json)
 		return rc ? rc : print_json(result);

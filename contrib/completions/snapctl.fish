@@ -5,13 +5,45 @@ function __snapctl_vms
 end
 
 function __snapctl_snaps
-	snapctl list --json 2>/dev/null | awk -F'"' '/^      "id":/ {gsub(/[^0-9]/, "", $3); id = $3}
+	snapctl list $argv --json 2>/dev/null | awk -F'"' '/^      "id":/ {gsub(/[^0-9]/, "", $3); id = $3}
 		/^      "vm":/ {vm = $4; print id; print vm "@" id}
 		/^      "name":/ && $4 != "" {print vm "@" $4}'
 end
 
+# Those that can be stopped.
 function __snapctl_jobs
-	snapctl jobs --json 2>/dev/null | string match -rg '^      "id": ([0-9]+),?$'
+	snapctl jobs --json 2>/dev/null | awk -F'"' '/^      "id":/ {gsub(/[^0-9]/, "", $3); id = $3}
+		/^      "state":/ && $4 ~ /queued|running/ {print id}'
+end
+
+function __snapctl_policies
+	snapctl policy list --json 2>/dev/null | string match -rg '^      "name": "(.*)",?$'
+end
+
+# The verb and what follows it, without options.
+function __snapctl_words
+	set -l words (commandline -opc)
+	set -e words[1]
+	string match -v -- '-*' $words
+end
+
+# Is one of these the verb?
+function __snapctl_verb
+	set -l words (__snapctl_words)
+	test (count $words) -gt 0; and contains -- $words[1] $argv
+end
+
+# Is one of these the verb, and so many words (or one of several numbers, "0,1") behind it?
+function __snapctl_at
+	set -l words (__snapctl_words)
+	test (count $words) -gt 0; and contains -- $words[1] $argv[2..]
+	and contains -- (math (count $words) - 1) (string split , $argv[1])
+end
+
+# Is the verb the first, and the word behind it one of the others?
+function __snapctl_under
+	set -l words (__snapctl_words)
+	test (count $words) -gt 1; and test $words[1] = $argv[1]; and contains -- $words[2] $argv[2..]
 end
 
 complete -c snapctl -f
@@ -44,74 +76,85 @@ complete -c snapctl -n __fish_use_subcommand -a jobs -d 'list jobs'
 complete -c snapctl -n __fish_use_subcommand -a cancel -d 'cancel a job'
 complete -c snapctl -n __fish_use_subcommand -a version -d 'versions'
 
-complete -c snapctl -n '__fish_seen_subcommand_from vms' -l tag -x -d 'only with this tag'
-complete -c snapctl -n '__fish_seen_subcommand_from tag' -l set -x -d 'in place of all'
-complete -c snapctl -n '__fish_seen_subcommand_from tag' -l add -x -d 'more tags'
-complete -c snapctl -n '__fish_seen_subcommand_from tag' -l remove -x -d 'fewer tags'
-complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l name -x -d 'name'
-complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l note -x -d 'note'
-complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l tag -x -d 'tags'
-complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l self-check -d 'compare all memory'
-complete -c snapctl -n '__fish_seen_subcommand_from list' -l tree -d 'a tree'
-complete -c snapctl -n '__fish_seen_subcommand_from list' -l flat -d 'a table'
-complete -c snapctl -n '__fish_seen_subcommand_from diff' -l all -d 'every range'
-complete -c snapctl -n '__fish_seen_subcommand_from rollback' -l check -d 'compare afterwards'
-complete -c snapctl -n '__fish_seen_subcommand_from restore' -l name -x -d 'new name'
-complete -c snapctl -n '__fish_seen_subcommand_from restore' -l print -d 'print the command'
-complete -c snapctl -n '__fish_seen_subcommand_from restore' -l disk -x -d 'other disk images'
-complete -c snapctl -n '__fish_seen_subcommand_from restore' -l mac -x -d 'other addresses'
-complete -c snapctl -n '__fish_seen_subcommand_from restore' -l force -d 'another QEMU, too'
-complete -c snapctl -n '__fish_seen_subcommand_from export' -l force -d 'replace files'
-complete -c snapctl -n '__fish_seen_subcommand_from import' -l name -x -d 'VM'
-complete -c snapctl -n '__fish_seen_subcommand_from import' -l snapshot-name -x -d 'name'
-complete -c snapctl -n '__fish_seen_subcommand_from import' -l note -x -d 'note'
-complete -c snapctl -n '__fish_seen_subcommand_from import' -l tag -x -d 'tags'
-complete -c snapctl -n '__fish_seen_subcommand_from verify' -l digest -d 'SHA-256 of memory'
+complete -c snapctl -n '__snapctl_verb vms' -l tag -x -d 'only with this tag'
+complete -c snapctl -n '__snapctl_verb tag' -l set -x -d 'in place of all'
+complete -c snapctl -n '__snapctl_verb tag' -l add -x -d 'more tags'
+complete -c snapctl -n '__snapctl_verb tag' -l remove -x -d 'fewer tags'
+complete -c snapctl -n '__snapctl_verb snapshot' -l name -x -d 'name'
+complete -c snapctl -n '__snapctl_verb snapshot' -l note -x -d 'note'
+complete -c snapctl -n '__snapctl_verb snapshot' -l tag -x -d 'tags'
+complete -c snapctl -n '__snapctl_verb snapshot' -l self-check -d 'compare all memory'
+complete -c snapctl -n '__snapctl_verb list' -l tree -d 'a tree'
+complete -c snapctl -n '__snapctl_verb list' -l flat -d 'a table'
+complete -c snapctl -n '__snapctl_verb diff' -l all -d 'every range'
+complete -c snapctl -n '__snapctl_verb rollback' -l check -d 'compare afterwards'
+complete -c snapctl -n '__snapctl_verb restore' -l name -x -d 'new name'
+complete -c snapctl -n '__snapctl_verb restore' -l print -d 'print the command'
+complete -c snapctl -n '__snapctl_verb restore' -l disk -x -d 'other disk images'
+complete -c snapctl -n '__snapctl_verb restore' -l mac -x -d 'other addresses'
+complete -c snapctl -n '__snapctl_verb restore' -l force -d 'another QEMU, too'
+complete -c snapctl -n '__snapctl_verb export' -l force -d 'replace files'
+complete -c snapctl -n '__snapctl_verb import' -l name -x -d 'VM'
+complete -c snapctl -n '__snapctl_verb import' -l snapshot-name -x -d 'name'
+complete -c snapctl -n '__snapctl_verb import' -l note -x -d 'note'
+complete -c snapctl -n '__snapctl_verb import' -l tag -x -d 'tags'
+complete -c snapctl -n '__snapctl_verb verify' -l digest -d 'SHA-256 of memory'
 
-complete -c snapctl -n '__fish_seen_subcommand_from snapshot' -l pin -d 'pin it'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l name -x -d 'name'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l note -x -d 'note'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l tag -x -d 'tags'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l add-tag -x -d 'more tags'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l remove-tag -x -d 'fewer tags'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l pin -d 'pin it'
-complete -c snapctl -n '__fish_seen_subcommand_from set' -l unpin -d 'unpin it'
-complete -c snapctl -n '__fish_seen_subcommand_from delete' -l vm -x -a '(__snapctl_vms)' -d 'a whole VM'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-last -x -d 'keep by last'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-hourly -x -d 'keep by hourly'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-daily -x -d 'keep by daily'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-weekly -x -d 'keep by weekly'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-monthly -x -d 'keep by monthly'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-yearly -x -d 'keep by yearly'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-within -x -d 'keep by within'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-tag -x -d 'keep by tag'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l keep-grid -x -d 'keep by grid'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l unbacked -d 'not backed up yet, too'
-complete -c snapctl -n '__fish_seen_subcommand_from prune' -l dry-run -d 'only tell'
+complete -c snapctl -n '__snapctl_verb snapshot' -l pin -d 'pin it'
+complete -c snapctl -n '__snapctl_verb set' -l name -x -d 'name'
+complete -c snapctl -n '__snapctl_verb set' -l note -x -d 'note'
+complete -c snapctl -n '__snapctl_verb set' -l tag -x -d 'tags'
+complete -c snapctl -n '__snapctl_verb set' -l add-tag -x -d 'more tags'
+complete -c snapctl -n '__snapctl_verb set' -l remove-tag -x -d 'fewer tags'
+complete -c snapctl -n '__snapctl_verb set' -l pin -d 'pin it'
+complete -c snapctl -n '__snapctl_verb set' -l unpin -d 'unpin it'
+complete -c snapctl -n '__snapctl_verb delete' -l vm -x -a '(__snapctl_vms)' -d 'a whole VM'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-last -x -d 'keep by last'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-hourly -x -d 'keep by hourly'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-daily -x -d 'keep by daily'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-weekly -x -d 'keep by weekly'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-monthly -x -d 'keep by monthly'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-yearly -x -d 'keep by yearly'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-within -x -d 'keep by within'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-tag -x -d 'keep by tag'
+complete -c snapctl -n '__snapctl_verb prune' -l keep-grid -x -d 'keep by grid'
+complete -c snapctl -n '__snapctl_verb prune' -l unbacked -d 'not backed up yet, too'
+complete -c snapctl -n '__snapctl_verb prune' -l dry-run -d 'only tell'
 
-complete -c snapctl -n '__fish_seen_subcommand_from top' -l once -d 'one frame'
-complete -c snapctl -n '__fish_seen_subcommand_from top' -l delay -x -d 'between samples'
-complete -c snapctl -n '__fish_seen_subcommand_from top' -l sort -x -a 'name state dirty behind age pause still epochs full' -d 'order'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l read-data -d 'read every page'
-complete -c snapctl -n '__fish_seen_subcommand_from show' -l space -d 'what it alone holds'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l dry-run -d 'only tell'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l exact -d 'whose the bytes are'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l repository -x -d 'repository'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l stdout -d 'stdout'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l stdin -d 'stdin'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l name -x -d 'name'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l read-data -d 'read data'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l vm -x -d 'vm'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l prune -d 'prune'
-complete -c snapctl -n '__fish_seen_subcommand_from backup' -l dry-run -d 'dry run'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l rate -x -d 'bytes a second'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l store -r -d 'of a service that does not run'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l encryption-key -r -d 'its key'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -l new-key -r -d 'its key from now on'
+complete -c snapctl -n '__snapctl_verb top' -l once -d 'one frame'
+complete -c snapctl -n '__snapctl_verb top' -l delay -x -d 'between samples'
+complete -c snapctl -n '__snapctl_verb top' -l sort -x -a 'name state dirty behind age pause still epochs full' -d 'order'
+complete -c snapctl -n '__snapctl_verb store' -l read-data -d 'read every page'
+complete -c snapctl -n '__snapctl_verb show' -l space -d 'what it alone holds'
+complete -c snapctl -n '__snapctl_verb store' -l dry-run -d 'only tell'
+complete -c snapctl -n '__snapctl_verb store' -l exact -d 'whose the bytes are'
+complete -c snapctl -n '__snapctl_verb backup' -l repository -x -d 'repository'
+complete -c snapctl -n '__snapctl_verb backup' -l stdout -d 'stdout'
+complete -c snapctl -n '__snapctl_verb backup' -l stdin -d 'stdin'
+complete -c snapctl -n '__snapctl_verb backup' -l name -x -d 'name'
+complete -c snapctl -n '__snapctl_verb backup' -l read-data -d 'read data'
+complete -c snapctl -n '__snapctl_verb backup' -l vm -x -d 'vm'
+complete -c snapctl -n '__snapctl_verb backup' -l prune -d 'prune'
+complete -c snapctl -n '__snapctl_verb backup' -l dry-run -d 'dry run'
+complete -c snapctl -n '__snapctl_verb store' -l rate -x -d 'bytes a second'
+complete -c snapctl -n '__snapctl_verb store' -l store -r -d 'of a service that does not run'
+complete -c snapctl -n '__snapctl_verb store' -l encryption-key -r -d 'its key'
+complete -c snapctl -n '__snapctl_verb store' -l new-key -r -d 'its key from now on'
 
-complete -c snapctl -n '__fish_seen_subcommand_from tag snapshot self-check list rollback prune' -a '(__snapctl_vms)'
-complete -c snapctl -n '__fish_seen_subcommand_from show diff rollback restore export set delete verify' -a '(__snapctl_snaps)'
-complete -c snapctl -n '__fish_seen_subcommand_from export import' -F
-complete -c snapctl -n '__fish_seen_subcommand_from policy' -a 'list show set run pause resume rm'
-complete -c snapctl -n '__fish_seen_subcommand_from store' -a 'stats gc check repair'
-complete -c snapctl -n '__fish_seen_subcommand_from cancel' -a '(__snapctl_jobs)'
+complete -c snapctl -n '__snapctl_verb rollback' -l other-vm -d 'of another VM, too'
+complete -c snapctl -n '__snapctl_verb policy' -l wait -d 'until it is done'
+
+complete -c snapctl -n '__snapctl_at 0 tag snapshot self-check list rollback prune' -a '(__snapctl_vms)'
+complete -c snapctl -n '__snapctl_at 0 show restore export set verify' -a '(__snapctl_snaps)'
+complete -c snapctl -n '__snapctl_at 0,1 diff' -a '(__snapctl_snaps)'
+complete -c snapctl -n '__snapctl_at 1 rollback' -a '(__snapctl_snaps (__snapctl_words)[2])'
+complete -c snapctl -n '__snapctl_verb delete' -a '(__snapctl_snaps)'
+complete -c snapctl -n '__snapctl_at 1 export' -F
+complete -c snapctl -n '__snapctl_at 0 import' -F
+complete -c snapctl -n '__snapctl_at 0 policy' -a 'list show set run pause resume rm'
+complete -c snapctl -n '__snapctl_at 1 policy; and not __snapctl_under policy list' -a '(__snapctl_policies)'
+complete -c snapctl -n '__snapctl_at 2 policy; and __snapctl_under policy run' -a '(__snapctl_vms)'
+complete -c snapctl -n '__snapctl_under policy set; and not __snapctl_at 1 policy' -a 'vms= vm_tags= owner= every= schedule= recovery_point= jitter= timezone= missed= skip_unchanged= self_check_every= tags= pre_hook= post_hook= hook_timeout= consistency= min_free= max_pause= max_paused= keep_last= keep_hourly= keep_daily= keep_weekly= keep_monthly= keep_yearly= keep_within= keep_tags= keep_grid= backup= backup_hold= backup_keep_last= backup_keep_hourly= backup_keep_daily= backup_keep_weekly= backup_keep_monthly= backup_keep_yearly= backup_keep_within= backup_keep_tags= backup_keep_grid= paused='
+complete -c snapctl -n '__snapctl_at 0 store' -a 'stats gc check repair rebuild-index rekey'
+complete -c snapctl -n '__snapctl_at 0 backup' -a 'push pull list verify forget prune status'
+complete -c snapctl -n '__snapctl_at 0 cancel' -a '(__snapctl_jobs)'

@@ -156,11 +156,23 @@ static int find_target(struct api_request *req, const char *selector, struct sto
 	return api_find_snapshot(req, selector, ret);
 }
 
+/* A number that is one off must not turn a VM into another. */
+static int check_own(struct api_request *req, const struct vm *vm, const struct store_snapshot *s)
+{
+	if (vm_is(vm, s->vm_name, s->uid))
+		return 0;
+	return err_set(&req->err, EBUSY,
+		       "snapshot %llu is one of %.64s, not of %.64s: --other-vm (\"other_vm\") takes "
+		       "it all the same",
+		       (unsigned long long)s->id, s->vm_name, req->seg[0]);
+}
+
 int api_post_rollback(struct api_request *req)
 {
-	static const char *const keys[] = {"snapshot", "check", NULL};
+	static const char *const keys[] = {"snapshot", "check", "other_vm", NULL};
 	json_t *sel = json_object_get(req->json, "snapshot");
 	json_t *check = json_object_get(req->json, "check");
+	json_t *other_vm = json_object_get(req->json, "other_vm");
 	_cleanup_(cleanup_vm) struct vm *vm = NULL;
 	struct store_snapshot target;
 	char id[24];
@@ -169,13 +181,17 @@ int api_post_rollback(struct api_request *req)
 	rc = api_body_keys(req, keys);
 	if (rc)
 		return rc;
-	if (!json_is_string(sel) || (check && !json_is_boolean(check)))
+	if (!json_is_string(sel) || (check && !json_is_boolean(check)) ||
+	    (other_vm && !json_is_boolean(other_vm)))
 		return err_set(&req->err, EINVAL,
-			       "a rollback needs \"snapshot\", a selector; \"check\" is a boolean");
+			       "a rollback needs \"snapshot\", a selector; \"check\" and "
+			       "\"other_vm\" are booleans");
 	vm = find_vm(req);
 	if (!vm)
 		return -ENOENT;
 	rc = find_target(req, json_string_value(sel), &target);
+	if (!rc && !json_is_true(other_vm))
+		rc = check_own(req, vm, &target);
 	if (rc)
 		return rc;
 	snprintf(id, sizeof(id), "%llu", (unsigned long long)target.id);

@@ -114,7 +114,9 @@ int keep_from_json(json_t *keep, struct keep_rules *ret, struct err *e)
 	}
 	/* Nothing to keep is more likely a slip than a wish. */
 	if (!keep_has_rules(ret))
-		return err_set(e, EINVAL, "prune needs a rule that keeps something");
+		return err_set(e, EINVAL,
+			       "no rule says what to keep: want at least one, such as last or grid "
+			       "(--keep-last N, --keep-grid STEPS)");
 	return 0;
 }
 

@@ -3,6 +3,7 @@
 #include "snapd/policy/calendar.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -241,7 +242,8 @@ static bool parse_parts(const char *p, struct calendar *c)
 			at = TIME;
 		} else if (at <= TIME && parse_time(p, len, c)) {
 			at = ZONE;
-		} else if (parts && at <= ZONE && len < sizeof(c->zone) && !c->zone[0]) {
+		} else if (parts && at <= ZONE && len < sizeof(c->zone) && !c->zone[0] &&
+			   isalpha((unsigned char)*p)) {
 			memcpy(c->zone, p, len);
 		} else {
 			return false;

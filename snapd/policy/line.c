@@ -82,12 +82,28 @@ static void trouble(struct line *l, const struct policy *p, const char *text)
 	*log_about() = (struct log_about){0};
 }
 
+/* What was asked for has ended. */
+static void answer(struct line *l)
+{
+	struct line_asked *a = &l->asked;
+
+	if (!l->is_asked)
+		return;
+	l->is_asked = false;
+	a->ended++;
+	a->snapshot = l->snapshot;
+	a->pause_ns = l->pause_ns;
+	memcpy(a->said, l->said, sizeof(a->said));
+}
+
 static void skip_run(struct line *l, const struct policy *p, const char *why, int64_t now_s)
 {
 	l->skipped++;
 	snprintf(l->said, sizeof(l->said), "skipped: %s", why);
 	l->last_s = policy_ran(p, l->vm, l->due_s, now_s);
+	l->is_asked = l->wanted;
 	l->wanted = false;
+	answer(l);
 }
 
 static void end_run(struct line *l)
@@ -95,6 +111,7 @@ static void end_run(struct line *l)
 	l->state = LINE_IDLE;
 	l->runs += l->counts;
 	l->failures += l->counts && *l->said;
+	answer(l);
 }
 
 /* ---- all the time ---- */
@@ -268,6 +285,7 @@ static void begin_run(struct line *l, struct daemon *d, const struct policy *p, 
 	uint64_t now_ns = monotonic_ns();
 	struct err e = {0};
 
+	l->is_asked = l->wanted;
 	l->wanted = false;
 	l->failed = false;
 	l->counts = true;
@@ -521,9 +539,12 @@ json_t *line_json(const struct line *l)
 {
 	bool never = l->due_s == INT64_MAX;
 
-	return json_pack("{ss sI sb ss sI so sI sI sI sI sI sI sI ss so so}", "vm", l->vm, "uid",
-			 (json_int_t)l->uid, "attached", l->attached, "state",
-			 line_state_names[l->state], "last_s", (json_int_t)l->began_s, "next_s",
+	return json_pack("{ss sI sb ss s{sI sI sI ss} sI so sI sI sI sI sI sI sI ss so so}", "vm",
+			 l->vm, "uid", (json_int_t)l->uid, "attached", l->attached, "state",
+			 line_state_names[l->state], "asked", "ended", (json_int_t)l->asked.ended,
+			 "snapshot", (json_int_t)l->asked.snapshot, "pause_ns",
+			 (json_int_t)l->asked.pause_ns, "said", l->asked.said, "last_s",
+			 (json_int_t)l->began_s, "next_s",
 			 never ? json_null() : json_integer(l->due_s), "snapshot",
 			 (json_int_t)l->snapshot, "pause_ns", (json_int_t)l->pause_ns, "runs",
 			 (json_int_t)l->runs, "failures", (json_int_t)l->failures, "skipped",

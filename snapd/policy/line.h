@@ -46,6 +46,13 @@ struct line_continuous {
 	struct line_cost now, last;
 };
 
+/* How the last run that somebody asked for ended. */
+struct line_asked {
+	uint64_t ended; /* so many have */
+	uint64_t snapshot, pause_ns;
+	char said[192]; /* "" all is well */
+};
+
 #define LINE_BUSY_MS  20    /* how often to look at one in the middle of something */
 #define LINE_FORGET_S 86400 /* how long to remember a VM that is not there */
 
@@ -65,6 +72,8 @@ struct line {
 	bool attached;	 /* the scheduler's: it looks at each step */
 	int64_t there_s; /* when it was last */
 	bool wanted;	 /* somebody asked for a run now */
+	bool is_asked;	 /* this run is what was asked for */
+	struct line_asked asked;
 	enum line_state state;
 	int64_t last_s, due_s; /* as policy_due() has them */
 	int64_t began_s;       /* of this run, or the last */

@@ -3,11 +3,18 @@
  * vm_describe: what others may see of a VM.  Its thread publishes, anyone reads, under
  * vm.lock: figures, counters of the shared page, JSON of the API.
  */
+#include <string.h>
+
 #include "snapd/vm/priv.h"
 
 #include "include/snapd/agent.h"
 #include "snapd/daemon/tags.h"
 #include "snapd/util/cleanup.h"
+
+bool vm_is(const struct vm *vm, const char *name, uint32_t uid)
+{
+	return vm->uid == uid && !strcmp(vm->name, name);
+}
 
 uint64_t vm_dirty_frames(struct vm *vm)
 {

@@ -36,6 +36,8 @@ int vm_accept(struct daemon *d, int fd);
 /* Find an attached VM by name that `uid` may see (0: all); a new reference or NULL.
  * Several owners may use one name: uid 0 then gets "UID/NAME" as well. */
 struct vm *vm_find(struct daemon *d, const char *name, uint32_t uid);
+/* Is that what it is called, and whose it is? */
+bool vm_is(const struct vm *vm, const char *name, uint32_t uid);
 /* All that are READY; *ret is malloc()ed.  Any thread. */
 struct vm_name {
 	char name[SNAPD_NAME_MAX];

@@ -87,7 +87,7 @@ def snapctl():
     same("fish: verbs", re.findall(r"__fish_use_subcommand -a ([a-z-]+)", fish), verbs)
     same("fish: options", re.findall(r"^complete -c snapctl -l ([a-z-]+)", fish, re.M), common)
     for verb in verbs:
-        same(f"fish: {verb}", re.findall(rf"seen_subcommand_from {verb}' -l ([a-z-]+)", fish), own[verb])
+        same(f"fish: {verb}", re.findall(rf"__snapctl_verb {verb}' -l ([a-z-]+)", fish), own[verb])
 
 
 def program(exe, page, parsed):
@@ -113,6 +113,10 @@ def policies():
     want = re.findall(r'^\t\{"([a-z_]+)", set_', read("snapd", "policy", "policy.c"), re.M)
     lines = re.findall(r"^\.It Cm ([a-z_ ,]+)$", read("docs", "man", "snapd-policy.5"), re.M)
     same("snapd-policy.5", [word for line in lines for word in line.split(" , ")], want)
+    same("bash: settings", re.search(r"local settings='([^']*)'", read("contrib", "completions", "snapctl.bash"))[1].split(), want)
+    same("zsh: settings", re.search(r"settings=\(([^)]*)\)", read("contrib", "completions", "_snapctl"))[1].split(), want)
+    same("fish: settings", re.findall(r"([a-z_]+)=", re.search(r"under policy set[^\n]* -a '([^']*)'", read(
+        "contrib", "completions", "snapctl.fish"))[1]), want)
 
 
 def pages():

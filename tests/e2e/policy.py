@@ -113,8 +113,12 @@ def pause_and_run(b):
     before = {vm: line(b, "fast", vm)["runs"] for vm in ("web1", "web2")}
     time.sleep(2.2)
     check({vm: line(b, "fast", vm)["runs"] for vm in before} == before, "a paused policy runs")
-    check("1 VM" in b.snapctl("policy", "run", "fast", "web1").stdout, "run")
+    check("1 VM:" in b.snapctl("policy", "run", "fast", "web1").stdout, "run")
     until_runs(b, "fast", "web1", before["web1"] + 1)
+    told = b.snapctl("policy", "run", "fast", "web1", "--wait").stdout
+    check(told.startswith(f"web1: snapshot {of_policy(b, 'web1', 'fast')[-1]}, paused"), told)
+    check(line(b, "fast", "web1")["runs"] == before["web1"] + 2, "it did not wait")
+    bad(b, 2, "policy", "show", "fast", "--wait")
     check(line(b, "fast", "web2")["runs"] == before["web2"], "the other ran, too")
     bad(b, 3, "policy", "run", "fast", "db")
     b.snapctl("policy", "resume", "fast")
@@ -130,7 +134,10 @@ def hooks_that_go_wrong(b, options):
     one = until_runs(b, "hang", "web1", 1)
     check(one["failures"] == one["runs"] and "did not end in time" in one["said"] and not of_policy(b, "web1", "hang"), f"{one}")
     check(len(of_policy(b, "web2", "hang")) >= 2, "the other VM waited")
-    b.snapctl("policy", "set", "hang", "consistency=crash", "pre_hook=exit 7")
+    b.snapctl("policy", "set", "hang", "pre_hook=exit 7")
+    told = bad(b, 1, "policy", "run", "hang", "web1", "--wait")
+    check("exit status 7" in told or "did not end in time" in told, told)
+    b.snapctl("policy", "set", "hang", "consistency=crash")
     runs = line(b, "hang", "web1")["runs"]
     one = until_runs(b, "hang", "web1", runs + 3)
     check("exit status 7" in one["said"] and of_policy(b, "web1", "hang"), f"{one}")

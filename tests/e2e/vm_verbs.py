@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -61,6 +62,8 @@ def main():
                   "--seed", rng.getrandbits(30), "--digest", "--device", "50")
         b.vm_ready("web")
         check([v["name"] for v in js(b, "vms")["vms"]] == ["web"], "vms")
+        bad(b, 3, "list", "nobody")
+        check(len(b.snapctl("list", "web").stdout.splitlines()) == 1, "a VM without snapshots")
         for i in (1, 2, 3):
             s = js(b, "snapshot", "web", "--name", f"s{i}", "--note", f"number {i}", "--tag", "a,b")["snapshot"]
             check(s["name"] == f"s{i}" and s["note"] == f"number {i}" and s["vm"] == "web", f"snapshot: {s}")
@@ -90,7 +93,12 @@ def main():
         equal(b, "web-imported")
         check(js(b, "verify", "--digest", "web-imported")["digest"] == js(b, "verify", "--digest", "web@s3")["digest"],
               "the imported snapshot differs")
-        for line in ("snapd_vm_harvested_entries_total{vm=\"web\"", "snapd_jobs_ended_total{kind=\"rollback\",state=\"done\"} 2"):
+        bad(b, 4, "rollback", "web", "web-imported")
+        b.snapctl("rollback", "--other-vm", "--check", "web", "web-imported")
+        shown = b.snapctl("show", "web@s3").stdout
+        records = re.findall(r"^ +(?:\d+ x )?([a-z0-9_.]+) +version", shown, re.M)
+        check(len(records) > 5 and len(records) == len(set(records)), f"records: {shown}")
+        for line in ("snapd_vm_harvested_entries_total{vm=\"web\"", "snapd_jobs_ended_total{kind=\"rollback\",state=\"done\"} 3"):
             check(line in b.metrics(), f"no {line} in /metrics")
         other.stop()
         vm.stop()

@@ -221,6 +221,10 @@ static void words(void)
 
 		check(calendar_parse(bad[i], &c, &e) == -EINVAL && e.text[0], "'%s' was taken",
 		      bad[i]);
+		/* What is no zone is not called one. */
+		check(!strstr(e.text, "zone") || strstr(bad[i], "Mars") ||
+			      strstr(bad[i], "daily ") || strstr(bad[i], " Mon"),
+		      "'%s': %s", bad[i], e.text);
 	}
 	check(!calendar_parse(
 		      "  mon,Wednesday..fri  2026..2030-*/3-1..7/2  9..17:0/15:00  Asia/Tokyo ", &c,
