@@ -229,7 +229,7 @@ class Campaign:
                  (self.step_restore, a.restore), (self.step_export, a.export)]
         fns, weights = zip(*steps)
         floor = 0 if a.expect_miss or a.heal else a.at_least or a.epochs
-        patience = end + min(7 * a.limit, 600)   # for a machine that is busy otherwise
+        patience = end + min(max(7 * a.limit, 120), 600)   # for a machine that is busy otherwise
         while self.counts["epochs"] < a.epochs and (
                 time.monotonic() < end or self.counts["epochs"] < floor and time.monotonic() < patience):
             self.vm.check()
