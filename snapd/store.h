@@ -175,6 +175,8 @@ int store_snapshot_get(struct store *s, uint64_t id, struct store_snapshot *ret,
 /* "ID", "VM@ID", "VM@NAME", or "VM" (its newest); uid != 0 sees only its own.  -ENOENT. */
 int store_snapshot_find(struct store *s, const char *selector, uint32_t uid,
 			struct store_snapshot *ret, struct err *e);
+/* When the VM's newest snapshot was taken; 0: it has none.  Costs by how many others' are newer. */
+int store_snapshot_newest(struct store *s, const uint8_t vm[16], uint64_t *taken_ns, struct err *e);
 /* All (of one VM when vm is not NULL), ascending by id, in a malloc()ed array. */
 int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapshot **ret, size_t *nr,
 			struct err *e);

@@ -232,6 +232,7 @@ struct ix_iter {
 	enum index_db db;
 	MDB_cursor *cursor;
 	struct ix_key prefix;
+	bool backwards; /* set it before the first; without a prefix: descending */
 	bool started;
 };
 int index_iter_init(struct ix_iter *it, struct ix_txn *t, enum index_db db,

@@ -246,6 +246,7 @@ uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_
 #define SCAN_SEGMENTS 32u
 #define SCAN_BYTES    (3u * FMT_BLOCK) /* the largest header of either kind */
 #define VM_CACHE      64u
+#define PUT_AHEAD     8u /* entries: a start waits for lines of the table, and for little else */
 
 struct scan_seg {
 	struct seg *seg; /* open */
@@ -302,9 +303,13 @@ static void scan_batch(struct scan *sc, const struct batch_header *h, const stru
 	if (!p || !owner_of(sc, h->vm, &uid))
 		return;
 	domain = store_dedup_domain(sc->s, h->vm, uid);
-	for (uint32_t i = 0; i < h->nr_entries; i++)
+	for (uint32_t i = 0; i < h->nr_entries; i++) {
+		if (i + PUT_AHEAD < h->nr_entries)
+			dedup_prefetch(&sc->s->dedup,
+				       dedup_key(p[i + PUT_AHEAD].id_lo, domain, h->page_shift));
 		dedup_put(&sc->s->dedup, dedup_key(p[i].id_lo, domain, h->page_shift),
 			  loc_make(h->segment, h->block, i));
+	}
 }
 
 /* The next segment with data into slot `x`; false when there is none. */

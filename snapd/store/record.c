@@ -309,10 +309,13 @@ int index_iter_init(struct ix_iter *it, struct ix_txn *t, enum index_db db,
 int index_iter_next(struct ix_iter *it, struct ix_key *k, void *rec, size_t rec_size, struct err *e)
 {
 	MDB_val key = {.mv_size = it->prefix.len, .mv_data = it->prefix.b}, v;
-	MDB_cursor_op op = MDB_NEXT;
+	MDB_cursor_op op = it->backwards ? MDB_PREV : MDB_NEXT;
 	int r;
 
-	if (!it->started)
+	assert(!(it->backwards && it->prefix.len));
+	if (!it->started && it->backwards)
+		op = MDB_LAST;
+	else if (!it->started)
 		op = it->prefix.len ? MDB_SET_RANGE : MDB_FIRST;
 	it->started = true;
 	r = mdb_cursor_get(it->cursor, &key, &v, op);

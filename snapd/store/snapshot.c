@@ -168,6 +168,30 @@ int store_snapshot_list(struct store *s, const uint8_t *vm, struct store_snapsho
 	return 0;
 }
 
+int store_snapshot_newest(struct store *s, const uint8_t vm[16], uint64_t *taken_ns, struct err *e)
+{
+	struct rec_snapshot rec;
+	struct ix_iter it;
+	struct ix_txn t;
+	struct ix_key k;
+	bool found = false;
+	int r;
+
+	r = index_begin(s->index, &t, e);
+	if (r)
+		return r;
+	r = index_iter_init(&it, &t, IX_SNAPSHOTS, NULL, e);
+	it.backwards = true;
+	while (!r && !found && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
+		found = !memcmp(rec.vm, vm, sizeof(rec.vm));
+		r = 0;
+	}
+	index_iter_deinit(&it);
+	index_end(&t);
+	*taken_ns = found ? rec.taken_ns : 0;
+	return r;
+}
+
 /* ---- selectors ---- */
 
 struct selector {
@@ -227,7 +251,8 @@ static int newest_match(struct ix_txn *t, const struct selector *sel, uint32_t u
 
 	*ret = 0;
 	r = index_iter_init(&it, t, IX_SNAPSHOTS, NULL, e);
-	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
+	it.backwards = true;
+	while (!r && !*ret && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
 		struct store_snapshot sn = {.id = ix_be64(k.b)};
 
 		memcpy(sn.vm, rec.vm, sizeof(sn.vm));

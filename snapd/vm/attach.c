@@ -397,14 +397,10 @@ static int first_ready(struct vm *vm, struct err *e)
 /* When the newest snapshot of the VM was taken: what would be lost begins there. */
 static void find_newest(struct vm *vm)
 {
-	_cleanup_free_ struct store_snapshot *list = NULL;
-	uint64_t taken_ns = 0;
-	size_t nr = 0;
+	uint64_t taken_ns;
 
-	if (store_snapshot_list(vm->d->store, vm->id, &list, &nr, NULL))
+	if (store_snapshot_newest(vm->d->store, vm->id, &taken_ns, NULL))
 		return;
-	for (size_t i = 0; i < nr; i++)
-		taken_ns = MAX(taken_ns, list[i].taken_ns);
 	pthread_mutex_lock(&vm->lock);
 	vm->pub.epochs.taken_ns = taken_ns;
 	pthread_mutex_unlock(&vm->lock);

@@ -166,8 +166,9 @@ static void expect_found(const char *selector, uint32_t uid, uint64_t id)
 
 static void test_selectors(void)
 {
+	struct store_snapshot sn;
 	char text[64];
-	uint64_t first;
+	uint64_t first, taken_ns;
 
 	snapshot("one", 1, 11);
 	first = f.snapshot;
@@ -184,6 +185,12 @@ static void test_selectors(void)
 	expect_found("999999", 0, 0);
 	snprintf(text, sizeof(text), "guest@%llu", (unsigned long long)first);
 	expect_found(text, 0, first);
+	CHECK_OK(store_snapshot_get(f.s, f.snapshot, &sn, &e));
+	CHECK_OK(store_snapshot_newest(f.s, sn.vm, &taken_ns, &e));
+	CHECK(taken_ns == sn.taken_ns);
+	sn.vm[0] ^= 1; /* nobody's */
+	CHECK_OK(store_snapshot_newest(f.s, sn.vm, &taken_ns, &e));
+	CHECK(!taken_ns);
 	CHECK(store_snapshot_find(f.s, "", 0, NULL, NULL) == -EINVAL);
 	CHECK(store_snapshot_find(f.s, "@x", 0, NULL, NULL) == -EINVAL);
 }
