@@ -389,6 +389,23 @@ static void print_last_pushes(FILE *f, const struct backups *b, uid_t view, cons
 	}
 }
 
+/* Repositories are the administrator's. */
+static void print_found(FILE *f, const struct backups *b, uid_t view)
+{
+	char labels[LABELS_MAX];
+
+	metric_family(f, "snapd_backup_damaged_objects", METRIC_GAUGE,
+		      "Objects of the repository that its last verification found damaged.");
+	for (const struct backup_found *x = b->found; x && !view; x = x->next)
+		metric_u64(f, "snapd_backup_damaged_objects",
+			   metric_labels(labels, "repository", x->url, NULL), x->damages);
+	metric_family(f, "snapd_backup_verified_timestamp_seconds", METRIC_GAUGE,
+		      "When the repository was last verified, since the service started.");
+	for (const struct backup_found *x = b->found; x && !view; x = x->next)
+		metric_u64(f, "snapd_backup_verified_timestamp_seconds",
+			   metric_labels(labels, "repository", x->url, NULL), x->verified_s);
+}
+
 static void print_backups(FILE *f, struct backups *b, uid_t view)
 {
 	print_operations(f, b);
@@ -405,6 +422,7 @@ static void print_backups(FILE *f, struct backups *b, uid_t view)
 	print_last_pushes(f, b, view, "snapd_backup_last_point_timestamp_seconds",
 			  offsetof(struct backup_last, taken_s),
 			  "When the newest snapshot pushed since then was taken.");
+	print_found(f, b, view);
 	pthread_mutex_unlock(&b->lock);
 }
 

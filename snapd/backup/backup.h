@@ -45,6 +45,13 @@ bool backup_was_pushed(struct daemon *d, const char *repository, uint64_t snapsh
 /* It is gone from the store. */
 void backup_forget_pushed(struct daemon *d, const char *repository, uint64_t snapshot);
 
+/* What was done to a repository, and when. */
+enum backup_op { BACKUP_PUSH, BACKUP_PULL, BACKUP_VERIFY, BACKUP_PRUNE, BACKUP_NR_OPS };
+/* When a VERIFY or PRUNE was last done from here; Unix time, 0: not known. */
+uint64_t backup_last_done(struct daemon *d, const char *repository, enum backup_op op);
+void backup_set_last_done(struct daemon *d, const char *repository, enum backup_op op,
+			  uint64_t time_s);
+
 struct backups;
 int backup_start(struct daemon *d, struct err *e);
 void backup_stop(struct daemon *d); /* after the jobs; accepts that start failed */

@@ -122,6 +122,8 @@ int backup_verify_job(struct job *job, struct err *e)
 		rc = repo_check(job, s.repo, percent, &r, e);
 	session_count(&s, BACKUP_VERIFY, rc);
 	if (!rc)
+		session_note_damages(&s, r.damages);
+	if (!rc)
 		job->result = json_pack("{ss sb sO sI sI sI sI sI}", "repository", s.url, "whole",
 					!json_array_size(r.damages), "damages", r.damages,
 					"snapshots", (json_int_t)r.snapshots, "packs",

@@ -15,6 +15,8 @@
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
+#define DAMAGES_LOGGED 16 /* each; then how many more */
+
 const char *const backup_op_names[BACKUP_NR_OPS] = {
 	[BACKUP_PUSH] = "push",
 	[BACKUP_PULL] = "pull",
@@ -44,6 +46,7 @@ int backup_start(struct daemon *d, struct err *e)
 void backup_stop(struct daemon *d)
 {
 	struct backups *b = d->backups;
+	struct backup_found *found;
 	struct backup_last *last;
 
 	if (!b)
@@ -53,6 +56,11 @@ void backup_stop(struct daemon *d)
 		free(last);
 	}
 	cache_close(b->pushed);
+	while ((found = b->found)) {
+		b->found = found->next;
+		free(found->url);
+		free(found);
+	}
 	pthread_mutex_destroy(&b->lock);
 	free(b);
 	d->backups = NULL;
@@ -109,6 +117,76 @@ void backup_forget_pushed(struct daemon *d, const char *repository, uint64_t sna
 	pushed_key(repository, snapshot, &key);
 	if (c)
 		cache_set_local(c, &key, 0, NULL);
+}
+
+/* Among the numbers of snapshots, which count up from 1. */
+static uint64_t op_number(enum backup_op op)
+{
+	return UINT64_MAX - op;
+}
+
+uint64_t backup_last_done(struct daemon *d, const char *repository, enum backup_op op)
+{
+	struct cache *c = pushed_cache(d);
+	struct bk_name key;
+
+	pushed_key(repository, op_number(op), &key);
+	return c ? cache_local(c, &key) : 0;
+}
+
+void backup_set_last_done(struct daemon *d, const char *repository, enum backup_op op,
+			  uint64_t time_s)
+{
+	struct cache *c = pushed_cache(d);
+	struct bk_name key;
+
+	pushed_key(repository, op_number(op), &key);
+	if (c)
+		cache_set_local(c, &key, time_s, NULL);
+}
+
+/* The lock is held.  NULL: no memory. */
+static struct backup_found *found_of(struct backups *b, const char *url)
+{
+	struct backup_found *f;
+
+	for (f = b->found; f; f = f->next)
+		if (!strcmp(f->url, url))
+			return f;
+	f = calloc(1, sizeof(*f));
+	if (!f || !(f->url = strdup(url))) {
+		free(f);
+		return NULL;
+	}
+	f->next = b->found;
+	b->found = f;
+	return f;
+}
+
+void session_note_damages(struct session *s, const json_t *damages)
+{
+	struct backups *b = s->job->daemon->backups;
+	struct backup_found *f;
+	const json_t *v;
+	size_t i;
+
+	pthread_mutex_lock(&b->lock);
+	f = found_of(b, s->url);
+	if (f) {
+		f->damages = json_array_size(damages);
+		f->verified_s = (uint64_t)time(NULL);
+	}
+	pthread_mutex_unlock(&b->lock);
+	json_array_foreach(damages, i, v)
+	{
+		if (i == DAMAGES_LOGGED)
+			break;
+		log_event(LOG_BACKUP_DAMAGED, LOG_LVL_ERR, "backup %s is damaged: %s", s->url,
+			  json_string_value(json_object_get(v, "text")));
+	}
+	if (i < json_array_size(damages))
+		log_err("backup %s is damaged in %zu objects more", s->url,
+			json_array_size(damages) - i);
 }
 
 static void note_last(struct backups *b, const char *vm, uint32_t uid, uint64_t taken_ns)
@@ -230,4 +308,6 @@ void session_count(struct session *s, enum backup_op op, int rc)
 
 	if (rc != -ECANCELED)
 		atomic_fetch_add(rc ? &b->failed[op] : &b->done[op], 1);
+	if (!rc && (op == BACKUP_VERIFY || op == BACKUP_PRUNE))
+		backup_set_last_done(s->job->daemon, s->url, op, (uint64_t)time(NULL));
 }

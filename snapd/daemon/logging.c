@@ -39,6 +39,7 @@ static const struct {
 	[LOG_POLICY_LEFT_OUT] = {"policy-left-out", "97d1718c6fc24acf91872e7abd802bf6"},
 	[LOG_JOB_FAILED] = {"job-failed", "843fa3760a324711907e4438535147e1"},
 	[LOG_STORE_DAMAGED] = {"store-damaged", "806b6554d8914be48962e0a0859392e4"},
+	[LOG_BACKUP_DAMAGED] = {"backup-damaged", "2c4cb564c12a81ac0a5d9b971b9e8369"},
 };
 
 static const char *const level_names[] = {

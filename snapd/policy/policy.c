@@ -206,6 +206,36 @@ static int set_backup_keep(struct policy *p, const char *key, const char *value,
 	return keep_set(&p->backup_keep, key + strlen(POLICY_BACKUP_KEEP), value, e);
 }
 
+/* In the policy's own zone. */
+static int parse_calendar(const char *key, const char *value, struct calendar *ret, struct err *e)
+{
+	int rc = calendar_parse(value, ret, e);
+
+	return !rc && ret->zone[0] ? want(e, key, value, "a calendar event without a zone") : rc;
+}
+
+static int set_backup_prune(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return parse_calendar(key, value, &p->backup_prune, e);
+}
+
+static int set_backup_verify(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return parse_calendar(key, value, &p->backup_verify, e);
+}
+
+static int set_backup_verify_data(struct policy *p, const char *key, const char *value,
+				  struct err *e)
+{
+	static const struct unit percent[] = {{"%", 1}, {NULL, 0}};
+	uint64_t n;
+
+	if (parse_units(value, percent, &n) || n > 100)
+		return want(e, key, value, "a part of the repository such as 10%");
+	p->backup_verify_percent = (uint32_t)n;
+	return 0;
+}
+
 static int set_paused(struct policy *p, const char *key, const char *value, struct err *e)
 {
 	return parse_choice(key, value, "no", "yes", &p->paused, e);
@@ -254,6 +284,9 @@ static const struct {
 	{"backup_keep_within", set_backup_keep},
 	{"backup_keep_tags", set_backup_keep},
 	{"backup_keep_grid", set_backup_keep},
+	{"backup_prune", set_backup_prune},
+	{"backup_verify", set_backup_verify},
+	{"backup_verify_data", set_backup_verify_data},
 	{"paused", set_paused},
 };
 
@@ -351,8 +384,12 @@ int policy_finish(struct policy *p, struct err *e)
 		return err_set(e, EINVAL, "policy %s: consistency = quiesce needs pre_hook",
 			       p->name);
 	if (!*policy_text(p, "backup") &&
-	    (*policy_text(p, "backup_hold") || keep_has_rules(&p->backup_keep)))
+	    (*policy_text(p, "backup_hold") || *policy_text(p, "backup_prune") ||
+	     *policy_text(p, "backup_verify") || keep_has_rules(&p->backup_keep)))
 		return err_set(e, EINVAL, "policy %s: backup_... without backup", p->name);
+	if (p->backup_verify_percent && !*policy_text(p, "backup_verify"))
+		return err_set(e, EINVAL, "policy %s: backup_verify_data without backup_verify",
+			       p->name);
 	if (strlen(POLICY_TAG_PREFIX) + strlen(p->name) + 1 + strlen(policy_text(p, "tags")) >=
 	    POLICY_VALUE_MAX)
 		return err_set(e, EINVAL,

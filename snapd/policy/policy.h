@@ -29,6 +29,9 @@
  *   backup_hold = yes | no    none is pruned before it is pushed (default), or only the newest
  *                             is pushed, and nothing waits for it
  *   backup_keep_last, …       what stays there; as keep_last and so on
+ *   backup_prune = weekly     calendar event: take out of the repository what is forgotten
+ *   backup_verify = monthly   calendar event: is the repository whole
+ *   backup_verify_data = 10%  and read so much of it, by chance; all of it is 100%
  *   paused = yes              not now
  */
 #pragma once
@@ -45,7 +48,7 @@
 #define POLICY_VALUE_MAX   256
 #define POLICY_TAG_PREFIX  "policy:"
 #define POLICY_BACKUP_KEEP "backup_keep_"
-#define POLICY_NR_SETTINGS 40
+#define POLICY_NR_SETTINGS 43
 
 struct policy {
 	char name[POLICY_NAME_MAX];
@@ -66,6 +69,8 @@ struct policy {
 	uint32_t max_paused_permille; /* 0: no bound */
 	struct keep_rules keep, backup_keep;
 	bool backup_hold;
+	struct calendar backup_prune, backup_verify; /* of those that are set */
+	uint32_t backup_verify_percent;
 	bool paused;
 };
 

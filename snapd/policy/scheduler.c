@@ -30,6 +30,7 @@
 #include "snapd/backup/backup.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/tags.h"
+#include "snapd/policy/chores.h"
 #include "snapd/policy/line.h"
 #include "snapd/policy/policy.h"
 #include "snapd/util/cleanup.h"
@@ -43,6 +44,7 @@ struct entry {
 	struct policy *policy; /* owned */
 	struct line **lines;   /* owned, and so is each */
 	size_t nr_lines;
+	struct chores chores;
 	bool known; /* it was looked for VMs that are not there, and what they left to push */
 };
 
@@ -82,6 +84,7 @@ static struct entry *find(struct policies *ps, const char *name)
 
 static void drop_lines(struct entry *en)
 {
+	chores_stop(&en->chores);
 	for (size_t i = 0; i < en->nr_lines; i++) {
 		line_stop(en->lines[i]);
 		free(en->lines[i]);
@@ -275,6 +278,7 @@ static uint32_t look(struct policies *ps)
 		struct entry *en = &ps->entries[i];
 
 		match(ps, en, vms, nr);
+		chores_step(&en->chores, ps->d, en->policy, now_s());
 		for (size_t l = 0; l < en->nr_lines; l++) {
 			line_step(en->lines[l], ps->d, en->policy, now_s());
 			sleep_ms = MIN(sleep_ms, line_sleep_ms(en->lines[l], en->policy));
@@ -402,7 +406,7 @@ void policies_stop(struct daemon *d)
 
 /* ---- what clients see and do: control thread ---- */
 
-static json_t *entry_json(const struct entry *en, uint32_t view)
+static json_t *entry_json(const struct policies *ps, const struct entry *en, uint32_t view)
 {
 	json_t *settings = json_object(), *lines = json_array();
 
@@ -413,8 +417,9 @@ static json_t *entry_json(const struct entry *en, uint32_t view)
 	for (size_t i = 0; i < en->nr_lines; i++)
 		if (!view || en->lines[i]->uid == view)
 			json_array_append_new(lines, line_json(en->lines[i]));
-	return json_pack("{ss sb so so}", "name", en->policy->name, "paused", en->policy->paused,
-			 "settings", settings, "lines", lines);
+	return json_pack("{ss sb so so so}", "name", en->policy->name, "paused", en->policy->paused,
+			 "settings", settings, "lines", lines, "chores",
+			 chores_json(&en->chores, ps->d, en->policy, now_s()));
 }
 
 json_t *policies_json(struct daemon *d, uint32_t view)
@@ -424,7 +429,7 @@ json_t *policies_json(struct daemon *d, uint32_t view)
 
 	pthread_mutex_lock(&ps->lock);
 	for (size_t i = 0; i < ps->nr; i++)
-		json_array_append_new(list, entry_json(&ps->entries[i], view));
+		json_array_append_new(list, entry_json(ps, &ps->entries[i], view));
 	pthread_mutex_unlock(&ps->lock);
 	return list;
 }
@@ -438,7 +443,7 @@ json_t *policy_json(struct daemon *d, const char *name, uint32_t view)
 	pthread_mutex_lock(&ps->lock);
 	en = find(ps, name);
 	if (en)
-		one = entry_json(en, view);
+		one = entry_json(ps, en, view);
 	pthread_mutex_unlock(&ps->lock);
 	return one;
 }

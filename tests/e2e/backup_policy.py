@@ -66,6 +66,31 @@ def backed_up(b, url):
     return url
 
 
+def chores(b, url):
+    """The repository is pruned and verified by the clock; what is damaged is told by figures and log."""
+    def figure(name):
+        text = b.metrics()
+        return next((float(x.split()[-1]) for x in text.splitlines() if x.startswith(name)), None)
+    every = "*:*:*"
+    b.snapctl("policy", "set", "chores", "vms=none", "every=1h", f"backup={url}", f"backup_prune={every}",
+              f"backup_verify={every}", "backup_verify_data=100%")
+    b.until(lambda: figure('snapd_backup_operations_total{operation="prune",result="done"}'), 60, "a prune")
+    b.until(lambda: figure("snapd_backup_verified_timestamp_seconds"), 60, "a verification")
+    if url.startswith("file://"):
+        blobs = os.path.join(url[len("file://"):], "blobs")
+        b.snapctl("policy", "pause", "run")  # nothing is forgotten meanwhile
+        victim = os.path.join(blobs, os.listdir(blobs)[0])
+        os.rename(victim, victim + ".away")
+        b.until(lambda: figure("snapd_backup_damaged_objects"), 60, "the damage to be found")
+        os.rename(victim + ".away", victim)
+        with open(os.path.join(b.dir, "snapd.log")) as f:
+            check(os.path.basename(victim) in f.read(), "the log names it")
+        b.until(lambda: figure("snapd_backup_damaged_objects") == 0, 60, "it to be whole again")
+    said = js(b, "policy", "show", "chores")["policy"]["chores"]
+    check(set(said) == {"prune", "verify"} and all(x["last_s"] and x["due_s"] for x in said.values()), f"{said}")
+    b.snapctl("policy", "rm", "chores")
+
+
 def host_lost(b):
     """Service and VMMs are killed, the store is gone."""
     b.service.send_signal(signal.SIGKILL)
@@ -107,6 +132,7 @@ def main():
             b.vm_ready(name)
         held(b, args)
         backed_up(b, url)
+        chores(b, url)
         for vm in b.vms:
             vm.check()
         host_lost(b)
