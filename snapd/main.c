@@ -26,6 +26,7 @@
 #include "snapd/daemon/daemon.h"
 #include "snapd/daemon/job.h"
 #include "snapd/daemon/logging.h"
+#include "snapd/daemon/scrub.h"
 #include "snapd/daemon/systemd.h"
 #include "snapd/daemon/tags.h"
 #include "snapd/store.h"
@@ -135,6 +136,8 @@ static int start(struct daemon *d, struct err *e)
 	if (!err)
 		err = policies_start(d, e);
 	if (!err)
+		err = scrub_start(d, e);
+	if (!err)
 		err = api_start(d, e);
 	return err ? err : agents_start(d, e);
 }
@@ -147,6 +150,7 @@ static void stop(struct daemon *d)
 	policies_stop(d);
 	vm_stop_all(d);
 	api_stop(d);
+	scrub_stop(d);
 	if (d->jobs)
 		jobs_stop(d);
 	backup_stop(d);

@@ -250,6 +250,7 @@ struct store_stats {
 	uint64_t dedup_entries, dedup_bytes;
 };
 int store_get_stats(struct store *s, struct store_stats *ret, struct err *e);
+uint64_t store_bytes_in_use(struct store *s); /* files of segments that are not free */
 /*
  * Keep what the map and the state at a point refer to, although its snapshot may be
  * deleted and store_gc() run: pin before store_map_load(), unpin when the last page

@@ -3,12 +3,16 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "snapd/util/cleanup.h"
 #include "tools/client.h"
 #include "tools/human.h"
 #include "tools/out.h"
+#include "tools/progress.h"
 #include "tools/snapctl.h"
+
+#define NS_PER_S 1000000000ull
 
 /* --rate, where it was given. */
 static int rate_body(const struct args *a, json_t *body)
@@ -67,6 +71,18 @@ static int store_account(const struct args *a)
 	return EXIT_DONE;
 }
 
+static void print_scrubbed(uint64_t ended_s, uint64_t damages)
+{
+	char when[32];
+
+	if (ended_s)
+		printf("%-20s %10s\n", "scrubbed",
+		       human_time(when, sizeof(when), ended_s * NS_PER_S));
+	if (damages)
+		printf("%-20s %10llu: snapctl store scrub names them\n", "  damages",
+		       (unsigned long long)damages);
+}
+
 static int store_stats(const struct args *a)
 {
 	static const struct {
@@ -83,6 +99,7 @@ static int store_stats(const struct args *a)
 		{"bytes_used", "  used", true},
 		{"bytes_index", "  index", true},
 		{"bytes_limit", "limit", true},
+		{"bytes_soft_limit", "soft limit", true},
 		{"bytes_logical", "memory in snapshots", true},
 		{"pages_stored", "pages stored", false},
 		{"dedup_entries", "known for dedup", false},
@@ -99,10 +116,13 @@ static int store_stats(const struct args *a)
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		uint64_t v = get_u64(o, rows[i].key);
 
-		if (v || strcmp(rows[i].key, "bytes_limit") != 0)
+		if (v || !strstr(rows[i].key, "limit"))
 			printf("%-20s %10s\n", rows[i].label,
 			       human_amount(text, sizeof(text), v, rows[i].bytes));
 	}
+	if (json_is_true(json_object_get(o, "over_soft_limit")))
+		puts("over the soft limit: policies leave out every second point");
+	print_scrubbed(get_u64(o, "scrub_ended_s"), get_u64(o, "scrub_damages"));
 	return EXIT_DONE;
 }
 
@@ -185,6 +205,9 @@ static int print_check(const struct args *a, json_t *r)
 	       (unsigned long long)get_u64(r, "batches"), (unsigned long long)get_u64(r, "blobs"),
 	       (unsigned long long)get_u64(r, "pages_read"),
 	       human_bytes(bytes, sizeof(bytes), get_u64(r, "bytes_read")));
+	if (get_u64(r, "scrub_damages"))
+		printf("the last scrub found %llu damages: snapctl store scrub names them\n",
+		       (unsigned long long)get_u64(r, "scrub_damages"));
 	if (!whole)
 		return fail(EXIT_CORRUPT, "%llu damages, %llu snapshots touched",
 			    (unsigned long long)get_u64(r, "nr_damages"),
@@ -223,6 +246,103 @@ static int store_repair(const struct args *a)
 	return EXIT_DONE;
 }
 
+/* ---- scrub ---- */
+
+static int scrub_ask(const struct args *a, json_t **ret)
+{
+	static const char *const actions[] = {"now", "pause", "resume", "cancel"};
+	const char *action = NULL;
+	int nr = opt(a, "status") != NULL;
+
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+		if (!opt(a, actions[i]))
+			continue;
+		action = actions[i];
+		nr++;
+	}
+	if (nr > 1)
+		return fail(EXIT_USAGE, "store scrub: one of --status, --now, --pause, --resume "
+					"and --cancel");
+	if (!action)
+		return call(a, "GET", NULL, ret, "/v1/store/scrub", NULL, NULL);
+	return call(a, "POST", json_pack("{ss}", "action", action), ret, "/v1/store/scrub", NULL,
+		    NULL);
+}
+
+/* Ctrl-C ends the waiting, not the scrub. */
+static int scrub_wait(const struct args *a, json_t **o)
+{
+	int rc = 0;
+
+	while (!rc && !strcmp(get_text(*o, "state"), "running")) {
+		progress_show(a, "scrub", get_u64(*o, "done"), get_u64(*o, "total"), true);
+		usleep(100000);
+		json_decref(*o);
+		*o = NULL;
+		rc = call(a, "GET", NULL, o, "/v1/store/scrub", NULL, NULL);
+	}
+	progress_clear();
+	return rc;
+}
+
+/* Returns how many damages it found. */
+static uint64_t print_pass(const char *what, json_t *pass)
+{
+	char when[32], bytes[24];
+	uint64_t ended_s = get_u64(pass, "ended_s");
+	json_t *line;
+	size_t i;
+
+	if (!json_is_object(pass))
+		return 0;
+	printf("%s: began %s", what,
+	       human_time(when, sizeof(when), get_u64(pass, "began_s") * NS_PER_S));
+	if (ended_s)
+		printf(", ended %s", human_time(when, sizeof(when), ended_s * NS_PER_S));
+	printf(", %s read, %llu damages\n",
+	       human_bytes(bytes, sizeof(bytes), get_u64(pass, "bytes")),
+	       (unsigned long long)get_u64(pass, "nr_damages"));
+	json_array_foreach(json_object_get(pass, "damages"), i, line)
+		printf("%s: %s\n", get_text(line, "kind"), get_text(line, "text"));
+	return get_u64(pass, "nr_damages");
+}
+
+static int print_scrub(json_t *o)
+{
+	uint64_t next_s = get_u64(o, "next_s"), damages;
+	char when[32];
+
+	printf("%s", get_text(o, "state"));
+	if (!strcmp(get_text(o, "state"), "idle") && next_s)
+		printf(", the next begins %s", human_time(when, sizeof(when), next_s * NS_PER_S));
+	putchar('\n');
+	if (*get_text(o, "said"))
+		printf("trouble: %s\n", get_text(o, "said"));
+	damages = print_pass("this one", json_object_get(o, "pass"));
+	damages += print_pass("the last", json_object_get(o, "last"));
+	if (!damages)
+		return EXIT_DONE;
+	return fail(EXIT_CORRUPT,
+		    "%llu damages; snapctl store check --read-data tells what they cost",
+		    (unsigned long long)damages);
+}
+
+static int store_scrub(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *o = NULL;
+	int rc = scrub_ask(a, &o);
+
+	if (!rc && opt(a, "wait"))
+		rc = scrub_wait(a, &o);
+	if (rc || !a->json)
+		return rc ? rc : print_scrub(o);
+	print_json(o);
+	return get_u64(json_object_get(o, "pass"), "nr_damages") ||
+			       get_u64(json_object_get(o, "last"), "nr_damages")
+		       ? EXIT_CORRUPT
+		       : EXIT_DONE;
+}
+
 /* ---- which ---- */
 
 int verb_store(const struct args *a)
@@ -230,9 +350,10 @@ int verb_store(const struct args *a)
 	static const struct {
 		const char *name;
 		int (*fn)(const struct args *a);
-	} subs[] = {{"stats", store_stats},	      {"gc", store_gc},
-		    {"check", store_check},	      {"repair", store_repair},
-		    {"rebuild-index", store_rebuild}, {"rekey", store_change_key}};
+	} subs[] = {{"stats", store_stats},	{"gc", store_gc},
+		    {"check", store_check},	{"repair", store_repair},
+		    {"scrub", store_scrub},	{"rebuild-index", store_rebuild},
+		    {"rekey", store_change_key}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(subs); i++)
 		if (!strcmp(a->pos[0], subs[i].name))

@@ -61,7 +61,7 @@ _snapctl() {
 	import) options+=' --name --snapshot-name --note --tag' ;;
 	show) options+=' --space' ;;
 	top) options+=' --once --delay --sort' ;;
-	store) options+=' --read-data --dry-run --exact --rate --store --encryption-key --new-key' ;;
+	store) options+=' --read-data --dry-run --exact --rate --status --now --pause --resume --cancel --wait --store --encryption-key --new-key' ;;
 	backup) options+=' --repository --stdout --stdin --name --read-data --vm --prune --dry-run' ;;
 	verify) options+=' --digest' ;;
 	esac
@@ -95,7 +95,7 @@ _snapctl() {
 		esac
 		;;
 	backup:0) mapfile -t COMPREPLY < <(compgen -W 'push pull list verify forget prune status' -- "$cur") ;;
-	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check repair rebuild-index rekey' -- "$cur") ;;
+	store:0) mapfile -t COMPREPLY < <(compgen -W 'stats gc check scrub repair rebuild-index rekey' -- "$cur") ;;
 	cancel:0) mapfile -t COMPREPLY < <(compgen -W "$(_snapctl_jobs)" -- "$cur") ;;
 	esac
 	# What stands before the last "@" is a word of its own to bash, and stays.

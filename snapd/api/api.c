@@ -42,6 +42,8 @@ const struct api_route api_routes[] = {
 	{"POST", "/v1/store/check", api_post_check},
 	{"POST", "/v1/store/repair", api_post_repair},
 	{"POST", "/v1/store/account", api_post_account},
+	{"GET", "/v1/store/scrub", api_get_scrub},
+	{"POST", "/v1/store/scrub", api_post_scrub},
 	{"POST", "/v1/backup/push", api_post_backup_push},
 	{"POST", "/v1/backup/pull", api_post_backup_pull},
 	{"POST", "/v1/backup/list", api_post_backup_list},

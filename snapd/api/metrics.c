@@ -19,6 +19,8 @@
 
 #include "snapd/api/exposition.h"
 #include "snapd/backup/session.h"
+#include "snapd/daemon/room.h"
+#include "snapd/daemon/scrub.h"
 #include "snapd/daemon/job.h"
 #include "snapd/policy/scheduler.h"
 #include "snapd/util/cleanup.h"
@@ -261,6 +263,10 @@ static void print_store(FILE *f, struct daemon *d)
 		 "Memory of all snapshots if each were stored by itself, without zero pages."},
 		{"snapd_store_limit_bytes", d->config.store_max_bytes,
 		 "Limit set by store_max; 0: none."},
+		{"snapd_store_soft_limit_bytes", d->config.store_soft_bytes,
+		 "Limit set by store_soft_max; 0: none."},
+		{"snapd_store_over_soft_limit", room_is_short(d),
+		 "1: more than that is in use, and policies leave out every second point."},
 		{"snapd_store_filesystem_free_bytes", (uint64_t)fs.f_bavail * fs.f_frsize,
 		 "What is free on the store's file system."},
 		{"snapd_store_filesystem_size_bytes", (uint64_t)fs.f_blocks * fs.f_frsize,
@@ -270,6 +276,31 @@ static void print_store(FILE *f, struct daemon *d)
 	};
 
 	print_gauges(f, rows, ARRAY_SIZE(rows));
+}
+
+static void print_scrub(FILE *f, struct daemon *d)
+{
+	struct scrub_figures s;
+
+	scrub_figures(d->scrub, &s);
+	const struct gauge rows[] = {
+		{"snapd_scrub_running", s.running, "1: a scrub reads the store."},
+		{"snapd_scrub_paused", s.paused, "1: scrubs are paused."},
+		{"snapd_scrub_period_seconds", s.period_s,
+		 "How often all is to be read, scrub_period; 0: only when asked for."},
+		{"snapd_scrub_damages", s.damages,
+		 "Damages that the newest scrub found, or the one under way if those are more."},
+		{"snapd_scrub_last_end_timestamp_seconds", s.ended_s,
+		 "When a scrub last came to its end; 0: never."},
+	};
+
+	print_gauges(f, rows, ARRAY_SIZE(rows));
+	metric_family(f, "snapd_scrub_read_bytes_total", METRIC_COUNTER,
+		      "Bytes that scrubs read and checked.");
+	metric_u64(f, "snapd_scrub_read_bytes_total", "", s.bytes_read);
+	metric_family(f, "snapd_scrub_passes_total", METRIC_COUNTER,
+		      "Scrubs that came to their end.");
+	metric_u64(f, "snapd_scrub_passes_total", "", s.passes);
 }
 
 /* ---- policies ---- */
@@ -486,6 +517,7 @@ int api_get_metrics(struct api_request *req)
 		rc = print_vms(f, req);
 	if (!rc) {
 		print_store(f, req->daemon);
+		print_scrub(f, req->daemon);
 		print_policies(f, policies);
 		print_backups(f, req->daemon->backups, req->view);
 		print_jobs(f, req->daemon);

@@ -103,6 +103,8 @@ int api_delete_vm(struct api_request *req);
 int api_get_tags(struct api_request *req);
 int api_patch_tags(struct api_request *req);
 int api_post_account(struct api_request *req);
+int api_get_scrub(struct api_request *req);
+int api_post_scrub(struct api_request *req);
 int api_post_repair(struct api_request *req);
 int api_post_check(struct api_request *req);
 int api_post_prune(struct api_request *req);

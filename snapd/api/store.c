@@ -10,6 +10,8 @@
 
 #include "snapd/daemon/checkup.h"
 #include "snapd/daemon/job.h"
+#include "snapd/daemon/room.h"
+#include "snapd/daemon/scrub.h"
 #include "snapd/daemon/upkeep.h"
 #include "snapd/util/cleanup.h"
 
@@ -50,22 +52,28 @@ int api_post_gc(struct api_request *req)
 
 int api_get_store_stats(struct api_request *req)
 {
+	struct daemon *d = req->daemon;
+	struct scrub_figures scrubbed;
 	struct store_stats s;
 	int rc = store_get_stats(req->daemon->store, &s, &req->err);
 
 	if (rc)
 		return rc;
+	scrub_figures(d->scrub, &scrubbed);
 	return api_reply_json(
 		req, 200,
-		json_pack("{sI sI sI sI sI sI sI sI sI sI sI sI sI}", "vms", (json_int_t)s.vms,
-			  "timelines", (json_int_t)s.timelines, "epochs", (json_int_t)s.epochs,
-			  "snapshots", (json_int_t)s.snapshots, "segments", (json_int_t)s.segments,
-			  "segments_free", (json_int_t)s.segments_free, "bytes_on_disk",
-			  (json_int_t)s.bytes_on_disk, "bytes_used", (json_int_t)s.bytes_used,
-			  "bytes_index", (json_int_t)s.bytes_index, "bytes_logical",
-			  (json_int_t)s.bytes_logical, "pages_stored", (json_int_t)s.pages_stored,
-			  "dedup_entries", (json_int_t)s.dedup_entries, "bytes_limit",
-			  (json_int_t)req->daemon->config.store_max_bytes));
+		json_pack("{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sb sI sI}", "vms",
+			  (json_int_t)s.vms, "timelines", (json_int_t)s.timelines, "epochs",
+			  (json_int_t)s.epochs, "snapshots", (json_int_t)s.snapshots, "segments",
+			  (json_int_t)s.segments, "segments_free", (json_int_t)s.segments_free,
+			  "bytes_on_disk", (json_int_t)s.bytes_on_disk, "bytes_used",
+			  (json_int_t)s.bytes_used, "bytes_index", (json_int_t)s.bytes_index,
+			  "bytes_logical", (json_int_t)s.bytes_logical, "pages_stored",
+			  (json_int_t)s.pages_stored, "dedup_entries", (json_int_t)s.dedup_entries,
+			  "bytes_limit", (json_int_t)d->config.store_max_bytes, "bytes_soft_limit",
+			  (json_int_t)d->config.store_soft_bytes, "over_soft_limit",
+			  room_is_short(d), "scrub_damages", (json_int_t)scrubbed.damages,
+			  "scrub_ended_s", (json_int_t)scrubbed.ended_s));
 }
 
 int api_post_account(struct api_request *req)
@@ -103,6 +111,35 @@ int api_post_check(struct api_request *req)
 						    json_is_true(read_data), "percent",
 						    (json_int_t)percent, "rate", (json_int_t)rate),
 					  check_job));
+}
+
+static int reply_scrub(struct api_request *req)
+{
+	json_t *o = scrub_json(req->daemon->scrub);
+
+	return o ? api_reply_json(req, 200, o) : err_errno(&req->err, ENOMEM, "scrub");
+}
+
+int api_get_scrub(struct api_request *req)
+{
+	return reply_scrub(req);
+}
+
+int api_post_scrub(struct api_request *req)
+{
+	static const char *const keys[] = {"action", NULL};
+	const char *action = json_string_value(json_object_get(req->json, "action"));
+	int rc = api_body_keys(req, keys), i = 0;
+
+	while (!rc && i < SCRUB_NR_ACTIONS && (!action || strcmp(action, scrub_action_names[i])))
+		i++;
+	if (!rc && i == SCRUB_NR_ACTIONS)
+		rc = err_set(&req->err, EINVAL, "\"action\" is one of now, pause, resume, cancel");
+	if (!rc)
+		rc = api_root_only(req, "scrub the store");
+	if (!rc)
+		rc = scrub_act(req->daemon->scrub, (enum scrub_action)i, &req->err);
+	return rc ? rc : reply_scrub(req);
 }
 
 int api_post_repair(struct api_request *req)

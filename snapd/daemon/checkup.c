@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "snapd/daemon/daemon.h"
+#include "snapd/daemon/scrub.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
@@ -125,6 +126,7 @@ static void checkup_deinit(struct checkup *c)
 int check_job(struct job *job, struct err *e)
 {
 	_cleanup_(checkup_deinit) struct checkup c;
+	struct scrub_figures scrubbed;
 	struct store_check_result r;
 	int rc;
 
@@ -133,7 +135,12 @@ int check_job(struct job *job, struct err *e)
 	if (rc)
 		return rc;
 	job->result = result_json(&c, &r);
-	return job->result ? 0 : err_errno(e, ENOMEM, "check");
+	if (!job->result)
+		return err_errno(e, ENOMEM, "check");
+	scrub_figures(job->daemon->scrub, &scrubbed);
+	json_object_set_new(job->result, "scrub_damages",
+			    json_integer((json_int_t)scrubbed.damages));
+	return 0;
 }
 
 /* Snapshots that can't be had whole any more: forgotten, pinned or not.  What others

@@ -16,6 +16,7 @@
 #include "include/snapd/format.h"
 #include "snapd/backup/layout.h"
 #include "snapd/daemon/logging.h"
+#include "snapd/policy/keep.h"
 #include "snapd/store/codec.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
@@ -26,7 +27,7 @@
 #define POLICY_DIR_DEFAULT "/etc/snapd/policies.d"
 #define VM_TAGS_DEFAULT	   "/etc/snapd/vm-tags.conf"
 
-enum kind { TEXT, COMPRESSION, BYTES, NUMBER, SWITCH, WORD };
+enum kind { TEXT, COMPRESSION, BYTES, SPAN, NUMBER, SWITCH, WORD };
 
 static const char *const level_words[] = {
 	[LOG_LVL_ERR] = "err",	 [LOG_LVL_WARN] = "warning", [LOG_LVL_NOTICE] = "notice",
@@ -62,6 +63,9 @@ static const struct setting {
 	{"socket_group", "socket-group", TEXT, AT(socket_group), 0, 0},
 	{"staging_max", "staging-max", BYTES, AT(staging_max_bytes), 4 << 20, 1ull << 44},
 	{"store_max", "store-max", BYTES, AT(store_max_bytes), 0, 1ull << 60},
+	{"store_soft_max", "store-soft-max", BYTES, AT(store_soft_bytes), 0, 1ull << 60},
+	{"scrub_period", "scrub-period", SPAN, AT(scrub_period_s), 0, 0},
+	{"scrub_rate", "scrub-rate", BYTES, AT(scrub_rate), 0, 1ull << 40},
 	{"encryption_key", "encryption-key", TEXT, AT(encryption_key), 0, 0},
 	{"compression", "compression", COMPRESSION, AT(compression), 0, 0},
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
@@ -128,6 +132,18 @@ static int set_number(const struct setting *s, void *field, const char *value, s
 	return 0;
 }
 
+static int set_span(const char *key, uint64_t *field, const char *value, struct err *e)
+{
+	uint64_t v = 0;
+
+	if (strcmp(value, "off") != 0 && keep_parse_span(value, &v))
+		return err_set(e, EINVAL,
+			       "%s: '%s' is neither off nor a time such as 30d, 12h, 90s", key,
+			       value);
+	*field = v;
+	return 0;
+}
+
 static int set_switch(const char *key, bool *field, const char *value, struct err *e)
 {
 	if (strcmp(value, "on") != 0 && strcmp(value, "off") != 0)
@@ -182,6 +198,8 @@ int config_set(struct daemon_config *c, const char *key, const char *value, stru
 			return set_text(field, value, e);
 		if (s->kind == COMPRESSION)
 			return set_compression(field, value, e);
+		if (s->kind == SPAN)
+			return set_span(s->key, field, value, e);
 		if (s->kind == SWITCH)
 			return set_switch(s->key, field, value, e);
 		return s->kind == WORD ? set_word(s, field, value, e)
@@ -240,6 +258,12 @@ static void usage(void)
 	     "                          " VM_TAGS_DEFAULT ")\n"
 	     "  --staging-max BYTES     memory a VM, for pages copied in the pause (default 1G)\n"
 	     "  --store-max BYTES       limit of the store on disk (default 0: none)\n"
+	     "  --store-soft-max BYTES  above it policies leave out every second point (default "
+	     "0:\n"
+	     "                          none)\n"
+	     "  --scrub-period TIME     read and check every byte once in it, such as 30d; off\n"
+	     "                          (default 30d)\n"
+	     "  --scrub-rate BYTES      a second at most, for that (default 20M; 0: no limit)\n"
 	     "  --compression HOW       none, lz4, zstd[:LEVEL] for what is stored from now on\n"
 	     "                          (default: as the store says; a new one: lz4)\n"
 	     "  --encryption-key FILE   key of an encrypted store, 32 bytes or more; a new store "

@@ -16,6 +16,8 @@
 #define SELF_CHECK_MAX_MS_DEFAULT 5000
 #define VCPUS_WAIT_MS_DEFAULT	  5000
 #define PAUSE_TIMEOUT_MS_DEFAULT  10000
+#define SCRUB_PERIOD_DEFAULT	  (30ull * 86400)
+#define SCRUB_RATE_DEFAULT	  (20ull << 20)
 
 int daemon_init(struct daemon *d, struct err *e)
 {
@@ -27,6 +29,8 @@ int daemon_init(struct daemon *d, struct err *e)
 			   .pause_timeout_ms = PAUSE_TIMEOUT_MS_DEFAULT,
 			   .self_check_max_ms = SELF_CHECK_MAX_MS_DEFAULT,
 			   .vcpus_wait_ms = VCPUS_WAIT_MS_DEFAULT,
+			   .scrub_period_s = SCRUB_PERIOD_DEFAULT,
+			   .scrub_rate = SCRUB_RATE_DEFAULT,
 			   .early_min_frames = EARLY_MIN_FRAMES_DEFAULT,
 			   .log_level = LOG_LVL_INFO},
 	};

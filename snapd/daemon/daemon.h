@@ -19,6 +19,7 @@ struct pool;
 struct policies;
 struct backups;
 struct vm_tags;
+struct scrub;
 
 struct daemon_config {
 	char *store_dir; /* owned strings */
@@ -40,6 +41,9 @@ struct daemon_config {
 	uint32_t backup_grace_s;    /* of new repositories; 0: default */
 	uint64_t staging_max_bytes; /* per VM, for the pages copied in the pause; default 1 GiB */
 	uint64_t store_max_bytes;   /* 0: no limit */
+	uint64_t store_soft_bytes;  /* above it policies thin out; 0: no limit */
+	uint64_t scrub_period_s;    /* 0: only when asked for; default 30 days */
+	uint64_t scrub_rate;	    /* bytes a second; 0: as fast as it goes; default 20 MiB */
 	uint32_t segment_bytes;	    /* 0: default */
 	uint32_t pause_timeout_ms;  /* default 10000 */
 	uint32_t self_check_max_ms; /* of a pause, for comparing memory; default 5000 */
@@ -65,10 +69,13 @@ struct daemon {
 	pthread_cond_t vms_changed; /* a VM's thread ended, a VM was lost */
 	struct vm *vms;
 
-	struct vm_tags *tags;	   /* vm_tags_open() in tags.h; NULL: none */
-	struct policies *policies; /* policies_start() in policy/scheduler.h */
-	struct backups *backups;   /* backup_start() in backup/backup.h */
-	struct jobs *jobs;	   /* registry: jobs_start(), jobs_stop() in job.h */
+	struct vm_tags *tags;		/* vm_tags_open() in tags.h; NULL: none */
+	struct policies *policies;	/* policies_start() in policy/scheduler.h */
+	struct backups *backups;	/* backup_start() in backup/backup.h */
+	_Atomic uint64_t room_looked_s; /* room.c's: when it looked, and what it saw */
+	_Atomic bool room_short;
+	struct scrub *scrub; /* scrub_start() in scrub.h */
+	struct jobs *jobs;   /* registry: jobs_start(), jobs_stop() in job.h */
 };
 
 /* daemon.c: a daemon with default configuration, no store, no sockets; and its end,

@@ -40,6 +40,9 @@ static const struct {
 	[LOG_JOB_FAILED] = {"job-failed", "843fa3760a324711907e4438535147e1"},
 	[LOG_STORE_DAMAGED] = {"store-damaged", "806b6554d8914be48962e0a0859392e4"},
 	[LOG_BACKUP_DAMAGED] = {"backup-damaged", "2c4cb564c12a81ac0a5d9b971b9e8369"},
+	[LOG_SCRUBBED] = {"scrubbed", "b3cb0eb6943846079bfa908cdb7afd99"},
+	[LOG_STORE_FILLING] = {"store-filling", "747df0bdc7304931bd47b80bfd316ebc"},
+	[LOG_STORE_IN_DOUBT] = {"store-in-doubt", "577c6b3acdc9431590cb0737953100f7"},
 };
 
 static const char *const level_names[] = {

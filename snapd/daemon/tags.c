@@ -3,7 +3,6 @@
 #include "snapd/daemon/tags.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <fnmatch.h>
 #include <ini.h>
 #include <limits.h>
@@ -19,6 +18,7 @@
 #include "snapd/api/json.h"
 #include "snapd/policy/keep.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/util/savefile.h"
 
 #define SET_MAX	     256 /* bytes of one line of tags, with the NUL */
 #define PATTERNS_MAX 4096
@@ -150,13 +150,6 @@ int vm_tags_reload(struct vm_tags *t, struct err *e)
 
 /* ---- what was set ---- */
 
-static int set_path(const struct vm_tags *t, const char *prefix, char path[PATH_MAX])
-{
-	return snprintf(path, PATH_MAX, "%s/%s" SET_FILE, t->store_dir, prefix) < PATH_MAX
-		       ? 0
-		       : -ENAMETOOLONG;
-}
-
 static int load_set(struct vm_tags *t, struct err *e)
 {
 	char path[PATH_MAX], checked[SET_MAX] = "";
@@ -164,7 +157,7 @@ static int load_set(struct vm_tags *t, struct err *e)
 	const char *key;
 	json_t *value;
 
-	if (set_path(t, "", path))
+	if (snprintf(path, sizeof(path), "%s/" SET_FILE, t->store_dir) >= (int)sizeof(path))
 		return err_errno(e, ENAMETOOLONG, "%s", t->store_dir);
 	if (access(path, F_OK) && errno == ENOENT) {
 		t->set = json_object();
@@ -184,44 +177,12 @@ static int load_set(struct vm_tags *t, struct err *e)
 	return 0;
 }
 
-static int write_all(int fd, const char *text, size_t len)
-{
-	while (len) {
-		ssize_t n = write(fd, text, len);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		text += n;
-		len -= (size_t)n;
-	}
-	return fsync(fd) ? -errno : 0;
-}
-
 /* The file as a whole, or as it was. */
 static int save_set(struct vm_tags *t, json_t *set, struct err *e)
 {
 	_cleanup_free_ char *text = json_text(set, JSON_INDENT(1) | JSON_SORT_KEYS);
-	_cleanup_fd_ int dir = open(t->store_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd = -1;
-	char path[PATH_MAX], temporary[PATH_MAX];
-	int rc = text ? 0 : -ENOMEM;
 
-	if (!rc)
-		rc = set_path(t, "", path);
-	if (!rc)
-		rc = set_path(t, ".new-", temporary);
-	if (rc)
-		return err_errno(e, -rc, "tags");
-	fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0 || dir < 0)
-		return err_errno(e, errno, "cannot write %s", temporary);
-	rc = write_all(fd, text, strlen(text));
-	if (!rc && (rename(temporary, path) || fsync(dir)))
-		rc = -errno;
-	if (rc)
-		unlink(temporary);
-	return rc ? err_errno(e, -rc, "cannot write %s", path) : 0;
+	return text ? savefile(t->store_dir, SET_FILE, text, e) : err_errno(e, ENOMEM, "tags");
 }
 
 static void full_name(char name[SNAPD_NAME_MAX + 16], const char *vm, uint32_t uid)

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "snapd/daemon/daemon.h"
+#include "snapd/daemon/room.h"
 #include "snapd/daemon/upkeep.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
@@ -19,6 +20,8 @@
 #define BACKOFF_MAX	6
 #define SELDOM_PRUNE_NS 10000000000ull /* of runs that come one upon the other */
 #define COST_WINDOW_NS	10000000000ull
+#define NO_ROOM		"the store's file system has less than min_free"
+#define OVER_SOFT	"the store is over store_soft_max"
 #define RETRY_NS	1000000000ull /* after an epoch that failed or could not be */
 
 const char *const line_state_names[LINE_NR_STATES] = {
@@ -318,11 +321,19 @@ static bool disk_is_short(const struct daemon *d, const struct policy *p)
 }
 
 /* Nothing new; but what may go makes room. */
-static void without_room(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
+static void without_room(struct line *l, struct daemon *d, const struct policy *p, const char *why,
+			 int64_t now_s)
 {
-	skip_run(l, p, "the store's file system has less than min_free", now_s);
+	skip_run(l, p, why, now_s);
 	l->counts = false;
 	to_prune(l, d, p);
+}
+
+/* Every second point, while the store is over its soft limit. */
+static bool thins_out(struct line *l, struct daemon *d)
+{
+	l->left_one = !l->left_one && !l->wanted && room_is_short(d);
+	return l->left_one;
 }
 
 static bool is_unchanged(const struct line *l, struct daemon *d)
@@ -355,7 +366,11 @@ static void continuous_step(struct line *l, struct daemon *d, const struct polic
 	} else if (disk_is_short(d, p)) {
 		l->cont.next_ns = now_ns + RETRY_NS;
 		close_window(&l->cont, now_ns);
-		without_room(l, d, p, now_s);
+		without_room(l, d, p, NO_ROOM, now_s);
+	} else if (thins_out(l, d)) {
+		l->cont.next_ns = now_ns + p->recovery_point_ns;
+		close_window(&l->cont, now_ns);
+		without_room(l, d, p, OVER_SOFT, now_s);
 	} else if (p->skip_unchanged && !l->wanted && is_unchanged(l, d)) {
 		is_current(l, p, now_s);
 	} else {
@@ -378,7 +393,9 @@ static void idle_step(struct line *l, struct daemon *d, const struct policy *p, 
 		l->leave_out--;
 		skip_run(l, p, "backs off, the last pause was over the policy's bounds", now_s);
 	} else if (disk_is_short(d, p)) {
-		without_room(l, d, p, now_s);
+		without_room(l, d, p, NO_ROOM, now_s);
+	} else if (thins_out(l, d)) {
+		without_room(l, d, p, OVER_SOFT, now_s);
 	} else if (p->skip_unchanged && !l->wanted && is_unchanged(l, d)) {
 		skip_run(l, p, "nothing changed", now_s);
 	} else {

@@ -87,6 +87,7 @@ struct line {
 	bool failed;	    /* this run has no snapshot */
 	bool counts;	    /* this run is one; else it was skipped, and only prunes */
 	uint32_t unchecked; /* snapshots until the next self-check, modulo how many it is every */
+	bool left_one;	    /* the store is over its soft limit, and the last point was left out */
 	uint32_t backoff;   /* times that the bounds were exceeded, less those that not */
 	uint32_t leave_out; /* points */
 	/* for people */

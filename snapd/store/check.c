@@ -215,6 +215,9 @@ int store_scrub_step(struct store *s, const struct store_check_config *c, uint32
 	_cleanup_(check_deinit) struct check k = {.s = s, .c = c, .ret = ret};
 	int r = check_init(&k, e);
 
+	k.blobs_here = true;
+	if (!r && !from)
+		r = check_index(&k, e);
 	while (!r && from < k.nr_segs && !check_view(&k, from).used)
 		from++;
 	if (!r && from < k.nr_segs)

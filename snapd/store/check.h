@@ -69,8 +69,10 @@ int store_check(struct store *s, const struct store_check_config *c, struct stor
 		struct err *e);
 
 /*
- * A step of a scrub: one segment with its data, the first in use from `from` on.  *next
- * is where to go on; 0: that was the last.  As store_check(), without losses.
+ * A step of a scrub: one segment with every byte of its batches, the first in use from
+ * `from` on; from 0 on, the records of the index as well.  *next is where to go on; 0:
+ * that was the last.  As store_check() with read_data, without losses: each batch is
+ * judged by itself, so that a step needs no more memory than a segment's list of them.
  */
 int store_scrub_step(struct store *s, const struct store_check_config *c, uint32_t from,
 		     uint32_t *next, struct store_check_result *ret, struct err *e);

@@ -48,6 +48,7 @@ struct check {
 	loc_t *pages; /* owned; pages whose bytes are wrong */
 	size_t nr_pages, cap_pages;
 	bool blobs_bad;
+	bool blobs_here; /* the bytes of blobs are checked where they lie, not by epochs */
 };
 
 struct seg_view {

@@ -44,6 +44,17 @@ static void count_segments(struct store *s, struct store_stats *ret)
 	}
 }
 
+uint64_t store_bytes_in_use(struct store *s)
+{
+	scoped_lock(&s->segments_lock);
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; i < s->nr_segs; i++)
+		if (s->segs[i] && s->segs[i]->state != SEG_FREE)
+			sum += s->segs[i]->segment_bytes;
+	return sum;
+}
+
 int store_get_stats(struct store *s, struct store_stats *ret, struct err *e)
 {
 	struct ix_txn t;

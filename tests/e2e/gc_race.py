@@ -4,7 +4,8 @@
 
 Two VMs take snapshots without a pause.  Beside them, from threads of this program: random snapshots are
 deleted and gc runs; others are verified by digest, exported (the file's SHA-256 is that of the guest's
-memory), rolled back to with a check, and restored into a new VM, which is snapshotted and verified in turn.
+memory), rolled back to with a check, and restored into a new VM, which is snapshotted and verified in turn; a scrub
+reads everything again and again, and finds no damage.
 Something that was deleted meanwhile may be not found, and a busy service may say so; any other failure
 counts.  At the end every snapshot that is left verifies, and deleting most of them gives space back.
 
@@ -200,7 +201,7 @@ def main():
     args = p.parse_args()
     need_accel(args.accel)
     rng = random.Random(seed_from(args.seed))
-    with Bench(args.build, service_args=("--segment", "2M")) as b:
+    with Bench(args.build, service_args=("--segment", "2M", "--scrub-period", "1s", "--scrub-rate", "20M")) as b:
         b.start()
         vms = [b.vm(name, "--accel", args.accel, "--mem", "16M", "--vcpus", "1", "--workload", "random", "--seed",
                     rng.getrandbits(30), "--digest") for name in VMS]
@@ -209,6 +210,10 @@ def main():
         race = Race(b, rng, args.seconds)
         race.run()
         check(race.freed, "gc gave nothing back")
+        scrub = b.get("/v1/store/scrub")
+        check(scrub["last"] and not scrub["last"]["nr_damages"] and not (scrub["pass"] or {}).get("nr_damages"), f"the scrub: {scrub}")
+        with open(os.path.join(b.dir, "snapd.log")) as f:
+            check("scrub: segment" not in f.read(), "the scrub saw damage where gc had been")
         for vm in vms:
             vm.stop()
         settle(b)
