@@ -105,6 +105,22 @@ static void set_up_process(void)
 	busguard_install();
 }
 
+/* The disk failed in a commit: only opening the store again tells what it has.  VMs run on,
+ * and the service manager starts us again.  On the thread of the commit. */
+static void on_doubt(void *opaque)
+{
+	struct daemon *d = opaque;
+
+	if (atomic_exchange(&d->in_doubt, true))
+		return;
+	log_event(LOG_STORE_IN_DOUBT, LOG_LVL_ERR,
+		  "store %s: the disk failed in a commit, which may be there or not: ending, to be "
+		  "started again",
+		  d->config.store_dir);
+	d->stopping = true;
+	daemon_wake(d);
+}
+
 static int open_store(struct daemon *d, struct err *e)
 {
 	struct store_config config = {.dir = d->config.store_dir,
@@ -115,6 +131,8 @@ static int open_store(struct daemon *d, struct err *e)
 				      .dedup_bytes = d->config.dedup_bytes,
 				      .compression = d->config.compression,
 				      .key_file = d->config.encryption_key,
+				      .in_doubt = on_doubt,
+				      .in_doubt_opaque = d,
 				      .pool = d->pool};
 
 	return store_open(&config, &d->store, e);
@@ -175,7 +193,7 @@ static int serve(struct daemon *d)
 	if (err)
 		log_err("%s", e.text[0] ? e.text : strerror(-err));
 	stop(d);
-	return err ? EXIT_FAILED : EXIT_OK;
+	return err || d->in_doubt ? EXIT_FAILED : EXIT_OK;
 }
 
 static int run(struct daemon *d)

@@ -415,6 +415,8 @@ static int store_open_in(struct store *s, const struct store_config *c, struct e
 	if (!r)
 		r = open_index(s, "index", false, e);
 	if (!r)
+		index_on_doubt(s->index, c->in_doubt, c->in_doubt_opaque);
+	if (!r)
 		r = open_identity(s, c, e);
 	if (!r)
 		r = load_segments(s, e);

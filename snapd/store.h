@@ -58,6 +58,11 @@ struct store_config {
 	/* The key of an encrypted store (seal.h); a store that is made with one is
 	 * encrypted.  -ENOKEY: needed; -EKEYREJECTED: another; -EPERM: others may read it. */
 	const char *key_file;
+	/* A commit failed so that nobody knows whether it will be there after the next start
+	 * (docs/crash.md, C8).  Until the store is opened again every call fails.  From any
+	 * thread, perhaps more than once; it may not call the store.  NULL: none. */
+	void (*in_doubt)(void *opaque);
+	void *in_doubt_opaque;
 	struct pool *pool; /* compresses; borrowed; NULL: the thread that puts pages */
 	bool no_prove;	   /* bench only: trust hashes */
 	/* Tests: as struct writer_config */

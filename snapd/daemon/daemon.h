@@ -64,6 +64,7 @@ struct daemon {
 	int epoll_fd;
 	int wake_fd; /* eventfd: a job changed, a VM came or went */
 	_Atomic bool stopping;
+	_Atomic bool in_doubt; /* stopping since the store must be opened again */
 
 	pthread_mutex_t vms_lock;   /* vms list, names */
 	pthread_cond_t vms_changed; /* a VM's thread ended, a VM was lost */

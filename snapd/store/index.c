@@ -239,6 +239,16 @@ void index_end(struct ix_txn *t)
 	t->ix = NULL;
 }
 
+bool index_in_doubt(struct index *ix)
+{
+	MDB_txn *txn;
+	int r = mdb_txn_begin(ix->env, NULL, MDB_RDONLY, &txn);
+
+	if (!r)
+		mdb_txn_abort(txn);
+	return r == MDB_PANIC;
+}
+
 /* 0 committed; 1 the map was full; or an error. */
 static int update_once(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, struct err *e),
 		       void *arg, struct err *e)
@@ -256,19 +266,17 @@ static int update_once(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, 
 			t.map_full = true;
 		else if (r)
 			r = index_error(ix, r, "committing", e);
+		if (r && !t.map_full && ix->doubt && index_in_doubt(ix))
+			ix->doubt(ix->doubt_opaque);
 	}
 	index_end(&t);
 	return t.map_full ? 1 : r;
 }
 
-bool index_in_doubt(struct index *ix)
+void index_on_doubt(struct index *ix, void (*fn)(void *opaque), void *opaque)
 {
-	MDB_txn *txn;
-	int r = mdb_txn_begin(ix->env, NULL, MDB_RDONLY, &txn);
-
-	if (!r)
-		mdb_txn_abort(txn);
-	return r == MDB_PANIC;
+	ix->doubt = fn;
+	ix->doubt_opaque = opaque;
 }
 
 int index_update(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, struct err *e), void *arg,

@@ -190,6 +190,9 @@ int index_update(struct index *ix, int (*fn)(struct ix_txn *t, void *arg, struct
 /* A commit failed so that nobody knows whether it will be there after a restart: LMDB
  * refuses everything until then, and what the commit names must not be touched. */
 bool index_in_doubt(struct index *ix);
+/* Call fn on the thread whose commit it is, before index_update() returns; it may come
+ * from several at once.  Before there are any. */
+void index_on_doubt(struct index *ix, void (*fn)(void *opaque), void *opaque);
 
 struct ix_key {
 	uint8_t b[96];

@@ -12,6 +12,8 @@ struct index {
 	pthread_rwlock_t resize_lock; /* read: a transaction is open; write: the map changes */
 	char *dir;		      /* owned; for reasons */
 	bool read_only;
+	void (*doubt)(void *opaque); /* index_on_doubt(); NULL: nobody asked */
+	void *doubt_opaque;
 	const uint8_t *key; /* borrowed; NULL: records are hashed, not authenticated */
 };
 
