@@ -30,7 +30,7 @@ void *image_payload(json_t *record, size_t *len)
 	json_t *text = json_object_get(record, "payload");
 	const char *s = json_string_value(text);
 	size_t n = json_string_length(text);
-	uint8_t *out = s ? malloc(n / 4 * 3 + 1) : NULL, *o = out;
+	uint8_t *out = s ? malloc(n / 4 * 3 + 3) : NULL, *o = out;
 	uint32_t bits = 0;
 
 	while (n && s && s[n - 1] == '=')

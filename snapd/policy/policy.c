@@ -305,6 +305,16 @@ static bool is_clean(const char *s)
 	return true;
 }
 
+/* What inih reads back from a line as it was written: no longer than its buffer, no blanks at
+ * the ends, and no ';' behind a blank, where a comment begins. */
+static bool fits_line(const char *key, const char *value)
+{
+	size_t len = strlen(value);
+
+	return strlen(key) + strlen(" = \n") + len < INI_MAX_LINE && value[0] != ' ' &&
+	       value[0] != ';' && value[len - 1] != ' ' && !strstr(value, " ;");
+}
+
 int policy_set(struct policy *p, const char *key, const char *value, struct err *e)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++) {
@@ -315,6 +325,11 @@ int policy_set(struct policy *p, const char *key, const char *value, struct err 
 		if (!*value || strlen(value) >= POLICY_VALUE_MAX || !is_clean(value))
 			return err_set(e, EINVAL, "%s: want 1 to %d characters", key,
 				       POLICY_VALUE_MAX - 1);
+		if (!fits_line(key, value))
+			return err_set(e, EINVAL,
+				       "%s: a line of a policy's file has room for %zu characters, "
+				       "without blanks at the ends and ' ;'",
+				       key, INI_MAX_LINE - strlen(key) - strlen(" = \n") - 1);
 		rc = settings[i].set(p, key, value, e);
 		if (!rc)
 			snprintf(p->text[i], sizeof(p->text[i]), "%s", value);

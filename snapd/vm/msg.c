@@ -134,8 +134,8 @@ int vm_recv(struct vm *vm, int timeout_ms, struct err *e)
 			    .msg_iovlen = 1,
 			    .msg_control = control,
 			    .msg_controllen = sizeof(control)};
+	int err, nr_fds;
 	ssize_t n;
-	int err;
 
 	if (vm->sock < 0)
 		return err_set(e, ENOTCONN, "the VM is not connected");
@@ -146,13 +146,14 @@ int vm_recv(struct vm *vm, int timeout_ms, struct err *e)
 	if (err == 0)
 		return 0;
 	n = err < 0 ? err : recvmsg(vm->sock, &mh, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	nr_fds = n < 0 ? 0 : take_fds(vm, &mh); /* an empty message may bring some, too */
 	if (n <= 0) {
 		err = n < 0 ? errno : ENOTCONN;
 		vm_disconnect(vm);
 		return err_set(e, ENOTCONN, "the VM closed the connection%s%s",
 			       err == ENOTCONN ? "" : ": ", err == ENOTCONN ? "" : strerror(err));
 	}
-	err = check_message(vm, (size_t)n, mh.msg_flags, take_fds(vm, &mh), e);
+	err = check_message(vm, (size_t)n, mh.msg_flags, nr_fds, e);
 	return err ? broke(vm, e) : 1;
 }
 

@@ -3,8 +3,9 @@
  * Any messages of an agent, to a real service: each u8 descriptor (0 none, 1 sets, 2
  * memory, 3 both), u8 flags (1: a real header, and for HELLO real contents, lie under
  * the bytes), u16 length, bytes.  The service lives, and lets go of the connection
- * when it ends.
+ * when it ends, and of every descriptor that came along.
  */
+#include <dirent.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -13,6 +14,8 @@
 #include "snapd/vm/priv.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/lib/service.h"
+
+#define FDS_SPARE 12 /* what the service may have opened since for itself */
 
 static struct service service;
 static struct fake_agent agent;
@@ -84,6 +87,21 @@ static void wait_end(int sock)
 		;
 }
 
+static void check_descriptors(void)
+{
+	static int first;
+	DIR *d = opendir("/proc/self/fd");
+	int nr = 0;
+
+	PROMISE(d);
+	while (readdir(d))
+		nr++;
+	closedir(d);
+	if (!first)
+		first = nr;
+	PROMISE(nr <= first + FDS_SPARE);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
 	static uint8_t msg[SNAPD_MSG_MAX];
@@ -106,5 +124,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	wait_end(sv[1]);
 	close(sv[1]);
 	vm_reap(&service.d);
+	check_descriptors();
 	return 0;
 }

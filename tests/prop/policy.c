@@ -13,6 +13,7 @@
  * made more often than that takes; those that cost more come back to back.
  * Then words of the file, good and bad.
  */
+#include <ini.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -236,18 +237,37 @@ static void words(void)
 /* What a snapshot has no room for is refused here, and not at each run. */
 static void long_tags(void)
 {
+	static const char name[] = "a-name-of-so-many-letters-that-few-are-left-for-all-the-tags";
 	char tags[POLICY_VALUE_MAX];
 	struct policy *p;
-	size_t fits = POLICY_VALUE_MAX - 1 - strlen("policy:x,");
+	size_t fits = POLICY_VALUE_MAX - strlen("policy:,") - sizeof(name);
 
 	memset(tags, 't', sizeof(tags));
-	check(!policy_new("x", &p, NULL) && !policy_set(p, "every", "1h", NULL), "made");
+	check(!policy_new(name, &p, NULL) && !policy_set(p, "every", "1h", NULL), "made");
 	tags[fits] = '\0';
 	check(!policy_set(p, "tags", tags, NULL) && !policy_finish(p, NULL), "they fit");
 	tags[fits] = 't';
 	tags[fits + 1] = '\0';
 	check(!policy_set(p, "tags", tags, NULL) && policy_finish(p, NULL) == -EINVAL,
 	      "they do not fit");
+	policy_free(p);
+}
+
+/* What its file could not hold is refused, and not lost at the next start. */
+static void file_lines(void)
+{
+	char hook[POLICY_VALUE_MAX] = "", value[POLICY_VALUE_MAX];
+	struct policy *p;
+
+	memset(hook, 'h', INI_MAX_LINE - strlen("pre_hook = \n") - 1);
+	check(!policy_new("x", &p, NULL) && !policy_set(p, "pre_hook", hook, NULL), "it fits");
+	strcat(hook, "h");
+	check(policy_set(p, "pre_hook", hook, NULL) == -EINVAL, "a line too long, and taken");
+	for (const char *const *bad = (const char *const[]){"a ; b", " a", "a ", ";a", NULL}; *bad;
+	     bad++) {
+		snprintf(value, sizeof(value), "%s", *bad);
+		check(policy_set(p, "pre_hook", value, NULL) == -EINVAL, "'%s' taken", *bad);
+	}
 	policy_free(p);
 }
 
@@ -290,6 +310,7 @@ int main(int argc, char **argv)
 
 	words();
 	long_tags();
+	file_lines();
 	files();
 	after_a_gap();
 	for (int i = 0; i < rounds; i++) {
