@@ -50,23 +50,61 @@ static void add_all(struct command *c, const json_t *list)
 
 /* ---- QEMU ---- */
 
-/* The command line of the snapshot's QEMU; borrowed; NULL: it is of another VMM. */
-static const json_t *qemu_argv(json_t *state)
+/* What the snapshot's QEMU was; borrowed; NULL: it is of another VMM. */
+static json_t *qemu_info(json_t *state)
 {
-	json_t *list = json_object_get(state, "records"), *rec, *argv = NULL, *arg;
+	json_t *list = json_object_get(state, "records"), *rec, *info = NULL;
 	size_t i;
 
 	json_array_foreach(list, i, rec)
 	{
 		if (!strcmp(get_text(rec, "name"), QEMU_INFO))
-			argv = json_object_get(json_object_get(rec, "decoded"), "argv");
+			info = json_object_get(rec, "decoded");
 	}
+	return info;
+}
+
+/* Its command line; borrowed; NULL: there is none. */
+static const json_t *qemu_argv(const json_t *info)
+{
+	json_t *argv = json_object_get(info, "argv"), *arg;
+	size_t i;
+
 	json_array_foreach(argv, i, arg)
 	{
 		if (!json_is_string(arg))
 			return NULL;
 	}
 	return json_array_size(argv) ? argv : NULL;
+}
+
+static bool is_replaced(const char *file, const char *list)
+{
+	size_t len = strlen(file);
+
+	for (const char *at = list; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (!strncmp(at, file, len) && at[len] == '=')
+			return true;
+	}
+	return false;
+}
+
+/* The guest goes on with memory of then: what it finds on a disk has to be of then, too. */
+static void tell_disks(const json_t *info, const char *replaced)
+{
+	json_t *disks = json_object_get(info, "disks"), *disk;
+	size_t i;
+
+	json_array_foreach(disks, i, disk)
+	{
+		const char *file = get_text(disk, "file");
+
+		if (!is_replaced(file, replaced))
+			fprintf(stderr,
+				"snapctl: %s is used as it is now (--disk %s=COPY for another)\n",
+				file, file);
+	}
 }
 
 /* "OLD=NEW,OLD=NEW" as one option each; cuts `list` up. */
@@ -173,10 +211,11 @@ static int only_for_qemu(const struct args *a)
 static int make_command(const struct args *a, json_t *vm, json_t *state, char *disks, char *macs,
 			struct command *c)
 {
-	const json_t *qemu = qemu_argv(state);
+	const json_t *info = qemu_info(state), *qemu = qemu_argv(info);
 	int rc;
 
 	if (qemu && !(a->rest && *a->rest)) {
+		tell_disks(info, opt(a, "disk"));
 		qemu_command(a, qemu, disks, macs, c);
 		return 0;
 	}

@@ -10,6 +10,21 @@
 #include "tools/snapctl.h"
 
 /* "QEMU 7.2.22 pc-q35-7.2", and what stands in the way. */
+static void print_blocks(json_t *vm)
+{
+	json_t *ram = json_object_get(json_object_get(vm, "vmm"), "ram"), *block;
+	char bytes[24];
+	size_t i;
+
+	if (!json_array_size(ram))
+		return;
+	printf("%s: memory blocks", get_text(vm, "name"));
+	json_array_foreach(ram, i, block)
+		printf("%s %s %s", i ? "," : "", get_text(block, "id"),
+		       human_bytes(bytes, sizeof(bytes), get_u64(block, "bytes")));
+	putchar('\n');
+}
+
 static void print_vmm(json_t *vm)
 {
 	json_t *vmm = json_object_get(vm, "vmm");
@@ -18,6 +33,7 @@ static void print_vmm(json_t *vm)
 	if (json_is_object(vmm))
 		printf("%s: %s %s, machine %s\n", get_text(vm, "name"), get_text(vmm, "name"),
 		       get_text(vmm, "version"), get_text(vmm, "machine"));
+	print_blocks(vm);
 	if (refusal)
 		printf("%s: cannot be snapshotted: %s\n", get_text(vm, "name"), refusal);
 }
@@ -178,6 +194,20 @@ int verb_snapshot(const struct args *a)
 	return check_outcome(a, result);
 }
 
+/* Where its VMM tells of some: what a rollback left alone. */
+static void print_disks(const struct args *a)
+{
+	_cleanup_(cleanup_json) json_t *vm = NULL;
+	json_t *disks, *disk;
+	size_t i;
+
+	if (call(a, "GET", NULL, &vm, "/v1/vms/%s", a->pos[0], NULL))
+		return;
+	disks = json_object_get(json_object_get(json_object_get(vm, "vm"), "vmm"), "disks");
+	json_array_foreach(disks, i, disk)
+		printf("%s: not rolled back: %s\n", a->pos[0], get_text(disk, "file"));
+}
+
 int verb_rollback(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *result = NULL;
@@ -197,5 +227,6 @@ int verb_rollback(const struct args *a)
 	       (unsigned long long)get_u64(result, "pages"),
 	       json_is_true(json_object_get(result, "checked")) ? "; memory and state compared"
 								: "");
+	print_disks(a);
 	return EXIT_DONE;
 }

@@ -100,6 +100,7 @@ static char *describe(const json_t *info)
 	json_object_set(o, "machine", json_object_get(info, "machine"));
 	json_object_set(o, "cpu", json_object_get(info, "cpu"));
 	json_object_set(o, "ram", json_object_get(info, "ram"));
+	json_object_set(o, "disks", json_object_get(info, "disks"));
 	text = json_dumps(o, JSON_COMPACT);
 	json_decref(o);
 	return text;

@@ -131,6 +131,28 @@ static int read_ram(struct qmp *q, json_t *info, struct err *e)
 	return 0;
 }
 
+/* Files that the guest can write: what no snapshot holds. */
+static int read_disks(struct qmp *q, json_t *info, struct err *e)
+{
+	_cleanup_json_ json_t *drives = NULL, *list = json_array();
+	json_t *d;
+	size_t i;
+	int rc = qmp_ask(q, 0, "query-block", NULL, &drives, e);
+
+	if (rc)
+		return rc;
+	json_array_foreach(drives, i, d)
+	{
+		json_t *in = json_object_get(d, "inserted"), *file = json_object_get(in, "file");
+
+		if (json_is_string(file) && json_is_false(json_object_get(in, "ro")))
+			json_array_append_new(list, json_pack("{sO sO}", "file", file, "format",
+							      json_object_get(in, "drv")));
+	}
+	json_object_set(info, "disks", list);
+	return 0;
+}
+
 static int read_argv(json_t *info, struct err *e)
 {
 	_cleanup_fd_ int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
@@ -165,6 +187,8 @@ int qemu_info_read(struct qmp *q, json_t **ret, struct err *e)
 		rc = read_cpu(q, info, e);
 	if (!rc)
 		rc = read_ram(q, info, e);
+	if (!rc)
+		rc = read_disks(q, info, e);
 	if (!rc)
 		rc = read_argv(info, e);
 	if (!rc)

@@ -18,9 +18,10 @@
 
 /*
  * {"version": "7.2.22", "package": "Debian …", "machine": "pc-q35-7.2", "cpu": "host-x86_64-cpu",
- *  "cpu_features": {"0x1:ECX": N, …}, "ram": [{"id": "…", "bytes": N}, …], "argv": ["…", …]}
+ *  "cpu_features": {"0x1:ECX": N, …}, "ram": [{"id": "…", "bytes": N}, …],
+ *  "disks": [{"file": "…", "format": "…"}, …], "argv": ["…", …]}
  *
- * cpu_features is missing where this QEMU does not tell; `argv` is the process's own command
+ * `disks` are those that the guest can write.  cpu_features is missing where this QEMU does not tell; `argv` is the process's own command
  * line.  The caller's.
  */
 int qemu_info_read(struct qmp *q, json_t **ret, struct err *e);
