@@ -25,6 +25,7 @@
 
 #include "include/snapd/protocol.h"
 #include "snapd/util/cleanup.h"
+#include "tools/client.h"
 #include "tools/human.h"
 #include "tools/out.h"
 #include "tools/snapctl.h"
@@ -269,6 +270,68 @@ static const char *socket_path(const struct args *a)
 	return a->socket && *a->socket ? a->socket : SNAPD_API_SOCKET_DEFAULT;
 }
 
+#define SKEW_POOR_S 60	/* nothing fails yet */
+#define SKEW_BAD_S  900 /* S3 refuses requests */
+
+static void judge_repository(struct finding *f, const json_t *status)
+{
+	long long ahead_s = json_integer_value(json_object_get(status, "clock_ahead_s"));
+	long long skew_s = ahead_s < 0 ? -ahead_s : ahead_s;
+
+	found(f,
+	      skew_s >= SKEW_BAD_S    ? BAD
+	      : skew_s >= SKEW_POOR_S ? POOR
+				      : GOOD,
+	      "%.70s answers%s, clock %+lld s",
+	      json_string_value(json_object_get(status, "repository")),
+	      json_is_true(json_object_get(status, "encrypted")) ? ", encrypted" : "", ahead_s);
+	if (f->health != GOOD)
+		mend(f,
+		     "set this host's clock: systemctl enable --now systemd-timesyncd, or chrony");
+}
+
+static void blame_repository(struct finding *f, int code, const char *why)
+{
+	if (strstr(why, "set `backup`")) {
+		found(f, GOOD, "none is set; policies may name their own");
+	} else if (strstr(why, "only root")) {
+		found(f, POOR, "not known: only root may use backups");
+		mend(f, "run it as root");
+	} else if (code == EXIT_NOT_FOUND) {
+		found(f, POOR, "%.120s", why);
+		mend(f, "the first push makes it: snapctl backup push");
+	} else {
+		found(f, BAD, "%.120s", why);
+		mend(f,
+		     "snapd.conf(5): backup_endpoint, backup_credentials, backup_ca, backup_key; "
+		     "and whether the server runs");
+	}
+}
+
+/* The service's, with its credentials: it is asked to open it. */
+static void check_repository(struct finding *f, const struct args *a)
+{
+	char why[256] = "";
+	json_t *status = NULL;
+	struct args quiet = *a;
+	int rc;
+
+	quiet.no_progress = true;
+	if (!answers(socket_path(a), SOCK_STREAM)) {
+		found(f, POOR, "not known: the service does not answer");
+		return;
+	}
+	fail_into(why, sizeof(why));
+	rc = run_job(&quiet, "POST", json_pack("{sb}", "brief", 1), &status, "/v1/backup/status",
+		     NULL, NULL);
+	fail_into(NULL, 0);
+	if (!rc)
+		judge_repository(f, status);
+	else
+		blame_repository(f, rc, why);
+	json_decref(status);
+}
+
 static const char *agent_path(void)
 {
 	const char *env = getenv("SNAPD_AGENT_SOCKET");
@@ -293,7 +356,7 @@ static const struct {
 	{"qemu", check_qemu},
 };
 
-#define NR_CHECKS (ARRAY_SIZE(checks) + 2)
+#define NR_CHECKS (ARRAY_SIZE(checks) + 3)
 
 static json_t *report_json(const struct finding *all, const char *const *names)
 {
@@ -335,7 +398,9 @@ int verb_doctor(const struct args *a)
 	names[n] = "service";
 	check_socket(&all[n++], "snapd", socket_path(a), SOCK_STREAM);
 	names[n] = "agent-socket";
-	check_socket(&all[n], "the agents' socket", agent_path(), SOCK_SEQPACKET);
+	check_socket(&all[n++], "the agents' socket", agent_path(), SOCK_SEQPACKET);
+	names[n] = "backup";
+	check_repository(&all[n], a);
 	for (size_t i = 0; i < NR_CHECKS; i++)
 		bad |= all[i].health == BAD;
 	if (a->json) {

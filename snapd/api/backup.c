@@ -201,9 +201,11 @@ int api_post_backup_prune(struct api_request *req)
 
 int api_post_backup_status(struct api_request *req)
 {
-	static const char *const keys[] = {"repository", NULL};
+	static const char *const keys[] = {"repository", "brief", NULL};
 	json_t *args = NULL;
 	int rc = begin(req, keys, &args);
 
+	if (!rc)
+		rc = copy_bool(req, "brief", args);
 	return start(req, JOB_BACKUP_STATUS, args, rc, backup_status_job);
 }

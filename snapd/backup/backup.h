@@ -37,7 +37,8 @@ int backup_verify_job(struct job *job, struct err *e);
 int backup_forget_job(struct job *job, struct err *e);
 /* args {"dry_run"}. */
 int backup_prune_job(struct job *job, struct err *e);
-/* args {}: what the repository is and has. */
+/* args {"brief"}: what the repository is, how far its clock is ahead of ours, and, unless brief,
+ * what it has. */
 int backup_status_job(struct job *job, struct err *e);
 
 /* Was this snapshot of the store pushed to that repository?  False when that is not known. */

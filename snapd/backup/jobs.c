@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "snapd/backup/backup.h"
 #include "snapd/backup/check.h"
@@ -205,12 +206,13 @@ int backup_status_job(struct job *job, struct err *e)
 {
 	static const char *const labels[REPO_NR_ROOMS] = {"packs", "blobs", "snapshots",
 							  "forgotten", "marks"};
+	bool brief = json_is_true(json_object_get(job->args, "brief"));
 	json_t *rooms = json_object();
 	struct session s;
 	char id[33];
 	int rc = session_open(job, false, &s, e);
 
-	for (int i = 0; !rc && i < REPO_NR_ROOMS; i++) {
+	for (int i = 0; !rc && !brief && i < REPO_NR_ROOMS; i++) {
 		struct sums sums = {0};
 
 		rc = repo_each(s.repo, (enum repo_room)i, add_object, &sums, e);
@@ -219,9 +221,11 @@ int backup_status_job(struct job *job, struct err *e)
 	if (!rc) {
 		for (int i = 0; i < 16; i++)
 			sprintf(id + 2 * i, "%02x", s.repo->keys.repo[i]);
-		job->result = json_pack("{ss ss sb sI sO}", "repository", s.url, "id", id,
+		job->result = json_pack("{ss ss sb sI sI sO}", "repository", s.url, "id", id,
 					"encrypted", s.repo->keys.sealed, "grace_s",
-					(json_int_t)s.repo->keys.grace_s, "rooms", rooms);
+					(json_int_t)s.repo->keys.grace_s, "clock_ahead_s",
+					(json_int_t)(objstore_clock(s.os) - time(NULL)), "rooms",
+					rooms);
 	}
 	json_decref(rooms);
 	session_close(&s);

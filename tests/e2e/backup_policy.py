@@ -4,7 +4,9 @@
 backups in a repository; the host is lost; another, empty one brings the newest snapshots back, and each guest goes on
 and finds its own memory right.  Before that: nothing is pruned that is not backed up, unless one says so.
 
-  backup_policy.py BUILD [--accel kvm|sim] [--url s3://…] [--option …] [--seed S]
+  backup_policy.py BUILD [--accel kvm|sim] [--s3 S3-SERVER] [--seed S]
+
+With --s3 the repository is a bucket of a real S3 server, which is started for it, and encrypted.
 """
 import argparse
 import json
@@ -17,6 +19,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
+from s3server import Server, need_server  # noqa: E402
 from snaptest import Bench, Vm, need_accel, seed_from  # noqa: E402
 
 VMS = ("left", "right")
@@ -111,26 +114,29 @@ def restore(b, snap, name):
     return vm
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("build")
-    p.add_argument("--accel", default="sim", choices=["kvm", "sim"])
-    p.add_argument("--url")
-    p.add_argument("--option", action="append", default=[], help="more options of the service")
-    p.add_argument("--seed", type=int)
-    args = p.parse_args()
-    need_accel(args.accel)
-    rng = random.Random(seed_from(args.seed))
+def prepare(one, server):
+    one.service_args += ["--policies", os.path.join(one.dir, "policies")]
+    if server:
+        key = os.path.join(server.dir, "backup.key")
+        if not os.path.exists(key):
+            with open(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
+                f.write(os.urandom(32))
+        one.service_args += ["--backup-endpoint", server.endpoint, "--backup-key", key]
+        one.env.update(server.env)
+
+
+def lost_and_back(args, rng, server):
     with Bench(args.build) as b, Bench(args.build) as other:
         for one in (b, other):
-            one.service_args += ["--policies", os.path.join(one.dir, "policies"), *args.option]
-        url = args.url or f"file://{other.dir}/repo"
+            prepare(one, server)
+        url = f"s3://{server.bucket}/vms" if server else f"file://{other.dir}/repo"
         b.start()
         for name in VMS:
             b.vm(name, *guest(args, rng.getrandbits(30)))
         for name in VMS:
             b.vm_ready(name)
-        held(b, args)
+        if not server:
+            held(b, args)
         backed_up(b, url)
         chores(b, url)
         for vm in b.vms:
@@ -150,6 +156,26 @@ def main():
             vm.stop()  # fails when the guest found its memory wrong
         check(other.stop() == 0, "exit code of the service")
     print("two VMs, one host lost, both back: as their guests remember")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("build")
+    p.add_argument("--accel", default="sim", choices=["kvm", "sim"])
+    p.add_argument("--s3", help="the program that starts a server")
+    p.add_argument("--seed", type=int)
+    args = p.parse_args()
+    need_accel(args.accel)
+    rng = random.Random(seed_from(args.seed))
+    if not args.s3:
+        return lost_and_back(args, rng, None)
+    need_server()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server is stopped then, too
+    server = Server(args.s3)
+    try:
+        lost_and_back(args, rng, server)
+    finally:
+        server.stop()
 
 
 if __name__ == "__main__":

@@ -11,73 +11,18 @@ back as a snapshot.  No log and no command line has the secret.
   backup_s3.py BUILD S3-SERVER [--rounds N] [--seed N]
 """
 import argparse
+import json
 import os
 import random
-import re
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import snaptest  # noqa: E402
-
-
-class Server:
-    def __init__(self, tool):
-        self.tool = tool
-        self.dir = tempfile.mkdtemp(prefix="snapd-s3.")
-        self.start()
-        with open(os.path.join(self.dir, "env")) as f:
-            self.vars = dict(line.rstrip("\n").split("=", 1) for line in f)
-        self.endpoint, self.bucket = self.vars["S3_ENDPOINT"], self.vars["S3_BUCKET"]
-        self.secret = self.vars["S3_SECRET_KEY"]
-        self.env = {"AWS_ACCESS_KEY_ID": self.vars["S3_ACCESS_KEY"], "AWS_SECRET_ACCESS_KEY": self.secret,
-                    "AWS_REGION": self.vars["S3_REGION"]}
-
-    def start(self):
-        subprocess.run([self.tool, "start", self.dir], check=True, stdout=subprocess.DEVNULL)
-
-    def kill(self, daemon):
-        with open(os.path.join(self.dir, "run", f"{daemon}.pid")) as f:
-            os.kill(int(f.read()), signal.SIGKILL)
-
-    def overload(self, limit):
-        subprocess.run(["ceph", "--admin-daemon", f"{self.dir}/run/client.rgw.asok", "config", "set",
-                        "rgw_max_concurrent_requests", str(limit)], check=True, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL)
-
-    def request(self, method, path, *args):
-        """By curl, which signs; the key goes in by stdin."""
-        p = subprocess.run(["curl", "-sSf", "--noproxy", "*", "-m", "60", "-X", method, "--aws-sigv4",
-                            f"aws:amz:{self.vars['S3_REGION']}:s3", "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD",
-                            "-K", "-", *args, f"{self.endpoint}/{self.bucket}{path}"],
-                           input=f'user = "{self.vars["S3_ACCESS_KEY"]}:{self.secret}"'.encode(), check=True,
-                           stdout=subprocess.PIPE)
-        return p.stdout
-
-    def keys(self, prefix):
-        xml = self.request("GET", f"?list-type=2&prefix={prefix.replace('/', '%2F')}").decode()
-        return re.findall("<Key>([^<]*)</Key>", xml)
-
-    def get(self, key):
-        return self.request("GET", "/" + key)
-
-    def put(self, key, data):
-        with tempfile.NamedTemporaryFile() as f:
-            f.write(data)
-            f.flush()
-            self.request("PUT", "/" + key, "-T", f.name)
-
-    def delete(self, key):
-        self.request("DELETE", "/" + key)
-
-    def stop(self):
-        subprocess.run([self.tool, "stop", self.dir], check=False)
-        shutil.rmtree(self.dir, ignore_errors=True)
+from image import random_image  # noqa: E402
+from s3server import Server, need_server  # noqa: E402
 
 
 def push(b, *ids):
@@ -142,6 +87,32 @@ def faults(a, b, server, rng, rounds):
     return name
 
 
+def resumed(server, prefix, key_file, rng, other):
+    """Kill -9 in the middle of a push: the next one sends what is missing, and nothing that had arrived."""
+    slack = 64 << 10
+    with snaptest.Bench(sys.argv[1], service_args=options(server, prefix, key_file) + ["--backup-rate", str(16 << 20)]) as c:
+        c.env.update(server.env)
+        c.start()
+        image = random_image(rng, pages=16384, stored=14000, vm="large")
+        path = image.write(os.path.join(c.dir, "image"))
+        snap = json.loads(c.snapctl("import", path, "--name", "large", "--json").stdout)["snapshot"]
+        before = len(server.keys(f"{prefix}/packs/"))
+        t = in_background(lambda: push(c, snap))
+        c.until(lambda: len(server.keys(f"{prefix}/packs/")) >= before + 2, 60, "two packs to arrive")
+        c.service.kill()
+        c.service.wait()
+        t.join()
+        arrived, put = server.bytes(prefix), server.bytes_put()
+        c.start()
+        said = push(c, snap)[0]
+        missing, sent = server.bytes(prefix) - arrived, server.bytes_put() - put
+        assert said["pages_known"] and not said["already"], said
+        assert sent <= missing + slack and said["bytes_sent"] <= missing + slack, (sent, missing, said)
+        got = other.job("POST", "/v1/backup/pull", {"snapshot": "large"})
+        assert other.verify(got["snapshot"])["digest"] == image.digest()
+        print(f"killed and resumed: {sent} bytes for {missing} missing ones, {said['pages_known']} pages had arrived", flush=True)
+
+
 def two_at_once(a, b):
     mine, other = a.snapshot("guest")["id"], b.snapshot("other")["id"]
     t = in_background(lambda: push(b, other))
@@ -171,7 +142,12 @@ def remove(server, key):
     return lambda: server.put(key, data)
 
 
-def damages(a, b, server, rng, prefix):
+def damages(a, server, rng, prefix):
+    """In a repository where nobody was killed: each object is one that some snapshot needs."""
+    url = f"s3://{server.bucket}/{prefix}"
+    for _ in range(2):
+        a.job("POST", "/v1/backup/push", {"snapshots": [str(a.snapshot("guest")["id"])], "repository": url})
+
     def flipped(data):
         at = rng.randrange(len(data))
         return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:]
@@ -186,10 +162,10 @@ def damages(a, b, server, rng, prefix):
             if room == "snapshots" and kind == "missing":  # that is what forget does
                 continue
             undo = damage()
-            p = a.snapctl("backup", "verify", "--read-data", check=False)
+            p = a.snapctl("backup", "verify", "--read-data", "--repository", url, check=False)
             assert p.returncode == 5, f"{kind} of {room}: exit {p.returncode}: {p.stdout} {p.stderr}"
             undo()
-    p = a.snapctl("backup", "verify", "--read-data", check=False)
+    p = a.snapctl("backup", "verify", "--read-data", "--repository", url, check=False)
     assert p.returncode == 0, p.stdout + p.stderr
 
 
@@ -212,6 +188,32 @@ def options(server, prefix, key_file):
         (["--backup-key", key_file] if key_file else [])
 
 
+def doctor(server, prefix, key_file, *benches):
+    """Tells whether the repository can be used, and how not."""
+    def found(b):
+        checks = json.loads(b.snapctl("doctor", "--json", check=False).stdout)["checks"]
+        return next(c for c in checks if c["check"] == "backup")
+    for b in benches:
+        f = found(b)
+        assert f["health"] == "good" and "encrypted" in f["found"] and "clock" in f["found"], f
+    with snaptest.Bench(sys.argv[1], service_args=options(server, prefix, key_file)) as c:
+        c.env.update(server.env, AWS_SECRET_ACCESS_KEY="wrong")
+        c.start()
+        f = found(c)
+        assert f["health"] == "bad" and f["mend"], f
+        c.stop()
+        c.env.update(server.env)
+        c.service_args = []
+        c.start()
+        f = found(c)
+        assert f["health"] == "good" and "none" in f["found"], f
+        c.stop()
+        c.service_args = options(server, "nothing-yet", key_file)
+        c.start()
+        f = found(c)
+        assert f["health"] == "poor" and "push" in f["mend"], f
+
+
 def no_secrets(server, *benches):
     for b in benches:
         with open(f"/proc/{b.service.pid}/cmdline", "rb") as f:
@@ -229,9 +231,7 @@ def main():
     ap.add_argument("--rounds", type=int, default=4)
     ap.add_argument("--seed", type=int)
     args = ap.parse_args()
-    for tool in ("radosgw", "curl"):
-        if not shutil.which(tool):
-            snaptest.skip(f"{tool} is not installed")
+    need_server()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server is stopped then, too
     rng = random.Random(snaptest.seed_from(args.seed))
     server = Server(args.server)
@@ -249,8 +249,10 @@ def main():
                 bench.vm_ready(name)
             faults(a, b, server, rng, args.rounds)
             two_at_once(a, b)
-            damages(a, b, server, rng, "vms")
+            resumed(server, "vms", key_file, rng, b)
+            damages(a, server, rng, "whole")
             wrong_key(server, "vms", key_file)
+            doctor(server, "vms", key_file, a, b)
             no_secrets(server, a, b)
     finally:
         server.stop()
