@@ -158,25 +158,38 @@ static bool is_confidential(unsigned long type)
 #endif
 }
 
+/* A list as LD_PRELOAD has it, without one of its words; the caller's. */
+static char *list_without(const char *list, const char *word)
+{
+	char *rest = calloc(1, strlen(list) + 1);
+	size_t len, n = 0;
+
+	for (; rest && *list; list += len + (list[len] != '\0')) {
+		len = strcspn(list, ": ");
+		if (!len || (len == strlen(word) && !strncmp(list, word, len)))
+			continue;
+		if (n)
+			rest[n++] = ':';
+		memcpy(rest + n, list, len);
+		n += len;
+	}
+	return rest;
+}
+
 /* Helpers that QEMU starts need no adapter, and what confines them may not let them have it. */
 static void hide_from_children(void)
 {
-	_cleanup_free_ char *all = strdup(getenv("LD_PRELOAD") ?: ""), *rest = NULL;
-	char *at = all, *word;
+	const char *all = getenv("LD_PRELOAD");
+	_cleanup_free_ char *rest = NULL;
 	Dl_info self;
 
 	unsetenv(SNAPD_QEMU_ENV_QMP);
-	if (!all || !dladdr(&adapter, &self) || !(rest = calloc(1, strlen(all) + 1)))
+	if (!all || !dladdr(&adapter, &self))
 		return;
-	while ((word = strsep(&at, ": "))) {
-		if (!*word || !strcmp(word, self.dli_fname))
-			continue;
-		strcat(rest, *rest ? ":" : "");
-		strcat(rest, word);
-	}
-	if (*rest)
+	rest = list_without(all, self.dli_fname);
+	if (rest && *rest)
 		setenv("LD_PRELOAD", rest, 1);
-	else
+	else if (rest)
 		unsetenv("LD_PRELOAD");
 }
 

@@ -9,6 +9,7 @@
  *   log       KVM_GET_DIRTY_LOG: every page that the guest wrote, none that only this process
  *             wrote; for RAM, and for private memory that two slots show
  *   slots     ids that come again with other memory; flags; what KVM refuses
+ *   region2   memslots by the newer call; guest_memfd, which nobody else sees, is refused
  *   mappings  KVM's mapping of RAM is not ours
  *   files     memory that is given back to the host, or unmapped: the service hears of it
  *   vfio, dma, vdpa, passed   a device, or another process, gets at memory: refused
@@ -241,6 +242,37 @@ static void test_slots(void)
 	}
 }
 
+/* As Linux 6.8 has it, as struct kvm_userspace_memory_region2. */
+struct region2 {
+	struct kvm_userspace_memory_region r;
+	uint64_t guest_memfd_offset;
+	uint32_t guest_memfd, pad[29];
+};
+#define SET_REGION2 _IOW(KVMIO, 0x49, struct region2)
+
+static void test_region2(void)
+{
+	struct region2 r = {.r = {.slot = DATA_SLOT,
+				  .guest_phys_addr = KVM_GUEST_DATA_GPA,
+				  .memory_size = PAGES * KVM_GUEST_PAGE}};
+	uint64_t words[PAGES / 64] = {6};
+
+	create();
+	r.r.userspace_addr = (uintptr_t)g.data;
+	r.r.flags = 1u << 2; /* KVM_MEM_GUEST_MEMFD */
+	CHECK(ioctl(g.vm_fd, SET_REGION2, &r) < 0 && errno == EOPNOTSUPP);
+	r.r.flags = KVM_MEM_LOG_DIRTY_PAGES;
+	CHECK(!ioctl(g.vm_fd, SET_REGION2, &r));
+	drain(DATA_SLOT);
+	CHECK(kvm_guest_add_vcpu(&g, GUEST_CODE(write_pages), KVM_GUEST_DATA_GPA, PAGES / 64, 0,
+				 1) == 0);
+	guest_writes(0, words);
+	expect_log(DATA_SLOT, PAGES, words, "RAM of the newer call");
+	r.r.memory_size = 0;
+	CHECK(!ioctl(g.vm_fd, SET_REGION2, &r));
+	CHECK(get_log(DATA_SLOT, words) == -ENOENT);
+}
+
 static void test_mappings(void)
 {
 	uint32_t nr = 0;
@@ -437,10 +469,11 @@ static void test_children(void)
 static const struct {
 	const char *name;
 	void (*run)(void);
-} cases[] = {{"vfio", test_vfio},     {"dma", test_dma},	   {"vdpa", test_vdpa},
-	     {"passed", test_passed}, {"faults", test_faults},	   {"children", test_children},
-	     {"bare", test_bare},     {"caps", test_caps},	   {"log", test_log},
-	     {"slots", test_slots},   {"mappings", test_mappings}, {"files", test_files}};
+} cases[] = {{"vfio", test_vfio},	  {"region2", test_region2}, {"dma", test_dma},
+	     {"vdpa", test_vdpa},	  {"passed", test_passed},   {"faults", test_faults},
+	     {"children", test_children}, {"bare", test_bare},	     {"caps", test_caps},
+	     {"log", test_log},		  {"slots", test_slots},     {"mappings", test_mappings},
+	     {"files", test_files}};
 
 /* The monitor's other end stays with this process, and says nothing. */
 static void become(char **argv)
