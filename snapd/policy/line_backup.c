@@ -9,9 +9,11 @@
 #include "snapd/backup/backup.h"
 #include "snapd/daemon/daemon.h"
 #include "snapd/policy/line.h"
+#include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 
-#define RETRY_NS 30000000000ull
+#define RETRY_MIN_NS 1000000000ull
+#define RETRY_MAX_NS 300000000000ull
 
 static uint64_t monotonic_ns(void)
 {
@@ -19,6 +21,25 @@ static uint64_t monotonic_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* Soon, since most of what fails is over soon; then after twice as long each time. */
+static void try_later(struct line_backup *b)
+{
+	b->pause_ns = b->pause_ns ? MIN(2 * b->pause_ns, RETRY_MAX_NS) : RETRY_MIN_NS;
+	b->retry_ns = monotonic_ns() + b->pause_ns;
+}
+
+/* Nothing is known of another repository. */
+static void look_where(struct line_backup *b, const struct policy *p)
+{
+	const char *repository = policy_text(p, "backup");
+
+	if (b->job || !strcmp(b->repository, repository))
+		return;
+	snprintf(b->repository, sizeof(b->repository), "%s", repository);
+	b->seen = b->retry_ns = b->pause_ns = 0;
+	*b->said = '\0';
 }
 
 static void end_job(struct line *l, const struct policy *p, int64_t now_s)
@@ -30,11 +51,12 @@ static void end_job(struct line *l, const struct policy *p, int64_t now_s)
 		b->pushed += json_array_size(json_object_get(r, "pushed"));
 		b->bytes_sent += (uint64_t)json_integer_value(json_object_get(r, "bytes_sent"));
 		b->last_s = now_s;
+		b->pause_ns = 0;
 		*b->said = '\0';
 	} else {
 		b->failures++;
 		b->seen = 0;
-		b->retry_ns = monotonic_ns() + RETRY_NS;
+		try_later(b);
 		snprintf(b->said, sizeof(b->said), "backup: %.170s", b->job->err.text);
 		log_warn("policy %s, %s: %s", p->name, l->vm, b->said);
 	}
@@ -80,7 +102,7 @@ static void start_job(struct line *l, struct daemon *d, const struct policy *p)
 	}
 	job_unref(b->job);
 	b->job = NULL;
-	b->retry_ns = monotonic_ns() + RETRY_NS;
+	try_later(b);
 }
 
 void line_backup_step(struct line *l, struct daemon *d, const struct policy *p, int64_t now_s)
@@ -89,6 +111,7 @@ void line_backup_step(struct line *l, struct daemon *d, const struct policy *p, 
 
 	if (b->job && job_state_ended(job_state_of(b->job)))
 		end_job(l, p, now_s);
+	look_where(b, p);
 	if (line_backup_is_idle(l, p) || b->job || p->paused || monotonic_ns() < b->retry_ns)
 		return;
 	start_job(l, d, p);

@@ -17,9 +17,11 @@ struct line;
 struct policy;
 
 struct line_backup {
-	struct job *job;   /* a reference; NULL: none is under way */
-	uint64_t seen;	   /* newest snapshot when the last job began */
-	uint64_t retry_ns; /* not before, CLOCK_MONOTONIC; 0: at once */
+	struct job *job;      /* a reference; NULL: none is under way */
+	uint64_t seen;	      /* newest snapshot when the last job began */
+	uint64_t retry_ns;    /* not before, CLOCK_MONOTONIC; 0: at once */
+	uint64_t pause_ns;    /* before that; twice as long after each failure in a row */
+	char repository[256]; /* what all of this is about */
 	/* for people */
 	char said[192]; /* about the last job; "" all is well */
 	uint64_t pushed, bytes_sent, failures;
