@@ -39,7 +39,7 @@ static size_t receive(void)
 	ssize_t n;
 	int fd;
 
-	PROMISE(poll(&p, 1, WAIT_MS) > 0);
+	PROMISE(TEMP_FAILURE_RETRY(poll(&p, 1, WAIT_MS)) > 0); /* libFuzzer has an alarm */
 	n = recvmsg(service.fd, &m, MSG_CMSG_CLOEXEC);
 	if (n <= 0)
 		return 0;

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: MIT
 """Goal: stores of every format that was ever released stay readable, and docs/format.md says how.
 
-Method: the stores in this folder, and ones made now, are read by the store's own code (golden.c) and by read_store.py,
-which was written from the document alone.  Both give the same bytes of each snapshot; of the stores in this folder these
-have the digests that stood in DIGESTS when the store was made; and again after the index was made anew from the segments.
-Then read_store.py gets damaged stores, and may not
-give any bytes that are not right.
+Method: the stores in this folder, and ones made now, are read by the store's own code (golden.c) and by read_store.py
+(encrypted ones: read_sealed.py on top of it), which was written from the document alone.  Both give the same bytes of each
+snapshot; of the stores in this folder these have the digests that stood in DIGESTS when the store was made; and again
+after the index was made anew from the segments.  Then the independent reader gets damaged stores, and may not give any
+bytes that are not right.
 
   golden.py GOLDEN-PROGRAM SOURCE-FOLDER
   golden.py --make GOLDEN-PROGRAM FOLDER     make archives and DIGESTS; only when the format changes
@@ -22,7 +22,11 @@ import tempfile
 
 KINDS = {"raw": ("none", False), "lz4": ("lz4", False), "zstd": ("zstd:3", False), "sealed": ("lz4", True)}
 HERE = os.path.dirname(os.path.abspath(__file__))
-READER = ["/usr/bin/python3", os.path.join(HERE, "read_store.py")]
+
+
+def reader(key):
+    """The independent one: read_store.py, or read_sealed.py with the key."""
+    return ["/usr/bin/python3", "-B", os.path.join(HERE, "read_sealed.py" if key else "read_store.py"), *key]
 
 
 def run(*argv):
@@ -59,14 +63,13 @@ def compare(program, folder):
     """Both readers on folder/store: {id: digest}."""
     store, ours, theirs = (os.path.join(folder, name) for name in ("store", "ours", "theirs"))
     key = key_of(folder)
-    flag = ["--key", key[0]] if key else []
     ids = output(program, "list", store, *key).split()
-    listed = [line.split()[0] for line in output(*READER, *flag, store).splitlines()]
+    listed = [line.split()[0] for line in output(*reader(key), store).splitlines()]
     assert ids and ids == listed, (ids, listed)
     digests = {}
     for number in ids:
         run(program, "dump", store, number, ours, *key)
-        run(*READER, *flag, store, number, theirs)
+        run(*reader(key), store, number, theirs)
         assert os.path.getsize(ours) > 4096
         digests[number] = digest(ours)
         assert digest(theirs) == digests[number], f"snapshot {number}: the readers disagree"
@@ -83,7 +86,6 @@ def damage(folder, digests, rounds, seed):
     """One byte of a segment after the other: refused, or it was one that means nothing."""
     rand = random.Random(seed)
     store, out = os.path.join(folder, "store"), os.path.join(folder, "theirs")
-    flag = ["--key", *key_of(folder)] if key_of(folder) else []
     segment = os.path.join(store, "segments", "00000001.seg")
     used = 4096 * 40
     refused = 0
@@ -94,7 +96,7 @@ def damage(folder, digests, rounds, seed):
             old = f.read(1)
             f.seek(at)
             f.write(bytes([old[0] ^ 1 << rand.randrange(8)]))
-        p = subprocess.run([*READER, *flag, store, "1", out], stderr=subprocess.PIPE, text=True, timeout=60)
+        p = subprocess.run([*reader(key_of(folder)), store, "1", out], stderr=subprocess.PIPE, text=True, timeout=60)
         assert p.returncode == 0 or "not valid" in p.stderr or "Error" in p.stderr, p.stderr
         assert p.returncode or digest(out) == digests["1"], f"seed {seed}: damage at {at} was not noticed"
         refused += p.returncode != 0

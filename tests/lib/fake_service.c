@@ -51,7 +51,7 @@ static size_t receive(struct fake_service *s)
 	struct pollfd p = {s->fd, POLLIN, 0};
 	ssize_t n;
 
-	check(poll(&p, 1, 30000) > 0, "no message for 30 s");
+	check(TEMP_FAILURE_RETRY(poll(&p, 1, 30000)) > 0, "no message for 30 s");
 	n = recvmsg(s->fd, &m, MSG_CMSG_CLOEXEC);
 	s->in_fd = -1;
 	if (n <= 0)
@@ -68,7 +68,7 @@ void fake_accept_on(int listen_fd, struct fake_service *s)
 	struct stat st;
 
 	memset(s, 0, sizeof(*s));
-	check(poll(&p, 1, 10000) > 0, "the agent does not come");
+	check(TEMP_FAILURE_RETRY(poll(&p, 1, 10000)) > 0, "the agent does not come");
 	s->fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
 	check(s->fd >= 0, "%s", strerror(errno));
 	check(receive(s) >= sizeof(s->hello) && s->in.h.type == SNAPD_MSG_HELLO, "no HELLO");
