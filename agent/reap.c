@@ -193,6 +193,10 @@ void *reap_thread(void *arg)
 		if (ppoll(&p, 1, sources_can_fill(vm) ? &ts : NULL, NULL) > 0)
 			(void)!read(vm->harvest_wake, &n, sizeof(n));
 		interval = pace(vm, interval, look(vm));
+		if (atomic_exchange(&vm->ring.overran, false))
+			vm_log(vm, SNAPD_LOG_WARN,
+			       "KVM overran a dirty ring and lost what was in it: all memory "
+			       "counts as dirty until the next pause is over");
 		if (atomic_load(&vm->tracking_dead) && !told_dead) {
 			told_dead = true;
 			vm_log(vm, SNAPD_LOG_ERR,

@@ -11,6 +11,9 @@
  * load per ring, and a harvest is due only when a ring is half full.  A vCPU that
  * meets ring-full harvests on its own thread and waits for nobody (I10).
  *
+ * A ring that KVM overran (harvest_overrun()) goes on being used.  All frames are suspects then:
+ * dirty in each harvest until the next pause has protected them anew.
+ *
  * All under harvest_lock, but for attaching and full.
  */
 #include <errno.h>
@@ -25,6 +28,7 @@
 /* Empty RESETs in a row, with entries still to come back, after which KVM is
  * taken to have lost count. */
 #define RESET_IDLE_MAX	  100000
+#define REMARK_AT	  16
 #define ABLATION_RESET_NS 1500000u
 #define FULL_IN_VAIN_MAX  200u
 #define FULL_WAIT_US	  100u
@@ -100,7 +104,7 @@ static int ring_vcpu_attach(struct snapd_vcpu *v, struct err *e)
 		vcpu_map(v, v->ring_bytes, (int64_t)vm->arch->ring_page_offset * vm->page_size);
 	if (!v->ring_map)
 		return err_errno(e, errno, "vCPU %u: cannot map its dirty ring", v->id);
-	v->ring = (struct harvest_ring){v->ring_map, vm->ring_entries, 0};
+	v->ring = (struct harvest_ring){.gfns = v->ring_map, .nr = vm->ring_entries};
 	return 0;
 }
 
@@ -121,6 +125,22 @@ static void ring_slot_deleting(struct snapd_vm *vm, const struct view *v)
 
 /* ---- harvesting ---- */
 
+/* What was pushed is known no more, nor what is protected. */
+static void ring_overran(struct snapd_vm *vm)
+{
+	each_set_add(vm, 0, frames_end(vm));
+	gpaset_add_range(&vm->ring.suspects, 0, frames_end(vm));
+	vm->ring.has_suspects = true;
+	atomic_store(&vm->ring.overran, true);
+}
+
+static void remark(struct snapd_vm *vm)
+{
+	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
+		if (harvest_remark(&vm->vcpus[i]->ring, vm->vcpus[i]->collected_from))
+			ring_overran(vm);
+}
+
 /* RESET until `want` entries came back.  *is_short: it took more than one call. */
 static int reset_all(struct snapd_vm *vm, uint64_t want, bool *is_short)
 {
@@ -137,7 +157,9 @@ static int reset_all(struct snapd_vm *vm, uint64_t want, bool *is_short)
 		idle = r > 0 ? 0 : idle + 1;
 		if (idle > RESET_IDLE_MAX)
 			return -EIO;
-		if (idle > 16)
+		if (idle == REMARK_AT || idle % 1000 == 999)
+			remark(vm);
+		if (idle > REMARK_AT)
 			sched_yield();
 	}
 	count(&vm->shm->reset, done);
@@ -195,14 +217,18 @@ static size_t collect(struct snapd_vm *vm, struct harvest_result *res, bool *mor
 	size_t n = 0;
 
 	*more = false;
+	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
+		vm->vcpus[i]->collected_from = vm->vcpus[i]->ring.next;
 	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++) {
 		struct snapd_vcpu *v = vm->vcpus[i];
-		uint32_t from = v->ring.next, seen;
+		uint32_t seen;
 
 		if (!v->budget)
 			continue;
+		if (harvest_overrun(&v->ring, res))
+			ring_overran(vm);
 		n += harvest_ring(&v->ring, &vm->table, vm->frames + n, REAP_FRAMES - n, res);
-		seen = v->ring.next - from;
+		seen = v->ring.next - v->collected_from;
 		*more = n == REAP_FRAMES;
 		v->budget = *more && seen < v->budget ? v->budget - seen : 0;
 		if (*more)
@@ -266,6 +292,15 @@ static int round_finish(struct snapd_vm *vm, size_t n, const struct harvest_resu
 }
 #endif
 
+static bool some_are_ahead(const struct snapd_vm *vm)
+{
+	bool ahead = false;
+
+	for (uint32_t i = 0; i < atomic_load(&vm->nr_vcpus); i++)
+		ahead |= vm->vcpus[i]->ring.ahead;
+	return ahead;
+}
+
 static int ring_harvest(struct snapd_vm *vm)
 {
 	bool more = true;
@@ -286,7 +321,7 @@ static int ring_harvest(struct snapd_vm *vm)
 			r = round_finish(vm, n, &res);
 	}
 	suspects_publish(vm);
-	return r >= 0 && vm->ring.unreset ? HARVEST_PARTIAL : r;
+	return r >= 0 && (vm->ring.unreset || some_are_ahead(vm)) ? HARVEST_PARTIAL : r;
 }
 
 /* Suspects are cured by protecting everything anew, since nothing writes now. */
@@ -325,26 +360,32 @@ static uint32_t ring_look(struct snapd_vm *vm)
 }
 
 /* Harvest here and now, on the vCPU's own thread (I10).  Another thread may have
- * done so since; but a ring that never moves is dead: KVM overran it. */
+ * done so since; but in a ring that is full and has nothing KVM is ahead, and one
+ * that never moves is dead. */
 static int ring_full(struct snapd_vcpu *v)
 {
+	struct snapd_vm *vm = v->vm;
 	uint32_t next;
 
-	count(&v->vm->shm->ring_full, 1);
-	reap(v->vm);
-	pthread_mutex_lock(&v->vm->harvest_lock);
+	count(&vm->shm->ring_full, 1);
+	reap(vm);
+	pthread_mutex_lock(&vm->harvest_lock);
 	next = v->ring.next;
-	pthread_mutex_unlock(&v->vm->harvest_lock);
 	v->full_in_vain = next == v->full_next ? v->full_in_vain + 1 : 0;
+	if (v->full_in_vain && !v->ring.ahead) {
+		harvest_ahead(&v->ring);
+		ring_overran(vm);
+	}
+	pthread_mutex_unlock(&vm->harvest_lock);
 	v->full_next = next;
 	if (v->full_in_vain > FULL_IN_VAIN_MAX) {
-		atomic_store(&v->vm->tracking_dead, true);
-		wake_fd(v->vm->harvest_wake);
+		atomic_store(&vm->tracking_dead, true);
+		wake_fd(vm->harvest_wake);
 	} else if (v->full_in_vain) {
 		usleep(FULL_WAIT_US);
 	}
-	if (atomic_load(&v->vm->tracking_dead))
-		return err_set(&agent_err, EIO, "vCPU %u: its dirty ring is dead (KVM overran it)",
+	if (atomic_load(&vm->tracking_dead))
+		return err_set(&agent_err, EIO, "vCPU %u: its dirty ring is dead (KVM lost count)",
 			       v->id);
 	return 0;
 }

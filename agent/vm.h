@@ -152,7 +152,8 @@ struct snapd_vcpu {
 	void *ring_map;
 	/* harvest_lock */
 	struct harvest_ring ring;
-	uint32_t budget; /* entries still to look for in the harvest under way */
+	uint32_t budget;	 /* entries still to look for in the harvest under way */
+	uint32_t collected_from; /* where this round of it began in the ring */
 	/* its thread */
 	bool io_pending; /* the last exit is completed by the next KVM_RUN only */
 	uint32_t full_in_vain;
@@ -190,6 +191,7 @@ struct ring_source {
 	struct gpaset suspects; /* frames that KVM may have left unprotected */
 	void *suspects_mem;
 	bool has_suspects;
+	_Atomic bool overran;	      /* to be said by the harvest thread */
 	uint64_t unreset, unreset_at; /* collected, RESET still to come: ablation only */
 };
 

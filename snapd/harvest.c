@@ -227,6 +227,74 @@ size_t harvest_ring(struct harvest_ring *ring, const struct slot_table *t, uint6
 	return n;
 }
 
+static struct kvm_dirty_gfn *entry_at(const struct harvest_ring *ring, uint32_t index)
+{
+	return &ring->gfns[index & (ring->nr - 1)];
+}
+
+/* How many empty entries KVM has left behind `next`; `nr`: it has pushed none since.  It may be
+ * pushing now, in order: so what is before the first that was found is looked at again. */
+static uint32_t gap_length(const struct harvest_ring *ring)
+{
+	uint32_t gap = 0;
+
+	while (gap < ring->nr && !entry_is_dirty(entry_at(ring, ring->next + gap)))
+		gap++;
+	while (gap < ring->nr && gap && entry_is_dirty(entry_at(ring, ring->next + gap - 1)))
+		gap--;
+	return gap;
+}
+
+void harvest_ahead(struct harvest_ring *ring)
+{
+	ring->ahead = true;
+	ring->ahead_until = ring->next + ring->nr;
+}
+
+/* What KVM left empty is handed back, as if it had been collected. */
+static void skip_gap(struct harvest_ring *ring, struct harvest_result *res)
+{
+	uint32_t gap = gap_length(ring);
+
+	if (!gap || gap == ring->nr)
+		return;
+	for (uint32_t i = 0; i < gap; i++)
+		__atomic_store_n(&entry_at(ring, ring->next + i)->flags, KVM_DIRTY_GFN_F_RESET,
+				 __ATOMIC_RELEASE);
+	ring->next += gap;
+	res->collected += gap;
+}
+
+bool harvest_overrun(struct harvest_ring *ring, struct harvest_result *res)
+{
+	bool lost = entry_is_dirty(entry_at(ring, ring->next + ring->nr - 1));
+
+	if (lost)
+		harvest_ahead(ring);
+	if (ring->ahead && !entry_is_dirty(entry_at(ring, ring->next)))
+		skip_gap(ring, res);
+	/* There may be a gap before the last one; and none, if it was just full. */
+	if ((int32_t)(ring->next - ring->ahead_until) > 0)
+		ring->ahead = false;
+	return lost;
+}
+
+bool harvest_remark(struct harvest_ring *ring, uint32_t from)
+{
+	bool found = false;
+
+	for (; from != ring->next; from++) {
+		if (!entry_is_dirty(entry_at(ring, from)))
+			continue;
+		__atomic_store_n(&entry_at(ring, from)->flags, KVM_DIRTY_GFN_F_RESET,
+				 __ATOMIC_RELEASE);
+		found = true;
+	}
+	if (found)
+		harvest_ahead(ring);
+	return found;
+}
+
 /* The kernel fills entries in order, so the dirty ones are a prefix: a binary
  * search finds its end, and the common question "half full?" costs one load. */
 uint32_t harvest_ready(const struct harvest_ring *ring, uint32_t max)

@@ -89,6 +89,8 @@ struct harvest_ring {
 	struct kvm_dirty_gfn *gfns; /* mapped; shared with the kernel */
 	uint32_t nr;		    /* entries, a power of two */
 	uint32_t next;		    /* first entry not yet collected, free-running */
+	bool ahead;		    /* KVM is, by entries that it wrote over (harvest_overrun()) */
+	uint32_t ahead_until;	    /* those that it left empty begin here at the latest */
 };
 
 struct harvest_result {
@@ -107,5 +109,23 @@ struct harvest_result {
  */
 size_t harvest_ring(struct harvest_ring *ring, const struct slot_table *t, uint64_t *frames,
 		    size_t max, struct harvest_result *res);
+/*
+ * KVM looks whether a ring is full only before it enters the guest, and where it emulates
+ * instructions it may have pushed thousands of entries by then: more than the few that it
+ * keeps free, so that it writes over the oldest.  What those named is lost.  Afterwards KVM's
+ * own index is ahead of all that it seems to have pushed: as many entries as it wrote over
+ * stay empty, and KVM goes on behind them; counted as used, they would keep the
+ * vCPU out of the guest, and those behind them would not be found.  So they are handed back like
+ * any others.
+ *
+ * To be called before each harvest_ring().  True: entries are lost; all that is in any slot must
+ * be taken for dirty, and for writable.  While `ahead` is set, entries may be waiting unseen.
+ */
+bool harvest_overrun(struct harvest_ring *ring, struct harvest_result *res);
+/* KVM says that the ring is full, and there is nothing in it. */
+void harvest_ahead(struct harvest_ring *ring);
+/* KVM wrote over entries from `from` on that were collected, and so does not find them handed
+ * back: hand them back once more.  True: there were such; lost as above. */
+bool harvest_remark(struct harvest_ring *ring, uint32_t from);
 /* Entries that could be collected now, looking no further than `max`. */
 uint32_t harvest_ready(const struct harvest_ring *ring, uint32_t max);

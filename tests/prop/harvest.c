@@ -6,6 +6,9 @@
  *             pushes entries, at times full, RESETs in part, wraps; each entry
  *             must give the frame that was meant when it was pushed, whatever
  *             happened to its slot since, and ids come back only after a pass
+ *   overrun   a kernel that looks for room only now and then, and writes over entries, collected
+ *             or not: that is always found out when it stands still; nothing is handed back
+ *             that was not pushed; and kernel and harvest agree again with its next entry
  *   hostile   rings of random bytes: no entry is marked that was not DIRTY, none
  *             is looked at twice, the loop ends, frames stay within slots
  */
@@ -141,7 +144,7 @@ static void drain(struct kernel_ring *k, struct harvest_ring *ring, struct slot_
 static void test_model(struct rand *r)
 {
 	static struct kernel_ring k;
-	struct harvest_ring ring = {k.gfns, RING, 0};
+	struct harvest_ring ring = {.gfns = k.gfns, .nr = RING};
 	struct slot_table t;
 
 	/* start near the end of the free-running index */
@@ -172,6 +175,87 @@ static void test_model(struct rand *r)
 	slot_table_deinit(&t);
 }
 
+/* As KVM: no look at what it writes over, nor at how much it gives back. */
+static void rude_push(struct kernel_ring *k, bool *lost)
+{
+	struct kvm_dirty_gfn *g = &k->gfns[k->push++ % RING];
+
+	*lost |= (g->flags & 3) == KVM_DIRTY_GFN_F_DIRTY;
+	g->flags = KVM_DIRTY_GFN_F_DIRTY;
+}
+
+static uint32_t rude_reset(struct kernel_ring *k)
+{
+	uint32_t n = 0;
+
+	for (; k->gfns[k->reset % RING].flags & KVM_DIRTY_GFN_F_RESET; n++)
+		k->gfns[k->reset++ % RING].flags = 0;
+	CHECK((int32_t)(k->push - k->reset) >= 0);
+	return n;
+}
+
+/* A round of the agent's; the kernel may push until its ring is full and somewhat beyond. */
+static void overrun_round(struct kernel_ring *k, struct harvest_ring *ring,
+			  const struct slot_table *t, struct rand *r, bool stopped, bool *lost,
+			  bool *told)
+{
+	uint32_t from = ring->next, done = 0;
+	struct harvest_result res = {0};
+	uint64_t frames[RING];
+
+	*told |= harvest_overrun(ring, &res);
+	harvest_ring(ring, t, frames, 1 + rand_below(r, RING), &res);
+	if (!stopped && k->push - k->reset < RING - 16)
+		for (uint64_t i = rand_below(r, 100); i > 0; i--)
+			rude_push(k, lost);
+	for (int i = 0; done < res.collected; i++) {
+		CHECK(i < 10);
+		done += rude_reset(k);
+		if (done < res.collected)
+			*told |= harvest_remark(ring, from);
+	}
+}
+
+static void test_overrun(struct rand *r)
+{
+	static struct kernel_ring k;
+	struct harvest_ring ring = {.gfns = k.gfns, .nr = RING};
+	const struct slot_run run = {0, 1, 0};
+	struct slot_table t;
+	uint64_t overruns = 0;
+
+	CHECK(!slot_table_init(&t, IDS) && slot_table_add(&t, 0, 1, &run, 1) == 0);
+	memset(&k, 0, sizeof(k));
+	for (int life = 0; life < 3000; life++) {
+		bool lost = false, told = false;
+
+		for (uint64_t steps = rand_below(r, 20); steps > 0; steps--) {
+			uint32_t used = k.push - k.reset;
+			uint32_t room = used < RING - 16 ? RING - 16 - used + 80 : 0;
+
+			for (uint64_t i = rand_below(r, room + 1); i > 0; i--)
+				rude_push(&k, &lost);
+			if (rand_below(r, 2))
+				overrun_round(&k, &ring, &t, r, false, &lost, &told);
+		}
+		for (int i = 0; i < 300; i++)
+			overrun_round(&k, &ring, &t, r, true, &lost, &told);
+		CHECK(told || !lost);
+		overruns += lost;
+		rude_push(&k, &lost);
+		for (int i = 0; i < 4; i++)
+			overrun_round(&k, &ring, &t, r, true, &lost, &told);
+		CHECK(ring.next == k.push && k.reset == k.push);
+		for (uint32_t i = 0; i <= RING; i++) {
+			rude_push(&k, &lost);
+			overrun_round(&k, &ring, &t, r, true, &lost, &told);
+		}
+		CHECK(!ring.ahead);
+	}
+	CHECK(overruns > 100);
+	slot_table_deinit(&t);
+}
+
 static void fill_hostile(struct kvm_dirty_gfn *g, uint32_t nr, struct rand *r, bool all_dirty)
 {
 	for (uint32_t i = 0; i < nr; i++) {
@@ -189,7 +273,7 @@ static void hostile_once(const struct slot_table *t, struct rand *r)
 {
 	struct kvm_dirty_gfn g[RING], was[RING];
 	uint64_t frames[RING];
-	struct harvest_ring ring = {g, RING, (uint32_t)rand_next(r)};
+	struct harvest_ring ring = {.gfns = g, .nr = RING, .next = (uint32_t)rand_next(r)};
 	struct harvest_result res = {0};
 	uint32_t from = ring.next;
 	size_t max = rand_below(r, 2) ? RING : rand_below(r, RING), n;
@@ -240,6 +324,7 @@ int main(void)
 	struct rand r = rand_of(rand_seed());
 
 	test_model(&r);
+	test_overrun(&r);
 	test_hostile(&r);
 	printf("ok\n");
 	return 0;
