@@ -129,7 +129,7 @@ def units(build):
     if not shutil.which("systemd-analyze"):
         print("systemd-analyze is not there: units not checked")
         return
-    p = subprocess.run(["systemd-analyze", "security", "--offline=yes", "--threshold=15",
+    p = subprocess.run(["systemd-analyze", "security", "--offline=yes", "--threshold=10",
                         os.path.join(build, "contrib", "snapd.service")], stdin=subprocess.DEVNULL,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30)
     check(p.returncode == 0, f"the unit is exposed: {p.stdout[-400:]}")
