@@ -131,6 +131,9 @@ struct epoch_stats {
  */
 int epoch_begin(struct store *s, const uint8_t vm[16], uint64_t timeline, uint32_t page_size,
 		struct pagemap *live, struct epoch **ret, struct err *e);
+/* Store its pages in this way ("none", "lz4", "zstd:LEVEL"), not in the store's; before the
+ * first of them.  -EINVAL. */
+int epoch_compress(struct epoch *ep, const char *how, struct err *e);
 /* Pages best come in ascending gfn.  A gfn given twice: the later bytes count. */
 int epoch_put(struct epoch *ep, const struct epoch_page *pages, size_t nr, struct err *e);
 /* Memory unplugged: these frames are no longer part of the VM. */

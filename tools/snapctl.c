@@ -51,6 +51,7 @@ static const struct verb verbs[] = {
 	  {"note", "TEXT", "a note"},
 	  {"tag", "TAGS", "tags, separated by commas"},
 	  {"pin", NULL, "pin it: neither deleted nor pruned"},
+	  {"compression", "HOW", "none, lz4, zstd[:LEVEL]: of the pages that it stores"},
 	  {"self-check", NULL, "compare all other memory with the store, too"}},
 	 .brief = "take one of a running VM"},
 	{"self-check",

@@ -173,6 +173,7 @@ int verb_snapshot(const struct args *a)
 	set_text(body, "name", opt(a, "name"));
 	set_text(body, "note", opt(a, "note"));
 	set_text(body, "tags", opt(a, "tag"));
+	set_text(body, "compression", opt(a, "compression"));
 	if (opt(a, "self-check"))
 		json_object_set_new(body, "self_check", json_true());
 	if (opt(a, "pin"))

@@ -11,6 +11,7 @@
 
 #include "snapd/daemon/name.h"
 #include "snapd/daemon/tags.h"
+#include "snapd/store/codec.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/daemon/upkeep.h"
 #include "snapd/vm/vm.h"
@@ -94,11 +95,13 @@ int api_body_text(struct api_request *req, const char *key, const char **ret)
 
 int api_post_snapshot(struct api_request *req)
 {
-	static const char *const keys[] = {"name", "note", "tags", "pinned", "self_check", NULL};
+	static const char *const keys[] = {"name",	 "note",	"tags", "pinned",
+					   "self_check", "compression", NULL};
 	json_t *check = json_object_get(req->json, "self_check");
 	json_t *pinned = json_object_get(req->json, "pinned");
 	_cleanup_(cleanup_vm) struct vm *vm = NULL;
-	const char *name, *note, *tags;
+	const char *name, *note, *tags, *how;
+	struct codec_policy policy;
 	int rc;
 
 	rc = api_body_keys(req, keys);
@@ -110,6 +113,10 @@ int api_post_snapshot(struct api_request *req)
 		rc = api_body_text(req, "note", &note);
 	if (!rc)
 		rc = api_body_text(req, "tags", &tags);
+	if (!rc)
+		rc = api_body_text(req, "compression", &how);
+	if (!rc && how)
+		rc = codec_parse(how, &policy, &req->err);
 	if (!rc && name)
 		rc = name_check("name", name, &req->err);
 	if (!rc && pinned && !json_is_boolean(pinned))
@@ -121,9 +128,10 @@ int api_post_snapshot(struct api_request *req)
 		return -ENOENT;
 	return submit(req, vm,
 		      job_new(req->daemon, JOB_SNAPSHOT, req->uid,
-			      json_pack("{ss ss* ss* ss* sb sb}", "vm", req->seg[0], "name", name,
-					"note", note, "tags", tags, "self_check",
-					json_is_true(check), "pinned", json_is_true(pinned)),
+			      json_pack("{ss ss* ss* ss* ss* sb sb}", "vm", req->seg[0],
+					"compression", how, "name", name, "note", note, "tags",
+					tags, "self_check", json_is_true(check), "pinned",
+					json_is_true(pinned)),
 			      snapshot_job));
 }
 
@@ -161,10 +169,11 @@ static int check_own(struct api_request *req, const struct vm *vm, const struct 
 {
 	if (vm_is(vm, s->vm_name, s->uid))
 		return 0;
-	return err_set(&req->err, EBUSY,
-		       "snapshot %llu is one of %.64s, not of %.64s: --other-vm (\"other_vm\") takes "
-		       "it all the same",
-		       (unsigned long long)s->id, s->vm_name, req->seg[0]);
+	return err_set(
+		&req->err, EBUSY,
+		"snapshot %llu is one of %.64s, not of %.64s: --other-vm (\"other_vm\") takes "
+		"it all the same",
+		(unsigned long long)s->id, s->vm_name, req->seg[0]);
 }
 
 int api_post_rollback(struct api_request *req)

@@ -244,7 +244,7 @@ static int submit(struct line *l, struct daemon *d, const struct policy *p, stru
 {
 	char tags[POLICY_NAME_MAX + sizeof(POLICY_TAG_PREFIX) + POLICY_VALUE_MAX];
 	char owned[SNAPD_NAME_MAX + 16];
-	const char *more = policy_text(p, "tags");
+	const char *more = policy_text(p, "tags"), *how = policy_text(p, "compression");
 	bool check = p->self_check_every && l->unchecked % p->self_check_every == 0;
 	struct vm *vm;
 	int rc;
@@ -257,8 +257,8 @@ static int submit(struct line *l, struct daemon *d, const struct policy *p, stru
 	if (!vm)
 		return err_set(e, ENOTCONN, "the VM is not attached");
 	l->job = job_new(d, JOB_SNAPSHOT, l->uid,
-			 json_pack("{ss ss sb sb}", "vm", l->vm, "tags", tags, "self_check", check,
-				   "pinned", 0),
+			 json_pack("{ss ss ss* sb sb}", "vm", l->vm, "tags", tags, "compression",
+				   *how ? how : NULL, "self_check", check, "pinned", 0),
 			 snapshot_job);
 	rc = l->job ? vm_submit(vm, l->job) : -ENOMEM;
 	vm_unref(vm);

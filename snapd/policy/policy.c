@@ -143,6 +143,18 @@ static int set_consistency(struct policy *p, const char *key, const char *value,
 	return parse_choice(key, value, "crash", "quiesce", &p->quiesce, e);
 }
 
+static int set_compression(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	const char *level = strncmp(value, "zstd:", 5) ? NULL : value + 5;
+	char *end = NULL;
+	long n = level ? strtol(level, &end, 10) : 0;
+
+	if (level ? end != level && !*end && n >= -7 && n <= 19
+		  : !strcmp(value, "none") || !strcmp(value, "lz4") || !strcmp(value, "zstd"))
+		return 0;
+	return want(e, key, value, "none, lz4, zstd or zstd:LEVEL, -7 to 19");
+}
+
 static int set_min_free(struct policy *p, const char *key, const char *value, struct err *e)
 {
 	static const struct unit bytes[] = {{"", 1},	       {"K", 1ull << 10}, {"M", 1ull << 20},
@@ -262,6 +274,7 @@ static const struct {
 	{"hook_timeout", set_hook_timeout},
 	{"consistency", set_consistency},
 	{"min_free", set_min_free},
+	{"compression", set_compression},
 	{"max_pause", set_max_pause},
 	{"max_paused", set_max_paused},
 	{"keep_last", set_keep},

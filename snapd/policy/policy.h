@@ -22,6 +22,7 @@
  *   hook_timeout = 10s        SNAPD_VM, SNAPD_PHASE and, after, SNAPD_SNAPSHOT
  *   consistency = crash | quiesce   quiesce: no snapshot when pre_hook fails
  *   min_free = 10G            none while the store's file system has less
+ *   compression = zstd:3      of what its snapshots store; else as the service is set
  *   max_pause = 50ms          when pauses are longer, or
  *   max_paused = 2%           the VM stands still for more of the time, it backs off
  *   keep_last, keep_hourly … keep_within, keep_tags, keep_grid   see keep.h; its own only
@@ -48,7 +49,7 @@
 #define POLICY_VALUE_MAX   256
 #define POLICY_TAG_PREFIX  "policy:"
 #define POLICY_BACKUP_KEEP "backup_keep_"
-#define POLICY_NR_SETTINGS 43
+#define POLICY_NR_SETTINGS 44
 
 struct policy {
 	char name[POLICY_NAME_MAX];

@@ -51,23 +51,43 @@ static void writer_put(struct store *s, struct writer *w)
 
 /* ---- begin and end ---- */
 
+static int start_packing(struct appender *a, struct codec_policy policy, struct err *e)
+{
+	struct store *s = a->s;
+
+	if (policy.codec == CODEC_RAW)
+		return 0;
+	a->packed = malloc(BATCH_BYTES_MAX);
+	if (!a->packed || packer_init(&a->packer, policy, 1u << a->page_shift, &s->codecs, s->pool))
+		return err_errno(e, ENOMEM, "epoch");
+	a->packing = true;
+	return 0;
+}
+
 int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
 		uint32_t page_shift, struct err *e)
 {
+	int r;
+
 	*a = (struct appender){.s = s, .point = point, .page_shift = page_shift};
 	memcpy(a->vm, vm, sizeof(a->vm));
 	a->page = malloc((size_t)1 << page_shift);
 	a->opened = malloc((size_t)1 << page_shift);
 	if (!a->page || !a->opened)
 		return err_errno(e, ENOMEM, "epoch");
-	if (s->policy.codec != CODEC_RAW) {
-		a->packed = malloc(BATCH_BYTES_MAX);
-		if (!a->packed ||
-		    packer_init(&a->packer, s->policy, 1u << page_shift, &s->codecs, s->pool))
-			return err_errno(e, ENOMEM, "epoch");
-		a->packing = true;
-	}
-	return writer_get(s, &a->w, e);
+	r = start_packing(a, s->policy, e);
+	return r ? r : writer_get(s, &a->w, e);
+}
+
+int append_compress(struct appender *a, struct codec_policy policy, struct err *e)
+{
+	assert(!a->buf && !a->nr_segs);
+	if (a->packing)
+		packer_deinit(&a->packer);
+	free(a->packed);
+	a->packed = NULL;
+	a->packing = false;
+	return start_packing(a, policy, e);
 }
 
 static void recent_drop(struct appender *a, struct append_recent *x)

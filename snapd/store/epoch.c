@@ -130,6 +130,16 @@ int epoch_begin(struct store *s, const uint8_t vm[16], uint64_t timeline, uint32
 	return 0;
 }
 
+int epoch_compress(struct epoch *ep, const char *how, struct err *e)
+{
+	struct codec_policy policy;
+	int r = codec_parse(how, &policy, e);
+
+	if (!r)
+		r = features_need(ep->s, policy, e);
+	return r ? r : append_compress(&ep->append, policy, e);
+}
+
 static bool keep_others(void *opaque, loc_t loc)
 {
 	const struct epoch *ep = opaque;

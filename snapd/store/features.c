@@ -5,7 +5,7 @@
  * to refuse the store.  A feature is recorded, durably, before the first byte that
  * needs it is written, and stays.  The same record holds how new pages are stored.
  *
- * Threads: while the store is opened, one.
+ * Threads: while the store is opened, one; features_need() any.
  */
 #include "snapd/store/internal.h"
 
@@ -80,14 +80,14 @@ int features_load(struct store *s, struct err *e)
 	return 0;
 }
 
-static size_t list_names(const struct store *s, char names[NAMES_MAX])
+static size_t list_names(uint32_t features, char names[NAMES_MAX])
 {
 	size_t len = 0;
 
 	for (int i = 0; i < NR_FEATURES; i++) {
 		size_t n = strlen(feature_names[i]) + 1;
 
-		if (!(s->features & 1u << i))
+		if (!(features & 1u << i))
 			continue;
 		assert(len + n <= NAMES_MAX);
 		memcpy(names + len, feature_names[i], n);
@@ -101,7 +101,7 @@ int features_put(struct ix_txn *t, void *arg, struct err *e)
 	const struct store *s = arg;
 	struct rec_features rec = {.codec = s->policy.codec, .level = s->policy.level};
 	char names[NAMES_MAX];
-	size_t len = list_names(s, names);
+	size_t len = list_names(s->features, names);
 
 	return index_put(t, IX_META, &key_features, &rec, sizeof(rec), names, len, e);
 }
@@ -110,7 +110,7 @@ int features_log(const struct store *s, struct reclog *log)
 {
 	struct rec_features rec = {.codec = s->policy.codec, .level = s->policy.level};
 	char names[NAMES_MAX];
-	size_t len = list_names(s, names);
+	size_t len = list_names(s->features, names);
 
 	index_seal(s->index, IX_META, &key_features, &rec, sizeof(rec), names, len);
 	return reclog_add(log, IX_META, key_features.b, key_features.len, &rec, sizeof(rec), names,
@@ -141,4 +141,36 @@ int features_switch(struct store *s, const char *compression, struct err *e)
 	if (r || (s->policy.codec == old.codec && s->policy.level == old.level))
 		return r;
 	return index_update(s->index, features_put, s, e);
+}
+
+/* A feature more, of one snapshot's pages; how new pages are stored stays as it is. */
+struct need {
+	const struct store *s;
+	uint32_t features;
+};
+
+static int need_put(struct ix_txn *t, void *arg, struct err *e)
+{
+	const struct need *n = arg;
+	struct rec_features rec = {.codec = n->s->policy.codec, .level = n->s->policy.level};
+	char names[NAMES_MAX];
+	size_t len = list_names(n->features, names);
+
+	return index_put(t, IX_META, &key_features, &rec, sizeof(rec), names, len, e);
+}
+
+int features_need(struct store *s, struct codec_policy policy, struct err *e)
+{
+	static pthread_mutex_t adding = PTHREAD_MUTEX_INITIALIZER;
+	uint32_t more = features_of(policy);
+	struct need n = {.s = s};
+	int r = 0;
+
+	scoped_lock(&adding);
+	n.features = s->features | more;
+	if (n.features != s->features)
+		r = index_update(s->index, need_put, &n, e);
+	if (!r)
+		s->features |= more;
+	return r;
 }

@@ -101,7 +101,7 @@ struct store {
 	struct rec_store record;
 	struct seal *seal; /* owned; NULL: not encrypted */
 	struct index *index;
-	uint32_t features; /* bits: enum feature */
+	_Atomic uint32_t features; /* bits: enum feature; those recorded, once it is open */
 	struct codec_policy policy;
 	struct pool *pool;   /* borrowed; may be NULL */
 	_Atomic bool direct; /* O_DIRECT works here, as far as we know */
@@ -168,6 +168,8 @@ int features_log(const struct store *s, struct reclog *log); /* the same record 
 int features_choose(struct store *s, const char *compression, struct err *e);
 /* The same, and recorded when it differs. */
 int features_switch(struct store *s, const char *compression, struct err *e);
+/* Before the first page that is stored so; any thread. */
+int features_need(struct store *s, struct codec_policy policy, struct err *e);
 
 /* ---- store/segtable.c ---- */
 
@@ -258,6 +260,8 @@ struct appender {
 
 int append_init(struct appender *a, struct store *s, const uint8_t vm[16], struct snapd_point point,
 		uint32_t page_shift, struct err *e);
+/* How its pages are stored, in place of the store's way; before the first of them. */
+int append_compress(struct appender *a, struct codec_policy policy, struct err *e);
 /* Gives segments and writer back; what was written stays behind the tails unless
  * the caller moved them. */
 void append_deinit(struct appender *a);

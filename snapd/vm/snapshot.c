@@ -34,6 +34,7 @@ struct snapshot {
 	struct selfcheck *check; /* owned; NULL: none */
 	void *state;		 /* owned */
 	size_t state_len;
+	const char *compression; /* of the job's; NULL: the store's */
 	struct snapshot_meta meta;
 	struct vm_pause pause;
 	struct capture_stats captured;
@@ -43,17 +44,17 @@ struct snapshot {
 	uint64_t runs_again_ns; /* CLOCK_MONOTONIC */
 };
 
-static int check_args(struct vm *vm, struct snapshot_meta *meta, int *self_check, json_t *args,
-		      struct err *e)
+static int check_args(struct vm *vm, struct snapshot_meta *meta, int *self_check,
+		      const char **compression, json_t *args, struct err *e)
 {
 	char selector[2 * SNAPD_NAME_MAX];
 	struct store_snapshot found;
 	json_error_t why;
 	int pinned = 0;
 
-	if (json_unpack_ex(args, &why, 0, "{s?s,s?s,s?s,s?b,s?b}", "name", &meta->name, "note",
+	if (json_unpack_ex(args, &why, 0, "{s?s,s?s,s?s,s?b,s?b,s?s}", "name", &meta->name, "note",
 			   &meta->note, "tags", &meta->tags, "self_check", self_check, "pinned",
-			   &pinned))
+			   &pinned, "compression", compression))
 		return err_set(e, EINVAL, "snapshot: %s", why.text);
 	meta->pinned = pinned;
 	if (meta->name && !*meta->name)
@@ -86,6 +87,8 @@ static int begin(struct snapshot *s, struct err *e)
 	if (!err)
 		err = epoch_begin(vm->d->store, vm->id, s->timeline, vm->mem.page_size, vm->live,
 				  &s->ep, e);
+	if (!err && s->compression)
+		err = epoch_compress(s->ep, s->compression, e);
 	if (err)
 		return err;
 	vm_keep_timeline(vm, s->timeline);
@@ -278,7 +281,7 @@ int snapshot_job(struct job *job, struct err *e)
 {
 	struct snapshot s = {.vm = vm_of_job(job), .job = job};
 	int self_check = false;
-	int err = check_args(s.vm, &s.meta, &self_check, job->args, e);
+	int err = check_args(s.vm, &s.meta, &self_check, &s.compression, job->args, e);
 
 	if (!err)
 		err = take(&s, self_check, e);
