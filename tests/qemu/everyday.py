@@ -58,7 +58,7 @@ def looked_at(b, vm):
     b.snapctl("backup", "push", "vm@second")
     b.snapctl("delete", "vm@second")
     b.snapctl("backup", "pull", "vm@second", "--name", "from-far")
-    out = b.snapctl("rollback", "vm", "from-far@second").stdout
+    out = b.snapctl("rollback", "--other-vm", "vm", "from-far@second").stdout
     for disk in ("raw", "qcow2"):
         assert f"not rolled back: {b.dir}/{disk}\n" in out, out
     vm.wait_lines(3)

@@ -28,7 +28,7 @@ def lies(micro):
 
 def refused(vm, b, snap, why):
     try:
-        b.rollback(vm.name, snap)
+        b.rollback(vm.name, snap, other_vm=True)
     except Failed as e:
         assert why in str(e), f"refused, and not for {why!r}: {e}"
         return
@@ -47,7 +47,7 @@ def running_vm_refuses(b, snap, now):
     vm.kill()
     vm = ProxiedVm(b, "forced", lies=lies(now.split(".")[2]), env={"SNAPD_QEMU_ANY": "1"}, **GUEST)
     b.vm_ready("forced")
-    b.rollback("forced", snap)
+    b.rollback("forced", snap, other_vm=True)
     vm.wait_lines(3)
     vm.kill()
 
