@@ -12,6 +12,7 @@
  *   damaged     blocks of segments are overwritten, files cut off or removed: what a
  *               check then tells as whole is whole, each other snapshot is named by the
  *               rebuild or by the check, and none that was deleted is there
+ *   lost        the manifest or the state of one epoch of three
  *
  *   rebuild [ROUNDS]
  */
@@ -406,6 +407,63 @@ static void check_rest(void)
 	store_reader_destroy(reader);
 }
 
+/* The payload of the n-th batch of this type of the first segment, in the order written. */
+static void spoil_batch(enum batch_type type, uint32_t n)
+{
+	_Alignas(8) uint8_t block[PAGE];
+	struct batch_header *h = (struct batch_header *)block;
+	char path[96];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/segments/%08x.seg", w->dir, 1u);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	CHECK(fd >= 0);
+	for (off_t at = PAGE;; at += PAGE) {
+		CHECK(pread(fd, block, PAGE, at) == PAGE);
+		if (h->magic != BATCH_MAGIC || h->type != type || n--)
+			continue;
+		memset(block, 0x5a, 8);
+		CHECK(pwrite(fd, block, 8, at + h->header_bytes) == 8);
+		break;
+	}
+	close(fd);
+}
+
+/* Of three epochs in a row one has lost this: it goes, and is named, and so is what builds
+ * on it; the others stay. */
+static void lose_second(enum batch_type type)
+{
+	struct store_snapshot *list;
+	size_t nr;
+
+	open_lines();
+	while (w->nr < 3)
+		one_epoch(&lines[0]);
+	close_lines();
+	spoil_batch(type, 1);
+	lose_index();
+	nr_named = 0;
+	rebuild_once();
+	CHECK(rebuilt && is_named(w->snaps[1].id) && !is_named(w->snaps[0].id));
+	s = open_store(w->dir);
+	CHECK_OK(store_snapshot_list(s, NULL, &list, &nr, &e));
+	CHECK(nr == 3 - nr_named && list[0].id == w->snaps[0].id);
+	for (size_t i = 0; i < nr; i++)
+		CHECK(!is_named(list[i].id));
+	free(list);
+	store_close(s);
+}
+
+static void manifest_lost(void)
+{
+	lose_second(BATCH_MANIFEST);
+}
+
+static void state_lost(void)
+{
+	lose_second(BATCH_STATE);
+}
+
 /* ---- rounds ---- */
 
 static void undamaged(void)
@@ -467,9 +525,8 @@ static void damaged(void)
 	store_close(s);
 }
 
-static void run(uint64_t seed, uint32_t round)
+static void run(uint64_t seed, void (*kind)(void))
 {
-	static void (*const kinds[])(void) = {undamaged, after_kills, damaged};
 	char *dir = memory_dir();
 
 	memset(w, 0, sizeof(*w));
@@ -477,13 +534,14 @@ static void run(uint64_t seed, uint32_t round)
 	w->rand = rand_of(seed);
 	w->next = 1000;
 	snprintf(w->dir, sizeof(w->dir), "%s", dir);
-	kinds[round % ARRAY_SIZE(kinds)]();
+	kind();
 	remove_tree(dir);
 	free(dir);
 }
 
 int main(int argc, char **argv)
 {
+	static void (*const kinds[])(void) = {undamaged, after_kills, damaged};
 	uint32_t rounds = argc > 1 ? (uint32_t)atoi(argv[1]) : 12;
 	uint64_t seed = rand_seed();
 
@@ -491,7 +549,9 @@ int main(int argc, char **argv)
 	w = mmap(NULL, sizeof(*w), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(w != MAP_FAILED);
 	for (uint32_t i = 0; i < rounds; i++)
-		run(seed + i, i);
+		run(seed + i, kinds[i % ARRAY_SIZE(kinds)]);
+	run(seed, manifest_lost);
+	run(seed, state_lost);
 	printf("%u rounds\n", rounds);
 	return 0;
 }
