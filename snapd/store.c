@@ -225,7 +225,7 @@ static int load_segment(struct store *s, uint32_t id, const struct rec_segment *
 	if (seg_add(s, id, &seg))
 		return err_errno(e, ENOMEM, "store %s", s->dir);
 	seg->generation = rec->generation;
-	seg->segment_bytes = rec->segment_bytes;
+	seg->segment_bytes = seg->disk_bytes = rec->segment_bytes;
 	seg->tail = rec->tail;
 	seg->state = rec->state;
 	seg->pages = rec->pages;
@@ -479,7 +479,6 @@ void store_close(struct store *s)
 	pthread_mutex_destroy(&s->roots_lock);
 	free(s->gc_refs.bits);
 	free(s->journal_refs.bits);
-	gc_named_free(s->gc_named, s->nr_gc_named);
 	free(s->gc_new);
 	free(s->dir);
 	free(s);

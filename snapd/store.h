@@ -269,8 +269,9 @@ int store_pin(struct store *s, struct snapd_point at, struct err *e);
 void store_unpin(struct store *s, struct snapd_point at);
 
 /*
- * Drop segments in which no snapshot, timeline head or fork point needs
- * anything; *freed bytes given back or free for new pages.  Runs beside everything else;
+ * Drop what no snapshot, timeline head or fork point needs: whole segments, and, where a
+ * quarter of one or more is dead, that part of it.  *freed bytes given back or free for new
+ * pages.  Runs beside everything else;
  * -EBUSY beside another store_gc().  When something cannot be read, nothing is dropped.
  *
  * `live` lists the timelines of running VMs, whose heads stay (*ret malloc()ed; 0 or
@@ -281,13 +282,13 @@ void store_unpin(struct store *s, struct snapd_point at);
 typedef int (*store_live_fn)(void *opaque, uint64_t **ret, size_t *nr);
 int store_gc(struct store *s, store_live_fn live, void *opaque, uint64_t *freed, struct err *e);
 
-/* The same at a rate, and to be stopped (-ECANCELED): nothing is dropped then, and what
- * was read is remembered for the next run. */
+/* The same at a rate, and to be stopped (-ECANCELED): what was given back by then is in
+ * *freed, and the next run goes on. */
 struct gc_config {
 	store_live_fn live;
 	void *live_opaque;
-	uint64_t rate_bytes; /* of manifests read, a second; 0: as fast as it goes */
-	bool (*stop)(void *opaque, uint64_t bytes_read);
+	uint64_t rate_bytes; /* read and written, a second; 0: as fast as it goes */
+	bool (*stop)(void *opaque, uint64_t bytes);
 	void *opaque;
 };
 int store_gc_paced(struct store *s, const struct gc_config *c, uint64_t *freed, struct err *e);

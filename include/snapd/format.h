@@ -23,6 +23,7 @@
 #pragma once
 
 #include <assert.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "protocol.h" /* struct snapd_point */
@@ -51,8 +52,8 @@ struct seg_super {
 	uint64_t generation; /* counts up each time the file is recycled */
 	uint64_t segment_bytes;
 	uint8_t store[16];
-	uint8_t reserved[8];
-	uint64_t hash; /* XXH3-64 of the bytes before it */
+	uint64_t rewrites; /* times that the segment was written again without what died in it */
+	uint64_t hash;	   /* XXH3-64 of the bytes before it */
 };
 static_assert(sizeof(struct seg_super) == 64, "disk format");
 
@@ -151,6 +152,12 @@ static inline const struct batch_page *batch_pages(const struct batch_header *h)
 static inline const uint8_t *batch_page_tag(const struct batch_header *h, uint32_t i)
 {
 	return (const uint8_t *)(batch_pages(h) + h->nr_entries) + (uint64_t)i * SEAL_TAG_BYTES;
+}
+
+/* Nothing needed it when its segment was written again. */
+static inline bool page_is_gone(const struct batch_page *p)
+{
+	return !(p->id_lo | p->id_hi | p->gfn | p->offset | p->len_codec);
 }
 
 static inline enum page_codec page_codec(const struct batch_page *p)

@@ -521,8 +521,10 @@ static int count_batches(struct account *a, struct seg_walk *w, struct err *e)
 	while ((r = seg_walk_next(w, &at, &h, &p, e)) > 0) {
 		a->ret->bytes_headers += h->header_bytes + (p ? 0 : h->payload_bytes);
 		for (uint32_t i = 0; p && i < h->nr_entries; i++)
-			count_page(a, table_get(&a->table, loc_make(h->segment, h->block, i)),
-				   p[i].len_codec >> 8);
+			if (!page_is_gone(&p[i]))
+				count_page(a,
+					   table_get(&a->table, loc_make(h->segment, h->block, i)),
+					   p[i].len_codec >> 8);
 	}
 	return r;
 }

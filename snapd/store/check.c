@@ -84,6 +84,15 @@ static bool epoch_is_there(struct check *k, struct snapd_point at)
 	return r != -ENOENT;
 }
 
+static bool has_run(const struct batch_at *b, uint32_t entry, uint64_t len)
+{
+	bool has = entry + len <= b->nr_entries;
+
+	for (uint64_t i = 0; has && i < len; i++)
+		has = !batch_lacks(b, entry + (uint32_t)i);
+	return has;
+}
+
 static void check_locs(struct check *k, const void *bytes, size_t len, const char *what)
 {
 	uint64_t nr_bad = 0, first_gfn = 0;
@@ -100,7 +109,7 @@ static void check_locs(struct check *k, const void *bytes, size_t len, const cha
 		if (loc_kind(run.loc) != LOC_PAGE)
 			continue;
 		b = check_find_batch(k, loc_segment(run.loc), loc_block(run.loc));
-		if ((b && loc_entry(run.loc) + run.len <= b->nr_entries) ||
+		if ((b && has_run(b, loc_entry(run.loc), run.len)) ||
 		    check_in_bad_blocks(k, loc_segment(run.loc), loc_block(run.loc)))
 			continue;
 		if (!nr_bad) {

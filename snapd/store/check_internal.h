@@ -20,7 +20,13 @@ struct bad_blocks {
 
 struct batch_at {
 	uint32_t block, nr_entries; /* 0 entries: a blob */
+	uint32_t gone[8];	    /* bits: pages that were reclaimed */
 };
+
+static inline bool batch_lacks(const struct batch_at *b, uint32_t entry)
+{
+	return entry >= b->nr_entries || b->gone[entry / 32] & 1u << entry % 32;
+}
 
 struct seg_map {		  /* what a walk found */
 	struct batch_at *batches; /* owned; ascending */

@@ -19,7 +19,7 @@ static bool page_is_lost(const struct check *k, loc_t loc)
 {
 	const struct batch_at *b = check_find_batch(k, loc_segment(loc), loc_block(loc));
 
-	if (!b || loc_entry(loc) >= b->nr_entries)
+	if (!b || batch_lacks(b, loc_entry(loc)))
 		return true;
 	return k->nr_pages &&
 	       bsearch(&loc, k->pages, k->nr_pages, sizeof(loc), compare_locs) != NULL;

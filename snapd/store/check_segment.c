@@ -87,28 +87,30 @@ static int read_batch(struct check *k, const struct batch_header *h, const struc
 	_cleanup_free_ uint8_t *bytes = aligned_alloc(FMT_BLOCK, (size_t)h->nr_entries * page_size);
 	struct store_reader *reader;
 	struct err why = {0};
+	uint32_t nr = 0;
 	int r;
 
 	if (!reads || !bytes)
 		return err_errno(e, ENOMEM, "check");
 	for (uint32_t i = 0; i < h->nr_entries; i++)
-		reads[i] = (struct page_read){.gfn = pages[i].gfn,
-					      .loc = loc_make(h->segment, h->block, i),
-					      .dst = bytes + (size_t)i * page_size};
+		if (!page_is_gone(&pages[i]))
+			reads[nr++] = (struct page_read){.gfn = pages[i].gfn,
+							 .loc = loc_make(h->segment, h->block, i),
+							 .dst = bytes + (size_t)i * page_size};
 	r = store_reader_get(k->s, page_size, &reader, e);
 	if (r)
 		return r;
 	/* Without what it remembers of headers: they are checked, too. */
 	reader_forget(reader);
-	r = store_read_pages(reader, reads, h->nr_entries, &why);
+	r = store_read_pages(reader, reads, nr, &why);
 	store_reader_put(k->s, reader, true);
-	k->ret->pages_read += h->nr_entries;
+	k->ret->pages_read += nr;
 	if (r && r != -E_CORRUPT && r != -EIO)
 		return err_set(e, -r, "%s", why.text);
 	if (r && !still_there(k, &(struct seg_ident){.segment = h->segment,
 						     .generation = h->generation}))
 		return 0;
-	for (uint32_t i = 0; i < h->nr_entries; i++) {
+	for (uint32_t i = 0; i < nr; i++) {
 		if (!reads[i].err)
 			continue;
 		if (!quiet)
@@ -149,14 +151,20 @@ static int read_blob_part(struct check *k, int fd, const struct seg_ident *ident
 	return 0;
 }
 
-static int note_batch(struct check *k, const struct batch_header *h, struct err *e)
+static int note_batch(struct check *k, const struct batch_header *h, const struct batch_page *pages,
+		      uint64_t *nr_pages, struct err *e)
 {
 	struct seg_map *m = &k->segs[h->segment];
+	struct batch_at *b;
 
 	if (array_grow(m->batches, m->nr, m->cap))
 		return err_errno(e, ENOMEM, "check");
-	m->batches[m->nr++] =
-		(struct batch_at){h->block, h->type == BATCH_PAGES ? h->nr_entries : 0};
+	b = &m->batches[m->nr++];
+	*b = (struct batch_at){h->block, pages ? h->nr_entries : 0};
+	for (uint32_t i = 0; i < b->nr_entries; i++) {
+		b->gone[i / 32] |= page_is_gone(&pages[i]) ? 1u << i % 32 : 0;
+		*nr_pages += !page_is_gone(&pages[i]);
+	}
 	k->ret->batches++;
 	return 0;
 }
@@ -185,8 +193,7 @@ static int check_batches(struct check *k, struct seg_walk *w, uint64_t file_bloc
 			continue;
 		}
 		copy = *h;
-		*nr_pages += pages ? h->nr_entries : 0;
-		r = note_batch(k, h, e);
+		r = note_batch(k, h, pages, nr_pages, e);
 		if (!r && pages && w->block > file_blocks)
 			r = read_batch(k, h, pages, true, e);
 		else if (!r && pages && k->c->read_data && is_sampled(k, h))
@@ -269,7 +276,10 @@ static int walk_segment(struct check *k, const struct seg_view *v, int fd, uint6
 	if (seg_walk_init(&w, fd, &v->ident, v->tail))
 		return err_errno(e, ENOMEM, "check");
 	r = check_batches(k, &w, file_blocks, &nr_pages, e);
-	if (!r && k->ret->damages == before && nr_pages != v->pages && still_there(k, &v->ident))
+	/* The record of one that was written again follows: its file comes first. */
+	if (!r && k->ret->damages == before &&
+	    (v->ident.rewrites ? nr_pages > v->pages : nr_pages != v->pages) &&
+	    still_there(k, &v->ident))
 		check_tell(k, DAMAGE_COUNT,
 			   "segment %08x: %llu pages up to its tail, its record says %llu",
 			   v->ident.segment, (unsigned long long)nr_pages,

@@ -454,6 +454,7 @@ void commit_publish_tails(struct appender *a)
 		x->seg->state = state_after(x);
 		x->seg->pages += x->pages;
 		x->seg->indexed = true;
+		x->seg->commit = ++a->s->commits;
 		x->start = x->tail;
 		x->pages = 0;
 	}

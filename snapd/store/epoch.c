@@ -282,8 +282,10 @@ static void offer_neighbours(struct epoch *ep, loc_t loc)
 	    !reader_batch(ep->reader, loc, &h, &pages))
 		return;
 	for (uint32_t i = 0; i < h->nr_entries; i++)
-		dedup_add(&ep->s->dedup, dedup_key(pages[i].id_lo, ep->domain, ep->page_shift),
-			  loc_make(h->segment, h->block, i));
+		if (!page_is_gone(&pages[i]))
+			dedup_add(&ep->s->dedup,
+				  dedup_key(pages[i].id_lo, ep->domain, ep->page_shift),
+				  loc_make(h->segment, h->block, i));
 }
 
 static loc_t find_duplicate(struct epoch *ep, struct pageid id)

@@ -5,7 +5,7 @@
  * to refuse the store.  A feature is recorded, durably, before the first byte that
  * needs it is written, and stays.  The same record holds how new pages are stored.
  *
- * Threads: while the store is opened, one; features_need() any.
+ * Threads: while the store is opened, one; features_need() and features_add() any.
  */
 #include "snapd/store/internal.h"
 
@@ -14,10 +14,8 @@
 #include "snapd/store/reclog.h"
 
 static const char *const feature_names[] = {
-	[FEATURE_LZ4] = "lz4",
-	[FEATURE_ZSTD] = "zstd",
-	[FEATURE_SEALED] = "sealed",
-	[FEATURE_JOURNAL] = "journal",
+	[FEATURE_LZ4] = "lz4",	       [FEATURE_ZSTD] = "zstd",	  [FEATURE_SEALED] = "sealed",
+	[FEATURE_JOURNAL] = "journal", [FEATURE_HOLES] = "holes",
 };
 static_assert(ARRAY_SIZE(feature_names) == NR_FEATURES, "a name for each feature");
 
@@ -159,10 +157,9 @@ static int need_put(struct ix_txn *t, void *arg, struct err *e)
 	return index_put(t, IX_META, &key_features, &rec, sizeof(rec), names, len, e);
 }
 
-int features_need(struct store *s, struct codec_policy policy, struct err *e)
+static int add(struct store *s, uint32_t more, struct err *e)
 {
 	static pthread_mutex_t adding = PTHREAD_MUTEX_INITIALIZER;
-	uint32_t more = features_of(policy);
 	struct need n = {.s = s};
 	int r = 0;
 
@@ -173,4 +170,14 @@ int features_need(struct store *s, struct codec_policy policy, struct err *e)
 	if (!r)
 		s->features |= more;
 	return r;
+}
+
+int features_need(struct store *s, struct codec_policy policy, struct err *e)
+{
+	return add(s, features_of(policy), e);
+}
+
+int features_add(struct store *s, enum feature feature, struct err *e)
+{
+	return add(s, 1u << feature, e);
 }

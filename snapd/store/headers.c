@@ -29,7 +29,7 @@ static uint32_t find(const struct header_cache *c, const struct seg_ident *id, u
 		const struct cached_header *h = &c->slots[i];
 
 		if (h->segment == id->segment && h->block == block &&
-		    h->generation == id->generation)
+		    h->generation == id->generation && h->rewrites == id->rewrites)
 			return i;
 		i = h->next;
 	}
@@ -70,6 +70,7 @@ static void insert(struct header_cache *c, uint32_t i, const struct seg_ident *i
 	uint32_t *bucket = &c->buckets[bucket_of(id->segment, block)];
 
 	h->generation = id->generation;
+	h->rewrites = id->rewrites;
 	h->segment = id->segment;
 	h->block = block;
 	h->next = *bucket;

@@ -3,8 +3,8 @@
  * headers: batches that a reader is about to use, and a cache of their headers.  In:
  * (segment, block); out: the segment's file, open, and the header, proved.
  *
- * A header is known by segment, generation and block.  The cache must be forgotten
- * after an epoch that failed, since blocks behind the tails are written again.
+ * A header is known by segment, generation, how often that was rewritten, and block.  The cache
+ * must be forgotten after an epoch that failed, since blocks behind the tails are written again.
  *
  *   H1 A header that some open_batch uses stays where it is until that is closed.
  *
@@ -23,7 +23,7 @@ struct seg;
 #define NO_HEADER     UINT32_MAX
 
 struct cached_header {
-	uint64_t generation;
+	uint64_t generation, rewrites;
 	uint32_t segment, block;
 	uint32_t next;	/* in its bucket */
 	uint32_t users; /* open batches */

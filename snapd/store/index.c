@@ -29,7 +29,8 @@
 const char *const index_db_names[IX_NR_DBS] = {
 	[IX_META] = "meta",	      [IX_VMS] = "vms",		  [IX_VMNAMES] = "vmnames",
 	[IX_TIMELINES] = "timelines", [IX_EPOCHS] = "epochs",	  [IX_SNAPSHOTS] = "snapshots",
-	[IX_SNAPNAMES] = "snapnames", [IX_SEGMENTS] = "segments",
+	[IX_SNAPNAMES] = "snapnames", [IX_SEGMENTS] = "segments", [IX_REFS] = "refs",
+	[IX_COUNTED] = "counted",
 };
 /* LMDB reports a write that the disk took in part only as EIO. */
 static bool disk_is_full(const struct index *ix)
@@ -55,11 +56,16 @@ int index_error(const struct index *ix, int rc, const char *what, struct err *e)
 
 /* ---- opening ---- */
 
-static int open_dbs_in(struct index *ix, MDB_txn *txn, bool create, struct err *e)
+static int open_dbs_in(struct index *ix, MDB_txn *txn, bool create, bool *lacks, struct err *e)
 {
 	for (int i = 0; i < IX_NR_DBS; i++) {
 		int r = mdb_dbi_open(txn, index_db_names[i], create ? MDB_CREATE : 0, &ix->dbi[i]);
 
+		if (r == MDB_NOTFOUND && index_db_is_derived((enum index_db)i)) {
+			ix->dbi[i] = NO_DBI;
+			*lacks = true;
+			continue;
+		}
 		if (r == MDB_NOTFOUND)
 			return err_set(e, E_CORRUPT, "index %s: there is no database \"%s\"",
 				       ix->dir, index_db_names[i]);
@@ -69,13 +75,29 @@ static int open_dbs_in(struct index *ix, MDB_txn *txn, bool create, struct err *
 	return 0;
 }
 
+static int open_dbs_once(struct index *ix, bool create, bool *lacks, struct err *e)
+{
+	MDB_txn *txn;
+	int r = mdb_txn_begin(ix->env, NULL, create ? 0 : MDB_RDONLY, &txn);
+
+	*lacks = false;
+	if (r)
+		return index_error(ix, r, "first transaction", e);
+	r = open_dbs_in(ix, txn, create, lacks, e);
+	if (r) {
+		mdb_txn_abort(txn);
+		return r;
+	}
+	r = mdb_txn_commit(txn);
+	return r ? index_error(ix, r, "first commit", e) : 0;
+}
+
 /* All databases are made by one commit: an environment has all of them, or none
- * when a crash came before that commit. */
+ * when a crash came before that commit.  One of an older version has no derived ones. */
 static int open_dbs(struct index *ix, bool may_create, struct err *e)
 {
-	bool create = false;
+	bool create = false, lacks;
 	MDB_stat st;
-	MDB_txn *txn;
 	int r;
 
 	r = mdb_env_stat(ix->env, &st);
@@ -83,16 +105,8 @@ static int open_dbs(struct index *ix, bool may_create, struct err *e)
 		return index_error(ix, r, "first look", e);
 	if (may_create)
 		create = st.ms_entries == 0;
-	r = mdb_txn_begin(ix->env, NULL, create ? 0 : MDB_RDONLY, &txn);
-	if (r)
-		return index_error(ix, r, "first transaction", e);
-	r = open_dbs_in(ix, txn, create, e);
-	if (r) {
-		mdb_txn_abort(txn);
-		return r;
-	}
-	r = mdb_txn_commit(txn);
-	return r ? index_error(ix, r, "first commit", e) : 0;
+	r = open_dbs_once(ix, create, &lacks, e);
+	return r || !lacks || ix->read_only ? r : open_dbs_once(ix, true, &lacks, e);
 }
 
 static int env_open(struct index *ix, const struct index_config *c, struct err *e)

@@ -31,6 +31,8 @@ enum index_db {
 	IX_SNAPSHOTS, /* id be64 */
 	IX_SNAPNAMES, /* vm[16], name */
 	IX_SEGMENTS,  /* id be32 */
+	IX_REFS,      /* id be32 of a segment; derived, see refs.h */
+	IX_COUNTED,   /* timeline be64, epoch be64; derived */
 	IX_NR_DBS,
 };
 
@@ -158,6 +160,21 @@ struct rec_segment {
 };
 static_assert(sizeof(struct rec_segment) == 48, "disk format");
 
+struct rec_refs { /* tail: struct ref_run each */
+	struct rec_head head;
+	uint64_t generation; /* of the segment */
+	uint64_t pages;	     /* that are named */
+	uint64_t places;     /* pages and parts of blobs that are named */
+	uint64_t high;	     /* most of them since it was last looked through for space */
+	uint64_t looks;	     /* how often it was */
+};
+static_assert(sizeof(struct rec_refs) == 56, "disk format");
+
+struct rec_counted {
+	struct rec_head head;
+};
+static_assert(sizeof(struct rec_counted) == 16, "disk format");
+
 struct index;
 struct reclog;
 struct index_config {
@@ -225,6 +242,10 @@ void index_seal(const struct index *ix, enum index_db db, const struct ix_key *k
 int index_unpack(struct index *ix, enum index_db db, const struct ix_key *k, const void *value,
 		 size_t len, void *rec, size_t rec_size, const void **tail, size_t *tail_len,
 		 struct err *e);
+/* Is there a record, whatever is in it? */
+bool index_has(struct ix_txn *t, enum index_db db, const struct ix_key *k);
+/* Remove all records of a derived database. */
+int index_clear(struct ix_txn *t, enum index_db db, struct err *e);
 /* All records of `db` that the journal is for, as they are, added to `log`. */
 int index_dump(struct ix_txn *t, enum index_db db, struct reclog *log, struct err *e);
 int index_count(struct ix_txn *t, enum index_db db, uint64_t *ret, struct err *e);

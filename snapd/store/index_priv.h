@@ -2,9 +2,12 @@
 /* What index.c, transactions, and record.c, the records in them, share. */
 #pragma once
 
+#include <limits.h>
 #include <pthread.h>
 
 #include "snapd/store/index.h"
+
+#define NO_DBI UINT_MAX /* a derived database that is not there */
 
 struct index {
 	MDB_env *env;
@@ -18,6 +21,12 @@ struct index {
 };
 
 extern const char *const index_db_names[IX_NR_DBS];
+
+/* Made from the others; stores of older versions have none. */
+static inline bool index_db_is_derived(enum index_db db)
+{
+	return db == IX_REFS || db == IX_COUNTED;
+}
 
 /* A code of LMDB's or the system's as an error of ours. */
 int index_error(const struct index *ix, int rc, const char *what, struct err *e);

@@ -23,7 +23,9 @@
  *   store/prove.c   candidates waiting for their proof
  *   store/changes.c what an epoch changes, sorted                             (pure)
  *   store/gc.c      roots in, what nothing needs dropped
- *   store/mark.c    the segments that roots need
+ *   store/mark.c    what roots need, and how many name it
+ *   store/refs.c    those counts: how many epochs name a place
+ *   store/rewrite.c segments in part dead, written again
  *   store/pin.c     what must stay while gc runs
  *
  * Locks, outermost first: roots_lock → LMDB's writer lock → segments_lock, which is
@@ -51,20 +53,31 @@
 #define SEG_ID_MAX	    ((1u << 28) - 1)
 #define SEG_TAIL_MIN_BLOCKS 16u /* less room than this: the segment is sealed */
 
+/* What the index names in a segment, as gc counted it. */
+struct seg_named {
+	uint64_t pages, places, high, looks; /* struct seg_counts */
+};
+
 struct seg {
 	uint32_t id; /* constant */
 	/* segments_lock: */
 	uint64_t generation;
 	uint64_t segment_bytes;
-	uint64_t pages; /* page records up to the tail */
-	uint32_t tail;	/* committed, in blocks */
+	uint64_t disk_bytes; /* allocated: fewer once it was rewritten */
+	uint64_t rewrites;   /* as its superblock says; of the file that fd is */
+	uint64_t commit;     /* the last one to it, see store.commits */
+	uint64_t pages;	     /* page records up to the tail */
+	struct seg_named named;
+	uint32_t tail; /* committed, in blocks */
 	enum seg_state state;
 	bool busy;	/* an epoch appends to it */
 	bool indexed;	/* the index has its record */
 	bool damaged;	/* missing, short, or its tail in doubt: never appended to */
 	bool ready;	/* FREE, and its superblock is durable: nothing to do to append */
 	bool proven;	/* superblock read or written in this process */
-	bool condemned; /* gc drops it: no new reference to its pages */
+	bool condemned; /* gc drops it, or rewrites it: no new reference to its pages */
+	bool probed;	/* `rewrites` is known */
+	bool orphan;	/* not in the table: its file was replaced; goes with its last user */
 	int fd;		/* -1, or open for `users` */
 	uint32_t users;
 };
@@ -72,13 +85,6 @@ struct seg {
 /* A set of segments. */
 struct seg_refs {
 	uint8_t *bits; /* owned; under segments_lock */
-	uint32_t nr;
-};
-
-/* The segments that an epoch's blobs lie in and its manifest names. */
-struct gc_named {
-	struct snapd_point at;
-	uint32_t *segments; /* owned */
 	uint32_t nr;
 };
 
@@ -135,8 +141,8 @@ struct store {
 	bool gc_spoiled;	    /* no memory to note something: gc gives up; roots_lock */
 	struct snapd_point *gc_new; /* roots that came while gc runs; roots_lock */
 	size_t nr_gc_new, cap_gc_new;
-	struct gc_named *gc_named; /* owned; ascending; the running gc's */
-	size_t nr_gc_named;
+	bool counts_known;	      /* struct seg has what the index counts; the running gc's */
+	uint64_t commits;	      /* to segments; segments_lock */
 	struct seg_refs gc_refs;      /* by commits while gc runs; segments_lock */
 	struct seg_refs journal_refs; /* owned; where INDEX batches lie; segments_lock */
 	size_t journal_txn;	      /* of which transaction that is; segments_lock */
@@ -160,10 +166,19 @@ int store_swap_index(struct store *s, struct err *e);
 
 /* ---- store/features.c ---- */
 
-enum feature { FEATURE_LZ4, FEATURE_ZSTD, FEATURE_SEALED, FEATURE_JOURNAL, NR_FEATURES };
+enum feature {
+	FEATURE_LZ4,
+	FEATURE_ZSTD,
+	FEATURE_SEALED,
+	FEATURE_JOURNAL,
+	FEATURE_HOLES,
+	NR_FEATURES
+};
 int features_load(struct store *s, struct err *e); /* -EPROTO: one that we don't know */
 int features_put(struct ix_txn *t, void *store, struct err *e);
 int features_log(const struct store *s, struct reclog *log); /* the same record */
+/* Recorded from now on.  Durable. */
+int features_add(struct store *s, enum feature feature, struct err *e);
 /* How new pages are stored; features_put() records it. */
 int features_choose(struct store *s, const char *compression, struct err *e);
 /* The same, and recorded when it differs. */
@@ -182,9 +197,13 @@ bool seg_ref(struct store *s, struct seg_refs *refs, loc_t loc);
 int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg_ident *ident,
 	     struct err *e);
 void seg_close(struct store *s, struct seg *seg);
+/* Put another file in the segment's place: fd (taken), rewrites, pages and disk_bytes are
+ * those of *with.  Whoever has the old one open keeps it.  -ENOMEM. */
+int seg_replace(struct store *s, struct seg *seg, const struct seg *with);
 /* The same, segments_lock held: users goes up, the file is open. */
 int seg_use(struct store *s, struct seg *seg, struct err *e);
-int seg_fd_open(struct store *s, uint32_t id, int flags); /* -1 and errno */
+int seg_file_open(struct store *s, const char *name, int flags); /* -1 and errno */
+int seg_fd_open(struct store *s, uint32_t id, int flags);	 /* likewise */
 int seg_refs_add(struct seg_refs *refs, uint32_t id);
 int seg_refs_merge(struct seg_refs *to, const struct seg_refs *from); /* segments_lock held */
 bool seg_refs_has(const struct seg_refs *refs, uint32_t id);	      /* segments_lock held */
@@ -451,8 +470,6 @@ void commit_publish_tails(struct appender *a);
 int snapshot_check_texts(const char *name, const char *note, const char *tags, struct err *e);
 
 /* ---- store/mark.c ---- */
-
-void gc_named_free(struct gc_named *list, size_t nr);
 
 /* ---- store/pin.c ---- */
 

@@ -22,6 +22,7 @@
 #include <xxhash.h>
 
 #include "snapd/store/manifest.h"
+#include "snapd/store/walk.h"
 #include "snapd/util/log.h"
 
 #define CHAIN_MAX 65536u /* epochs without a checkpoint; commit allows far fewer */
@@ -307,6 +308,8 @@ static void scan_batch(struct scan *sc, const struct batch_header *h, const stru
 		if (i + PUT_AHEAD < h->nr_entries)
 			dedup_prefetch(&sc->s->dedup,
 				       dedup_key(p[i + PUT_AHEAD].id_lo, domain, h->page_shift));
+		if (page_is_gone(&p[i]))
+			continue;
 		dedup_put(&sc->s->dedup, dedup_key(p[i].id_lo, domain, h->page_shift),
 			  loc_make(h->segment, h->block, i));
 	}
@@ -323,10 +326,13 @@ static bool scan_open(struct scan *sc, struct scan_seg *x)
 
 		if (!seg || seg->state == SEG_FREE || seg->tail <= 1 || seg->damaged)
 			continue;
-		x->block = 1;
 		x->tail = seg->tail;
-		if (!seg_open(s, id, &x->seg, &x->fd, &x->ident, NULL))
+		if (seg_open(s, id, &x->seg, &x->fd, &x->ident, NULL))
+			continue;
+		x->block = seg_skip_hole(x->fd, &x->ident, 1);
+		if (x->block < x->tail)
 			return true;
+		seg_close(s, x->seg);
 	}
 	return false;
 }
@@ -338,13 +344,17 @@ static bool scan_step(struct scan *sc, struct scan_seg *x, int res)
 	const struct batch_page *p;
 	struct err why = {0};
 
+	if (res >= (int)FMT_BLOCK && seg_block_is_hole(&x->ident, x->buf)) {
+		x->block = seg_skip_hole(x->fd, &x->ident, x->block + 1);
+		return x->block < x->tail;
+	}
 	if (res < 0 || batch_decode(x->buf, (size_t)res, &x->ident, x->block, &h, &p, &why)) {
 		log_warn("store %s: segment %08x is not readable from block %u on: %s", sc->s->dir,
 			 x->ident.segment, x->block, res < 0 ? strerror(-res) : why.text);
 		return false;
 	}
 	scan_batch(sc, h, p);
-	x->block += batch_blocks(h);
+	x->block = seg_skip_hole(x->fd, &x->ident, x->block + batch_blocks(h));
 	return x->block < x->tail;
 }
 

@@ -16,6 +16,7 @@
 struct found {
 	struct batch_ref at, prev;
 	uint32_t blocks, nr_entries; /* entries: of PAGES */
+	uint32_t nr_pages;	     /* those of them that were not reclaimed */
 	enum batch_type type;
 	bool followed; /* a blob's part, and not its last one */
 	bool used;     /* something leads to it */

@@ -164,7 +164,9 @@ static int note_batch(struct rebuild *b, const struct batch_header *h,
 	b->ret->batches++;
 	b->counters.next_seq = MAX(b->counters.next_seq, h->seq + 1);
 	for (uint32_t i = 0; pages && i < h->nr_entries; i++)
-		b->codecs |= 1u << page_codec(&pages[i]);
+		b->found[b->nr_found - 1].nr_pages += !page_is_gone(&pages[i]);
+	for (uint32_t i = 0; pages && i < h->nr_entries; i++)
+		b->codecs |= page_is_gone(&pages[i]) ? 0 : 1u << page_codec(&pages[i]);
 	return 0;
 }
 

@@ -277,7 +277,7 @@ void rebuild_find_tails(struct rebuild *b)
 
 		if (i && x->at.segment != x[-1].at.segment)
 			pages = 0;
-		pages += x->nr_entries;
+		pages += x->nr_pages;
 		if (!x->used)
 			continue;
 		seg->tail = x->at.block + x->blocks;

@@ -203,12 +203,21 @@ int index_get(struct ix_txn *t, enum index_db db, const struct ix_key *k, void *
 	MDB_val key = {.mv_size = k->len, .mv_data = (void *)k->b}, v;
 	int r;
 
+	if (t->ix->dbi[db] == NO_DBI)
+		return -ENOENT;
 	r = mdb_get(t->txn, t->ix->dbi[db], &key, &v);
 	if (r == MDB_NOTFOUND)
 		return -ENOENT;
 	if (r)
 		return index_error(t->ix, r, "reading a record", e);
 	return record_decode(t, db, k, &v, rec, rec_size, tail, tail_len, e);
+}
+
+bool index_has(struct ix_txn *t, enum index_db db, const struct ix_key *k)
+{
+	MDB_val key = {.mv_size = k->len, .mv_data = (void *)k->b}, v;
+
+	return t->ix->dbi[db] != NO_DBI && !mdb_get(t->txn, t->ix->dbi[db], &key, &v);
 }
 
 /* Keep an error of a write: a full map is no error, index_update() grows it. */
@@ -281,6 +290,15 @@ int index_del(struct ix_txn *t, enum index_db db, const struct ix_key *k, struct
 	return 0;
 }
 
+int index_clear(struct ix_txn *t, enum index_db db, struct err *e)
+{
+	int r;
+
+	assert(index_db_is_derived(db));
+	r = mdb_drop(t->txn, t->ix->dbi[db], 0);
+	return r ? write_error(t, r, "removing records", e) : 0;
+}
+
 int index_count(struct ix_txn *t, enum index_db db, uint64_t *ret, struct err *e)
 {
 	MDB_stat st;
@@ -302,6 +320,8 @@ int index_iter_init(struct ix_iter *it, struct ix_txn *t, enum index_db db,
 	*it = (struct ix_iter){.t = t, .db = db};
 	if (prefix)
 		it->prefix = *prefix;
+	if (t->ix->dbi[db] == NO_DBI)
+		return 0;
 	r = mdb_cursor_open(t->txn, t->ix->dbi[db], &it->cursor);
 	return r ? index_error(t->ix, r, "opening a cursor", e) : 0;
 }
@@ -312,6 +332,8 @@ int index_iter_next(struct ix_iter *it, struct ix_key *k, void *rec, size_t rec_
 	MDB_cursor_op op = it->backwards ? MDB_PREV : MDB_NEXT;
 	int r;
 
+	if (!it->cursor)
+		return 0;
 	assert(!(it->backwards && it->prefix.len));
 	if (!it->started && it->backwards)
 		op = MDB_LAST;

@@ -245,6 +245,12 @@ static bool find_record(struct round *d, struct page_job *j)
 		return false;
 	}
 	p = batch_pages(h) + loc_entry(j->loc);
+	if (page_is_gone(p)) {
+		snprintf(why, sizeof(why), "segment %08x block %u: this page was reclaimed",
+			 j->batch->segment, j->batch->block);
+		fail_job(d, j, -E_CORRUPT, why);
+		return false;
+	}
 	if (j->probe && (p->id_lo != j->probe->id.lo || p->id_hi != j->probe->id.hi)) {
 		j->probe->result = PROBE_DIFFERENT;
 		return false;

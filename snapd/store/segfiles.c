@@ -29,12 +29,29 @@ static bool parse_name(const char *name, uint32_t *id)
 	return !strcmp(name, again);
 }
 
+/* A segment that was being written again. */
+static bool is_unfinished(const char *name)
+{
+	char other[16];
+	uint32_t id;
+
+	if (strlen(name) != 12 || strcmp(name + 8, ".new") != 0)
+		return false;
+	memcpy(other, name, 8);
+	memcpy(other + 8, ".seg", 5);
+	return parse_name(other, &id);
+}
+
 static void recover_file(struct store *s, const char *name)
 {
 	uint32_t id;
 
 	if (name[0] == '.')
 		return;
+	if (is_unfinished(name)) {
+		unlinkat(s->segments_fd, name, 0);
+		return;
+	}
 	if (!parse_name(name, &id)) {
 		log_warn("store %s: segments/%s is not ours; left alone", s->dir, name);
 		return;
@@ -48,6 +65,17 @@ static void recover_file(struct store *s, const char *name)
 			 s->dir, name);
 }
 
+/* One that is open will be filled, whatever it has now. */
+static void seg_learn_blocks(struct store *s, struct seg *seg, const struct stat *st)
+{
+	uint64_t bytes = MIN((uint64_t)st->st_blocks * 512, seg->segment_bytes);
+
+	if (seg->state != SEG_SEALED)
+		return;
+	s->bytes_segments -= seg->disk_bytes - bytes;
+	seg->disk_bytes = bytes;
+}
+
 static void check_sizes(struct store *s)
 {
 	for (uint32_t i = 0; i < s->nr_segs; i++) {
@@ -59,8 +87,10 @@ static void check_sizes(struct store *s)
 			continue;
 		seg_path(i, name);
 		if (!fstatat(s->segments_fd, name, &st, 0) &&
-		    (uint64_t)st.st_size >= seg->segment_bytes)
+		    (uint64_t)st.st_size >= seg->segment_bytes) {
+			seg_learn_blocks(s, seg, &st);
 			continue;
+		}
 		seg->damaged = true;
 		if (seg->state != SEG_FREE)
 			log_err("store %s: segment %s is missing or cut off; snapshots that need "

@@ -26,6 +26,7 @@ void seg_super_encode(void *block, const struct seg_ident *id)
 		.segment = id->segment,
 		.generation = id->generation,
 		.segment_bytes = id->segment_bytes,
+		.rewrites = id->rewrites,
 	};
 
 	memcpy(super.store, id->store, sizeof(super.store));
@@ -54,6 +55,7 @@ int seg_super_decode(const void *block, struct seg_ident *ret, struct err *e)
 		.segment = super.segment,
 		.generation = super.generation,
 		.segment_bytes = super.segment_bytes,
+		.rewrites = super.rewrites,
 	};
 	memcpy(ret->store, super.store, sizeof(ret->store));
 	return 0;
@@ -131,6 +133,8 @@ static const char *check_page(const struct batch_header *h, const struct batch_p
 	uint32_t len = page_stored_bytes(p), page_size = 1u << h->page_shift;
 	bool raw = page_codec(p) == CODEC_RAW;
 
+	if (page_is_gone(p))
+		return NULL;
 	if (page_codec(p) > CODEC_ZSTD)
 		return "a page has an unknown codec";
 	if (raw ? len != page_size || p->offset % FMT_BLOCK : !len || len >= page_size)

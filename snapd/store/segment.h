@@ -19,6 +19,7 @@ struct seg_ident {
 	uint32_t segment;
 	uint64_t generation;
 	uint64_t segment_bytes;
+	uint64_t rewrites;	 /* not 0: blocks of zeroes may lie between its batches */
 	const struct seal *seal; /* borrowed; NULL: the store is not encrypted */
 };
 

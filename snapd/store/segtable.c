@@ -104,12 +104,10 @@ bool seg_ref(struct store *s, struct seg_refs *refs, loc_t loc)
 
 /* ---- descriptors ---- */
 
-int seg_fd_open(struct store *s, uint32_t id, int flags)
+int seg_file_open(struct store *s, const char *name, int flags)
 {
-	char name[16];
 	int fd;
 
-	seg_path(id, name);
 	flags |= O_CLOEXEC;
 	fd = openat(s->segments_fd, name, flags | (s->direct ? O_DIRECT : 0), 0600);
 	if (fd < 0 && errno == EINVAL && atomic_exchange(&s->direct, false)) {
@@ -120,18 +118,48 @@ int seg_fd_open(struct store *s, uint32_t id, int flags)
 	return fd;
 }
 
+int seg_fd_open(struct store *s, uint32_t id, int flags)
+{
+	char name[16];
+
+	seg_path(id, name);
+	return seg_file_open(s, name, flags);
+}
+
+static void close_fd(struct store *s, struct seg *seg)
+{
+	if (seg->fd < 0)
+		return;
+	close(seg->fd);
+	seg->fd = -1;
+	s->nr_open_fds--;
+}
+
 static void close_idle_fd(struct store *s)
 {
 	for (uint32_t i = 0; i < s->nr_segs; i++) {
 		struct seg *seg = s->segs[i];
 
 		if (seg && seg->fd >= 0 && !seg->users) {
-			close(seg->fd);
-			seg->fd = -1;
-			s->nr_open_fds--;
+			close_fd(s, seg);
 			return;
 		}
 	}
+}
+
+/* Another process may have put another file in its place: each time it is opened. */
+static void probe_rewrites(struct store *s, struct seg *seg)
+{
+	_Alignas(FMT_BLOCK) uint8_t block[FMT_BLOCK];
+	struct seg_ident ident;
+
+	if (seg->state != SEG_SEALED || (seg->probed && !s->read_only))
+		return;
+	seg->probed = true;
+	seg->rewrites = 0;
+	if (pread(seg->fd, block, sizeof(block), 0) == sizeof(block) &&
+	    !seg_super_decode(block, &ident, NULL))
+		seg->rewrites = ident.rewrites;
 }
 
 int seg_use(struct store *s, struct seg *seg, struct err *e)
@@ -145,6 +173,7 @@ int seg_use(struct store *s, struct seg *seg, struct err *e)
 					 "%s/segments/%08x.seg", s->dir, seg->id);
 		s->nr_open_fds++;
 	}
+	probe_rewrites(s, seg);
 	seg->users++;
 	return 0;
 }
@@ -166,6 +195,7 @@ int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg
 	*ident = (struct seg_ident){.segment = id,
 				    .generation = seg->generation,
 				    .segment_bytes = seg->segment_bytes,
+				    .rewrites = seg->rewrites,
 				    .seal = s->seal};
 	memcpy(ident->store, s->uuid, sizeof(ident->store));
 	return 0;
@@ -175,5 +205,35 @@ void seg_close(struct store *s, struct seg *seg)
 {
 	scoped_lock(&s->segments_lock);
 	assert(seg->users);
-	seg->users--;
+	if (--seg->users || !seg->orphan)
+		return;
+	close_fd(s, seg);
+	free(seg);
+}
+
+int seg_replace(struct store *s, struct seg *seg, const struct seg *with)
+{
+	struct seg *fresh = malloc(sizeof(*fresh));
+
+	if (!fresh)
+		return -ENOMEM;
+	scoped_lock(&s->segments_lock);
+	assert(!seg->busy && s->segs[seg->id] == seg);
+	*fresh = *seg;
+	fresh->fd = with->fd;
+	fresh->users = 0;
+	fresh->rewrites = with->rewrites;
+	fresh->pages = with->pages;
+	fresh->disk_bytes = with->disk_bytes;
+	fresh->state = SEG_SEALED;
+	fresh->probed = true;
+	s->bytes_segments -= seg->disk_bytes - with->disk_bytes;
+	s->nr_open_fds++;
+	s->segs[seg->id] = fresh;
+	seg->orphan = true;
+	if (!seg->users) {
+		close_fd(s, seg);
+		free(seg);
+	}
+	return 0;
 }

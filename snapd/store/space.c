@@ -106,6 +106,7 @@ static int recycle(struct store *s, struct seg *seg, struct err *e)
 		return r;
 	pthread_mutex_lock(&s->segments_lock);
 	seg->generation = ident.generation;
+	seg->named = (struct seg_named){0};
 	seg->state = SEG_OPEN;
 	seg->tail = 1;
 	seg->pages = 0;
@@ -204,10 +205,10 @@ static int reserve(struct store *s, struct seg **ret, struct err *e)
 	if (seg_add(s, id, &seg))
 		return err_errno(e, ENOMEM, "store %s", s->dir);
 	seg->generation = 1;
-	seg->segment_bytes = s->segment_bytes;
+	seg->segment_bytes = seg->disk_bytes = s->segment_bytes;
 	seg->tail = 1;
 	seg->state = SEG_FREE;
-	s->bytes_segments += seg->segment_bytes;
+	s->bytes_segments += seg->disk_bytes;
 	*ret = seg;
 	return 0;
 }
@@ -364,7 +365,7 @@ void seg_drop(struct store *s, struct seg *seg)
 	seg_path(seg->id, name);
 	if (unlinkat(s->segments_fd, name, 0) && errno != ENOENT)
 		log_warn("store %s: removing segment %s: %m", s->dir, name);
-	s->bytes_segments -= seg->segment_bytes;
+	s->bytes_segments -= seg->disk_bytes;
 	s->segs[seg->id] = NULL;
 	free(seg);
 }

@@ -36,7 +36,7 @@ static void count_segments(struct store *s, struct store_stats *ret)
 			continue;
 		ret->segments++;
 		ret->segments_free += seg->state == SEG_FREE;
-		ret->bytes_on_disk += seg->segment_bytes;
+		ret->bytes_on_disk += seg->disk_bytes;
 		if (seg->state != SEG_FREE) {
 			ret->bytes_used += (uint64_t)seg->tail * FMT_BLOCK;
 			ret->pages_stored += seg->pages;

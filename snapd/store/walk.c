@@ -16,6 +16,24 @@ static uint32_t header_blocks(const struct seg_walk *w)
 	return batch_header_max(w->ident.seal) / FMT_BLOCK;
 }
 
+uint32_t seg_skip_hole(int fd, const struct seg_ident *ident, uint32_t block)
+{
+	uint32_t end = (uint32_t)(ident->segment_bytes / FMT_BLOCK);
+	off_t data;
+
+	if (!ident->rewrites || block >= end)
+		return block;
+	data = lseek(fd, (off_t)block * FMT_BLOCK, SEEK_DATA);
+	if (data < 0)
+		return errno == ENXIO ? end : block;
+	return MAX(block, (uint32_t)(data / FMT_BLOCK));
+}
+
+bool seg_block_is_hole(const struct seg_ident *ident, const void *block)
+{
+	return ident->rewrites && pageid_bytes_zero(block, FMT_BLOCK);
+}
+
 int seg_walk_init(struct seg_walk *w, int fd, const struct seg_ident *ident, uint32_t end)
 {
 	*w = (struct seg_walk){.fd = fd, .ident = *ident, .block = 1, .end = end};
@@ -67,15 +85,34 @@ static int look(struct seg_walk *w, uint32_t block, uint32_t ahead, const struct
 			     : r;
 }
 
+/* To the next block that is not one of zeroes. */
+static int skip_holes(struct seg_walk *w, struct err *e)
+{
+	uint8_t *bytes = NULL;
+	size_t len = 0;
+	int r = 0;
+
+	while (w->ident.rewrites && w->block < w->end) {
+		w->block = seg_skip_hole(w->fd, &w->ident, w->block);
+		r = w->block < w->end ? fill(w, w->block, header_blocks(w), &bytes, &len, e) : 0;
+		if (r || w->block >= w->end || len < FMT_BLOCK ||
+		    !seg_block_is_hole(&w->ident, bytes))
+			break;
+		w->block++;
+	}
+	return r;
+}
+
 int seg_walk_next(struct seg_walk *w, uint32_t *at, const struct batch_header **ret,
 		  const struct batch_page **pages, struct err *e)
 {
-	int r;
+	int r = skip_holes(w, e);
 
 	*at = w->block;
 	if (w->block >= w->end)
 		return 0;
-	r = look(w, w->block, header_blocks(w), ret, pages, e);
+	if (!r)
+		r = look(w, w->block, header_blocks(w), ret, pages, e);
 	if (!r) {
 		w->block += batch_blocks(*ret);
 		return 1;

@@ -18,7 +18,7 @@ from xxh3 import hash64, hash128
 
 BLOCK = 4096
 DATABASES = ["meta", "vms", "vmnames", "timelines", "epochs", "snapshots", "snapnames", "segments"]
-FEATURES = {"lz4", "zstd", "sealed", "journal"}
+FEATURES = {"lz4", "zstd", "sealed", "journal", "holes"}
 
 
 def need(ok, what):
