@@ -464,7 +464,7 @@ int scrub_act(struct scrub *s, enum scrub_action action, struct err *e)
 	int rc = 0;
 
 	pthread_mutex_lock(&s->lock);
-	if (action == SCRUB_CANCEL && !s->active && !s->asked)
+	if (action == SCRUB_CANCEL && (s->cancel || (!s->active && !s->asked)))
 		rc = err_set(e, ENOENT, "no scrub is under way");
 	s->asked |= action == SCRUB_NOW && !s->active;
 	s->cancel |= action == SCRUB_CANCEL && !rc;
