@@ -190,6 +190,18 @@ static int config_numbers(struct snapd_vm *vm, const struct snapd_vm_config *c, 
 	return 0;
 }
 
+/* A VMM built with an older header has a shorter struct: what it does not know is not called. */
+static int config_callbacks(struct snapd_vm *vm, const struct snapd_vm_callbacks *c, struct err *e)
+{
+	if (!c)
+		return 0;
+	if (c->size_bytes < offsetof(struct snapd_vm_callbacks, check))
+		return err_set(e, EINVAL, "snapd_vm_callbacks.size_bytes %u: at least %zu",
+			       c->size_bytes, offsetof(struct snapd_vm_callbacks, check));
+	memcpy(&vm->cb, c, MIN(c->size_bytes, sizeof(vm->cb)));
+	return 0;
+}
+
 static int config_take(struct snapd_vm *vm, const struct snapd_vm_config *c, struct err *e)
 {
 	int r;
@@ -204,9 +216,9 @@ static int config_take(struct snapd_vm *vm, const struct snapd_vm_config *c, str
 	vm->kvm = (struct arch_vm){c->kvm ? c->kvm : &arch_kvm_kernel, c->kvm_fd, c->vm_fd};
 	vm->arch = arch_host();
 	vm->opaque = c->opaque;
-	if (c->callbacks)
-		vm->cb = *c->callbacks;
-	r = config_strings(vm, c, e);
+	r = config_callbacks(vm, c->callbacks, e);
+	if (r >= 0)
+		r = config_strings(vm, c, e);
 	return r < 0 ? r : config_numbers(vm, c, e);
 }
 

@@ -77,7 +77,9 @@ static int load_doorbell(void *opaque, const struct snapd_state_reader *r)
 	return 0;
 }
 
-static const struct snapd_vm_callbacks callbacks = {.save = save_doorbell, .load = load_doorbell};
+static const struct snapd_vm_callbacks callbacks = {.size_bytes = sizeof(struct snapd_vm_callbacks),
+						    .save = save_doorbell,
+						    .load = load_doorbell};
 
 static void attach(struct vmm *v)
 {

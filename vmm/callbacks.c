@@ -74,6 +74,7 @@ static void on_log(void *opaque, enum snapd_log_level level, const char *line)
 }
 
 const struct snapd_vm_callbacks machine_callbacks = {
+	.size_bytes = sizeof(struct snapd_vm_callbacks),
 	.quiesce = on_quiesce,
 	.unquiesce = on_unquiesce,
 	.save = on_save,

@@ -450,6 +450,7 @@ static void log_line(void *opaque, enum snapd_log_level level, const char *line)
 }
 
 const struct snapd_vm_callbacks control_callbacks = {
+	.size_bytes = sizeof(struct snapd_vm_callbacks),
 	.prepare = prepare,
 	.quiesce = quiesce,
 	.unquiesce = unquiesce,

@@ -141,6 +141,8 @@ enum snapd_log_level {
  * layout must not wait for a thread that may be inside snapd_vm_memslot().
  */
 struct snapd_vm_callbacks {
+	uint32_t size_bytes; /* sizeof(struct snapd_vm_callbacks): lets the struct grow */
+	uint32_t reserved;
 	int (*quiesce)(void *opaque);
 	void (*unquiesce)(void *opaque);
 	int (*save)(void *opaque, struct snapd_state_writer *w);

@@ -98,6 +98,23 @@ static int no_ring(void *opaque, int fd, unsigned long request, void *arg)
 	return request == KVM_CHECK_EXTENSION ? 0 : ioctl(fd, request, arg);
 }
 
+/* Of a VMM built with an older header: nothing behind its struct is read. */
+static void test_older_callbacks(struct kvm_guest *g)
+{
+	const size_t len = offsetof(struct snapd_vm_callbacks, check);
+	char *pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct snapd_vm_callbacks *cb = (void *)(pages + 4096 - len);
+
+	check(pages != MAP_FAILED && !mprotect(pages + 4096, 4096, PROT_NONE), "two pages");
+	cb->size_bytes = (uint32_t)len - 1;
+	refused(attach(g, (struct snapd_vm_config){.callbacks = cb}), -EINVAL, "callbacks");
+	cb->size_bytes = (uint32_t)len;
+	check(!attach(g,
+		      (struct snapd_vm_config){.callbacks = cb, .socket = "/nonexistent/socket"}),
+	      "%s", snapd_vm_error(NULL));
+	munmap(pages, 8192);
+}
+
 static void test_attach(void)
 {
 	const struct kvm_guest_config gc = {0};
@@ -129,6 +146,9 @@ static void test_attach(void)
 	refused(attach(&g, (struct snapd_vm_config){.socket = "/nonexistent/socket",
 						    .flags = SNAPD_ATTACH_REQUIRE_SERVICE}),
 		-ENOTCONN, "/nonexistent/socket");
+	kvm_guest_destroy(&g);
+	check(!kvm_guest_create(&g, &gc), "guest");
+	test_older_callbacks(&g);
 	kvm_guest_destroy(&g);
 	check(!kvm_guest_create(&g, &gc), "guest");
 	check(!attach(&g, (struct snapd_vm_config){.socket = "/nonexistent/socket"}), "%s",

@@ -71,7 +71,8 @@ static void on_layout(void *opaque, const struct snapd_memslot *s, size_t n)
 
 static void make_waiting(struct agent_vm *a)
 {
-	static const struct snapd_vm_callbacks cb = {.layout = on_layout};
+	static const struct snapd_vm_callbacks cb = {
+		.size_bytes = sizeof(struct snapd_vm_callbacks), .layout = on_layout};
 	struct agent_vm_config config = plain;
 
 	config.restore = "test@1";

@@ -198,7 +198,8 @@ static void rollback(struct fake_service *s, struct fake_copy *c, const struct s
 
 static void test_churn(struct rand *r, const struct agent_backend *b, int rounds)
 {
-	const struct snapd_vm_callbacks cb = {.layout = on_layout};
+	const struct snapd_vm_callbacks cb = {.size_bytes = sizeof(struct snapd_vm_callbacks),
+					      .layout = on_layout};
 	struct agent_vm_config config = {.data_bytes = PAGES * KVM_GUEST_PAGE,
 					 .callbacks = &cb,
 					 .no_data_slot = true,

@@ -115,7 +115,8 @@ static int on_load(void *opaque, const struct snapd_state_reader *r)
 	return 0;
 }
 
-static const struct snapd_vm_callbacks callbacks = {.prepare = on_prepare,
+static const struct snapd_vm_callbacks callbacks = {.size_bytes = sizeof(struct snapd_vm_callbacks),
+						    .prepare = on_prepare,
 						    .quiesce = on_quiesce,
 						    .unquiesce = on_unquiesce,
 						    .save = on_save,

@@ -156,8 +156,11 @@ void op_reconnect(struct campaign *c)
 	c->reconnects++;
 }
 
-const struct snapd_vm_callbacks hazard_callbacks = {
-	.quiesce = on_quiesce, .save = on_save, .load = on_load, .layout = on_layout};
+const struct snapd_vm_callbacks hazard_callbacks = {.size_bytes = sizeof(struct snapd_vm_callbacks),
+						    .quiesce = on_quiesce,
+						    .save = on_save,
+						    .load = on_load,
+						    .layout = on_layout};
 
 static void consumer_check(struct campaign *c, struct consumer *k)
 {
