@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "snapd/util/cleanup.h"
+#include "snapd/util/shell.h"
 #include "tools/client.h"
 #include "tools/human.h"
 #include "tools/out.h"
@@ -135,42 +136,12 @@ static void qemu_command(const struct args *a, const json_t *argv, char *disks, 
 
 /* ---- running it ---- */
 
-static void print_quoted(const char *s)
-{
-	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-				    "_-./:=,+@%";
-
-	if (*s && strspn(s, plain) == strlen(s)) {
-		fputs(s, stdout);
-		return;
-	}
-	putchar('\'');
-	for (; *s; s++)
-		if (*s == '\'')
-			fputs("'\\''", stdout);
-		else
-			putchar(*s);
-	putchar('\'');
-}
-
 static int print_command(char **argv)
 {
 	static const char *const env[] = {"SNAPD_RESTORE", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET"};
 
 	assert(argv);
-	for (size_t i = 0; i < ARRAY_SIZE(env); i++) {
-		const char *value = getenv(env[i]);
-
-		printf("%s=", env[i]);
-		print_quoted(value ? value : "");
-		putchar(' ');
-	}
-	for (int i = 0; argv[i]; i++) {
-		if (i)
-			putchar(' ');
-		print_quoted(argv[i]);
-	}
-	putchar('\n');
+	shell_print_command(stdout, env, ARRAY_SIZE(env), argv);
 	return EXIT_DONE;
 }
 

@@ -15,6 +15,7 @@
 #include "adapters/qemu/cmdline.h"
 #include "adapters/qemu/env.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/util/shell.h"
 
 #define EXIT_USAGE 2
 #define LIBRARY	   "libsnapd-qemu.so"
@@ -206,36 +207,12 @@ static void set_environment(const struct options *o, const struct cmdline *c)
 
 /* ---- running ---- */
 
-static void print_quoted(const char *s)
-{
-	assert(s);
-	putchar('\'');
-	for (; *s; s++)
-		if (*s == '\'')
-			fputs("'\\''", stdout);
-		else
-			putchar(*s);
-	putchar('\'');
-}
-
 static int print_command(const struct cmdline *c)
 {
-	static const char *const names[] = {"LD_PRELOAD", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET",
-					    "SNAPD_RESTORE", SNAPD_QEMU_ENV_ANY};
+	static const char *const env[] = {"LD_PRELOAD", "SNAPD_VM_NAME", "SNAPD_AGENT_SOCKET",
+					  "SNAPD_RESTORE", SNAPD_QEMU_ENV_ANY};
 
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		if (!non_empty(names[i]))
-			continue;
-		printf("%s=", names[i]);
-		print_quoted(getenv(names[i]));
-		putchar(' ');
-	}
-	for (size_t i = 0; i < c->argv.n; i++) {
-		if (i)
-			putchar(' ');
-		print_quoted(c->argv.v[i]);
-	}
-	putchar('\n');
+	shell_print_command(stdout, env, ARRAY_SIZE(env), c->argv.v);
 	return 0;
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * page_align: the other half of page_size.c: on a host with pages of FA_PAGE bytes a
- * shared mapping begins at a multiple of that.  Preloaded, or compiled into a program.
+ * mapping begins at a multiple of that: here one that is shared or whole pages long.
+ * Preloaded, or compiled into a program.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -22,7 +23,7 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 	const size_t spare = FA_PAGE;
 	uint8_t *room, *at;
 
-	if (addr || !(flags & MAP_SHARED))
+	if (addr || (!(flags & MAP_SHARED) && len % FA_PAGE))
 		return map(addr, len, prot, flags, fd, offset);
 	room = map(NULL, len + spare, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
 		   0);
