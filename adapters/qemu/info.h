@@ -21,8 +21,8 @@
  *  "cpu_features": {"0x1:ECX": N, …}, "ram": [{"id": "…", "bytes": N}, …],
  *  "disks": [{"file": "…", "format": "…"}, …], "argv": ["…", …]}
  *
- * `disks` are those that the guest can write.  cpu_features is missing where this QEMU does not tell; `argv` is the process's own command
- * line.  The caller's.
+ * `disks` are those that the guest can write.  cpu_features is missing where this QEMU does not
+ * tell; `argv` is the process's own command line.  The caller's.
  */
 int qemu_info_read(struct qmp *q, json_t **ret, struct err *e);
 

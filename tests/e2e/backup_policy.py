@@ -82,7 +82,8 @@ def chores(b, url):
     if url.startswith("file://"):
         blobs = os.path.join(url[len("file://"):], "blobs")
         b.snapctl("policy", "pause", "run")  # nothing is forgotten meanwhile
-        victim = os.path.join(blobs, os.listdir(blobs)[0])
+        # The youngest: others may belong to nothing any more, and wait for a prune.
+        victim = max((os.path.join(blobs, x) for x in os.listdir(blobs)), key=os.path.getmtime)
         os.rename(victim, victim + ".away")
         b.until(lambda: figure("snapd_backup_damaged_objects"), 60, "the damage to be found")
         os.rename(victim + ".away", victim)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "snapd/api/api.h"
+#include "snapd/daemon/scrub.h"
 #include "snapd/policy/scheduler.h"
 #include "snapd/util/cleanup.h"
 #include "tests/fuzz/fuzz.h"
@@ -39,6 +40,7 @@ static void stop(void)
 	pthread_join(thread, NULL);
 	policies_stop(&service.d);
 	api_stop(&service.d);
+	scrub_stop(&service.d);
 	service_stop(&service);
 }
 
@@ -56,6 +58,7 @@ static void start(void)
 	PROMISE(!mkdir(policies, 0700));
 	service.d.config.policy_dir = strdup(policies);
 	PROMISE(!policies_start(&service.d, &e));
+	PROMISE(!scrub_start(&service.d, &e));
 	PROMISE(!api_start(&service.d, &e));
 	PROMISE(!pthread_create(&thread, NULL, control, NULL));
 	atexit(stop);
