@@ -51,7 +51,17 @@ static bool still_there(struct check *k, const struct seg_ident *id)
 	const struct seg *seg = seg_find(k->s, id->segment);
 
 	return seg && seg->state != SEG_FREE && seg->generation == id->generation &&
-	       !seg->condemned;
+	       seg->rewrites == id->rewrites && !seg->condemned;
+}
+
+/* gc has written it again meanwhile: what was seen of it is of no file any more. */
+static bool is_rewritten(struct check *k, const struct seg_ident *id)
+{
+	scoped_lock(&k->s->segments_lock);
+	const struct seg *seg = seg_find(k->s, id->segment);
+
+	return seg && seg->state != SEG_FREE && seg->generation == id->generation &&
+	       seg->rewrites != id->rewrites;
 }
 
 static int note_blocks(struct check *k, uint32_t segment, uint32_t from, uint32_t to, struct err *e)
@@ -79,8 +89,8 @@ static bool is_sampled(const struct check *k, const struct batch_header *h)
 }
 
 /* quiet: what the file lacks was told already; only note which pages it costs. */
-static int read_batch(struct check *k, const struct batch_header *h, const struct batch_page *pages,
-		      bool quiet, struct err *e)
+static int read_batch(struct check *k, const struct seg_ident *ident, const struct batch_header *h,
+		      const struct batch_page *pages, bool quiet, struct err *e)
 {
 	uint32_t page_size = 1u << h->page_shift;
 	_cleanup_free_ struct page_read *reads = calloc(h->nr_entries, sizeof(*reads));
@@ -107,8 +117,7 @@ static int read_batch(struct check *k, const struct batch_header *h, const struc
 	k->ret->pages_read += nr;
 	if (r && r != -E_CORRUPT && r != -EIO)
 		return err_set(e, -r, "%s", why.text);
-	if (r && !still_there(k, &(struct seg_ident){.segment = h->segment,
-						     .generation = h->generation}))
+	if (r && !still_there(k, ident))
 		return 0;
 	for (uint32_t i = 0; i < nr; i++) {
 		if (!reads[i].err)
@@ -195,9 +204,9 @@ static int check_batches(struct check *k, struct seg_walk *w, uint64_t file_bloc
 		copy = *h;
 		r = note_batch(k, h, pages, nr_pages, e);
 		if (!r && pages && w->block > file_blocks)
-			r = read_batch(k, h, pages, true, e);
+			r = read_batch(k, &w->ident, h, pages, true, e);
 		else if (!r && pages && k->c->read_data && is_sampled(k, h))
-			r = read_batch(k, h, pages, false, e);
+			r = read_batch(k, &w->ident, h, pages, false, e);
 		else if (!r && !pages && k->blobs_here && w->block <= file_blocks)
 			r = read_blob_part(k, w->fd, &w->ident, h, e);
 		if (!r)
@@ -287,7 +296,8 @@ static int walk_segment(struct check *k, const struct seg_view *v, int fd, uint6
 	return r;
 }
 
-int check_segment(struct check *k, uint32_t id, struct err *e)
+/* 1: look again. */
+static int look_through(struct check *k, uint32_t id, struct err *e)
 {
 	struct seg_view v = check_view(k, id);
 	struct seg_ident ident;
@@ -299,7 +309,7 @@ int check_segment(struct check *k, uint32_t id, struct err *e)
 	if (!v.used)
 		return 0;
 	k->segs[id].walked = true;
-	k->ret->segments++;
+	k->segs[id].nr = 0;
 	r = seg_open(k->s, id, &seg, &fd, &ident, &why);
 	if (r) {
 		if (r != -E_CORRUPT && r != -EIO && r != -EACCES)
@@ -316,7 +326,20 @@ int check_segment(struct check *k, uint32_t id, struct err *e)
 		r = check_file(k, fd, &v.ident, &file_blocks);
 		r = r ? err_errno(e, -r, "segment %08x", id)
 		      : walk_segment(k, &v, fd, file_blocks, e);
+		if (!r && is_rewritten(k, &v.ident))
+			r = 1;
 	}
 	seg_close(k->s, seg);
+	return r;
+}
+
+int check_segment(struct check *k, uint32_t id, struct err *e)
+{
+	int r;
+
+	do {
+		r = look_through(k, id, e);
+	} while (r > 0);
+	k->ret->segments += k->segs[id].walked;
 	return r;
 }
