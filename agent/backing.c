@@ -290,7 +290,7 @@ int backing_resolve(struct snapd_vm *vm, const struct snapd_memslot *m, uint32_t
 		n = MIN(end - at, p->nr_frames - skip);
 		/* Where the whole piece would begin: maybe before this slot, or before address 0.
 		 */
-		p->hva = (char *)((uintptr_t)m->hva + ((at - skip) << vm->page_shift));
+		p->hva = (char *)m->hva + (int64_t)((at - skip) << vm->page_shift);
 		runs = runs_append(runs, nr_runs, (struct slot_run){at, n, p->first_frame + skip});
 		if (!runs)
 			return err_set(e, ENOMEM, "no memory for the runs of slot %u", m->slot);

@@ -131,7 +131,8 @@ int api_post_scrub(struct api_request *req)
 	const char *action = json_string_value(json_object_get(req->json, "action"));
 	int rc = api_body_keys(req, keys), i = 0;
 
-	while (!rc && i < SCRUB_NR_ACTIONS && (!action || strcmp(action, scrub_action_names[i])))
+	while (!rc && i < SCRUB_NR_ACTIONS &&
+	       (!action || strcmp(action, scrub_action_names[i]) != 0))
 		i++;
 	if (!rc && i == SCRUB_NR_ACTIONS)
 		rc = err_set(&req->err, EINVAL, "\"action\" is one of now, pause, resume, cancel");

@@ -138,7 +138,7 @@ void push_close_frames(struct push *p)
 /* How many there are; and all that tells so is whole. */
 static int count_frames(struct push *p, struct err *e)
 {
-	struct manifest_run run;
+	struct manifest_run run = {0};
 	int rc = open_streams(p, e);
 
 	p->nr_frames = 0;

@@ -501,7 +501,7 @@ json_t *scrub_json(struct scrub *s)
 		      (json_int_t)s->d->config.scrub_rate, "done", (json_int_t)done, "total",
 		      (json_int_t)MAX(done, atomic_load(&s->total)), "next_s",
 		      wait == UINT64_MAX ? json_null()
-					 : json_integer((json_int_t)(realtime_s() + wait)),
+					 : json_integer(realtime_s() + (json_int_t)wait),
 		      "pass", s->active ? pass_json(&s->now) : json_null(), "last",
 		      s->last.ended_s ? pass_json(&s->last) : json_null(), "said", s->said);
 	pthread_mutex_unlock(&s->lock);

@@ -170,7 +170,7 @@ static int note_batch(struct check *k, const struct batch_header *h, const struc
 		return err_errno(e, ENOMEM, "check");
 	b = &m->batches[m->nr++];
 	*b = (struct batch_at){h->block, pages ? h->nr_entries : 0};
-	for (uint32_t i = 0; i < b->nr_entries; i++) {
+	for (uint32_t i = 0; pages && i < h->nr_entries; i++) {
 		b->gone[i / 32] |= page_is_gone(&pages[i]) ? 1u << i % 32 : 0;
 		*nr_pages += !page_is_gone(&pages[i]);
 	}

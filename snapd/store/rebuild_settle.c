@@ -6,6 +6,7 @@
  */
 #include "snapd/store/rebuild_internal.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -214,8 +215,10 @@ static int list_snapshots(struct ix_txn *t, struct row **ret, size_t *nr, struct
 	r = index_iter_init(&it, t, IX_SNAPSHOTS, NULL, e);
 	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
 		r = array_grow(*ret, *nr, cap) ? rebuild_no_memory(e) : 0;
-		if (!r)
-			(*ret)[(*nr)++] = (struct row){ix_be64(k.b), rec};
+		if (r)
+			break;
+		assert(*ret);
+		(*ret)[(*nr)++] = (struct row){ix_be64(k.b), rec};
 	}
 	index_iter_deinit(&it);
 	return r;

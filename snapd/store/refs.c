@@ -2,6 +2,7 @@
 /* Counts of what names a place in a segment; see refs.h. */
 #include "snapd/store/refs.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,6 +28,7 @@ static int add(struct ref_log *l, struct ref_delta d)
 	}
 	if (array_grow(l->v, l->nr, l->cap))
 		return -ENOMEM;
+	assert(l->v);
 	l->v[l->nr++] = d;
 	return 0;
 }
@@ -202,7 +204,7 @@ static int change_segment(struct seg_counts *c, const struct ref_delta *d, size_
 	c->runs = NULL;
 	if (!edges)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < c->nr; i++) {
+	for (uint32_t i = 0; runs && i < c->nr; i++) {
 		edges[n++] = (struct edge){runs[i].at, runs[i].count};
 		edges[n++] =
 			(struct edge){(uint64_t)runs[i].at + runs[i].len, -(int64_t)runs[i].count};

@@ -183,17 +183,20 @@ class QemuVm:
 
     def said(self):
         """The last number; of the first vCPU."""
-        return [n for c, n in self.lines() if c != "m"][-1]
+        return self.numbers()[-1]
+
+    def numbers(self):
+        return [n for c, n in self.lines() if c != "m"]
 
     def wait_lines(self, more=1, seconds=90):
-        """Until so many lines more than now."""
-        want = len(self.lines()) + more
+        """Until the first vCPU has said so many numbers more than now."""
+        want = len(self.numbers()) + more
         end = time.monotonic() + seconds
-        while len(self.lines()) < want:
+        while len(self.numbers()) < want:
             if not self.alive():
                 raise RuntimeError(f"{self.name} ended with {self.process.returncode}: " + open(self.log).read()[-500:])
             if time.monotonic() > end:
-                raise TimeoutError(f"{self.name}: {len(self.lines())} lines, not {want}")
+                raise TimeoutError(f"{self.name}: {len(self.numbers())} lines, not {want}")
             time.sleep(0.005)
         return self.lines()
 
