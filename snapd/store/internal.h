@@ -142,6 +142,7 @@ struct store {
 	struct snapd_point *gc_new; /* roots that came while gc runs; roots_lock */
 	size_t nr_gc_new, cap_gc_new;
 	bool counts_known;	      /* struct seg has what the index counts; the running gc's */
+	bool names_unsynced;	      /* a segment's rename may not be durable; the running gc's */
 	uint64_t commits;	      /* to segments; segments_lock */
 	struct seg_refs gc_refs;      /* by commits while gc runs; segments_lock */
 	struct seg_refs journal_refs; /* owned; where INDEX batches lie; segments_lock */
@@ -197,9 +198,10 @@ bool seg_ref(struct store *s, struct seg_refs *refs, loc_t loc);
 int seg_open(struct store *s, uint32_t id, struct seg **ret, int *fd, struct seg_ident *ident,
 	     struct err *e);
 void seg_close(struct store *s, struct seg *seg);
-/* Put another file in the segment's place: fd (taken), rewrites, pages and disk_bytes are
- * those of *with.  Whoever has the old one open keeps it.  -ENOMEM. */
-int seg_replace(struct store *s, struct seg *seg, const struct seg *with);
+/* Put another file in the segment's place: fd, rewrites, pages and disk_bytes are those of
+ * *with, which is the table's from now on (malloc()ed).  Whoever has the old one open keeps
+ * it.  Can't fail: the file has its name already. */
+void seg_replace(struct store *s, struct seg *seg, struct seg *with);
 /* The same, segments_lock held: users goes up, the file is open. */
 int seg_use(struct store *s, struct seg *seg, struct err *e);
 int seg_file_open(struct store *s, const char *name, int flags); /* -1 and errno */

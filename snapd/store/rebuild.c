@@ -33,6 +33,7 @@ static void rebuild_deinit(struct rebuild *b)
 	free(b->records);
 	free(b->found);
 	free(b->gaps);
+	free(b->gone);
 	free(b->epochs);
 	store_close(b->s);
 }
@@ -89,6 +90,11 @@ static int fill(struct store *s, void *arg, struct err *e)
 	}
 	if (!r)
 		r = index_update(s->index, rebuild_settle, b, e);
+	/* What the journal has of the features may be older than the holes. */
+	if (!r && b->holes)
+		r = features_load(s, e);
+	if (!r && b->holes)
+		r = features_add(s, FEATURE_HOLES, e);
 	return r ? r : count(b, e);
 }
 

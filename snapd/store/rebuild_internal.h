@@ -28,6 +28,12 @@ struct gap {
 	uint32_t segment, from, to;
 };
 
+/* Entries [from, from + len) of a batch were taken out of it: nothing named them any more. */
+struct gone {
+	loc_t from;
+	uint32_t len;
+};
+
 struct records { /* of a batch */
 	uint64_t seq;
 	enum batch_type type;
@@ -49,6 +55,8 @@ struct rebuild {
 	size_t nr_found, cap_found;
 	struct gap *gaps; /* owned */
 	size_t nr_gaps, cap_gaps;
+	struct gone *gone; /* owned; by place */
+	size_t nr_gone, cap_gone;
 	struct records *records; /* owned, with their bytes; by seq */
 	size_t nr_records, cap_records;
 	const struct records *image; /* the newest; NULL: none */
@@ -56,6 +64,7 @@ struct rebuild {
 	size_t nr_epochs, cap_epochs;
 	struct rec_counters counters; /* at least */
 	uint32_t codecs;	      /* bits: enum page_codec */
+	bool holes;		      /* a segment was written again */
 	bool replayed;
 };
 

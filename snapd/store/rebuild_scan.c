@@ -150,6 +150,36 @@ int rebuild_find_segments(struct rebuild *b, struct err *e)
 
 /* ---- batches ---- */
 
+static int note_gone(struct rebuild *b, loc_t loc)
+{
+	struct gone *last = b->nr_gone ? &b->gone[b->nr_gone - 1] : NULL;
+
+	if (last && last->from + last->len == loc) {
+		last->len++;
+		return 0;
+	}
+	if (array_grow(b->gone, b->nr_gone, b->cap_gone))
+		return -ENOMEM;
+	b->gone[b->nr_gone++] = (struct gone){loc, 1};
+	return 0;
+}
+
+static int note_pages(struct rebuild *b, struct found *x, const struct batch_header *h,
+		      const struct batch_page *pages)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; !r && i < h->nr_entries; i++) {
+		if (page_is_gone(&pages[i])) {
+			r = note_gone(b, loc_make(h->segment, h->block, i));
+			continue;
+		}
+		x->nr_pages++;
+		b->codecs |= 1u << page_codec(&pages[i]);
+	}
+	return r;
+}
+
 static int note_batch(struct rebuild *b, const struct batch_header *h,
 		      const struct batch_page *pages, struct err *e)
 {
@@ -163,10 +193,8 @@ static int note_batch(struct rebuild *b, const struct batch_header *h,
 						 .seq = h->seq};
 	b->ret->batches++;
 	b->counters.next_seq = MAX(b->counters.next_seq, h->seq + 1);
-	for (uint32_t i = 0; pages && i < h->nr_entries; i++)
-		b->found[b->nr_found - 1].nr_pages += !page_is_gone(&pages[i]);
-	for (uint32_t i = 0; pages && i < h->nr_entries; i++)
-		b->codecs |= page_is_gone(&pages[i]) ? 0 : 1u << page_codec(&pages[i]);
+	if (pages && note_pages(b, &b->found[b->nr_found - 1], h, pages))
+		return rebuild_no_memory(e);
 	return 0;
 }
 
@@ -211,6 +239,7 @@ int rebuild_walk_segments(struct rebuild *b, struct err *e)
 		r = seg_open(b->s, i, &seg, &fd, &ident, e);
 		if (r)
 			return r;
+		b->holes |= ident.rewrites != 0;
 		r = seg_walk_init(&w, fd, &ident, (uint32_t)(ident.segment_bytes / FMT_BLOCK))
 			    ? rebuild_no_memory(e)
 			    : walk_segment(b, seg, &w, e);

@@ -15,12 +15,23 @@
 
 /* ---- which epochs are whole ---- */
 
+static int gone_cmp(const void *key, const void *elem)
+{
+	const struct manifest_run *run = key;
+	const struct gone *x = elem;
+
+	return run->loc + run->len <= x->from ? -1 : run->loc >= x->from + x->len;
+}
+
 static struct found *find_pages(const struct rebuild *b, const struct manifest_run *run)
 {
 	struct batch_ref at = {loc_segment(run->loc), loc_block(run->loc)};
 	struct found *x = rebuild_find(b, at);
 
-	return x && loc_entry(run->loc) + run->len <= x->nr_entries ? x : NULL;
+	if (!x || loc_entry(run->loc) + run->len > x->nr_entries)
+		return NULL;
+	return b->nr_gone && bsearch(run, b->gone, b->nr_gone, sizeof(*b->gone), gone_cmp) ? NULL
+											   : x;
 }
 
 /* A manifest or checkpoint: can it be read, and (R3) is all there that it names, older than

@@ -8,6 +8,7 @@
  *
  *   W1 The new file is complete and durable before it gets the name of the old one, by
  *      one rename(): a crash leaves the one or the other.  Both have all that is named.
+ *      The index says what the new one has only after its name is durable, too.
  *   W2 A page's stored bytes are copied, not compressed again; in an encrypted store they
  *      get the nonce of the new batch: no nonce is used for two contents.
  *   W3 Whoever has the old file open reads on in it (seg_replace()).  Headers are cached
@@ -48,6 +49,7 @@ struct rewrite {
 	uint64_t blocks, kept_blocks; /* of all batches; of what would be left of them */
 	uint64_t records, pages;      /* of pages; of those that would be left */
 	uint64_t pages_after;	      /* for its record */
+	bool swapped;		      /* the new file has the name, and g->rewritten has room */
 };
 
 static void rewrite_deinit(struct rewrite *w)
@@ -293,28 +295,40 @@ static int make_file(struct rewrite *w, const char *name, struct err *e)
 	return r;
 }
 
-/* W1: from the rename on the new file is the segment. */
+static int sync_names(struct store *s, struct err *e)
+{
+	s->names_unsynced = true;
+	if (fsync(s->segments_fd))
+		return err_errno(e, errno, "%s/segments", s->dir);
+	s->names_unsynced = false;
+	return 0;
+}
+
+/* W1: from the rename on the new file is the segment, and nobody may go on with the other,
+ * whether or not its name is durable yet: only then can the index say what it has. */
 static int swap_files(struct rewrite *w, const char *unfinished, struct err *e)
 {
-	struct seg with = {.fd = w->to, .rewrites = w->ident.rewrites + 1, .pages = w->pages};
-	uint64_t had = w->seg->disk_bytes;
+	_cleanup_free_ struct seg *with = calloc(1, sizeof(*with));
+	uint64_t had = w->seg->disk_bytes, has;
 	char name[16];
 	struct stat st;
-	int r;
 
+	if (!with || array_grow(w->g->rewritten.v, w->g->rewritten.nr, w->g->rewritten.cap))
+		return err_errno(e, ENOMEM, "gc");
 	if (fstat(w->to, &st))
 		return err_errno(e, errno, "%s/segments/%s", w->s->dir, unfinished);
-	with.disk_bytes = MIN((uint64_t)st.st_blocks * 512, w->ident.segment_bytes);
 	seg_path(w->ident.segment, name);
-	if (renameat(w->s->segments_fd, unfinished, w->s->segments_fd, name) ||
-	    fsync(w->s->segments_fd))
+	if (renameat(w->s->segments_fd, unfinished, w->s->segments_fd, name))
 		return err_errno(e, errno, "%s/segments/%s", w->s->dir, name);
-	r = seg_replace(w->s, w->seg, &with);
-	if (r) /* it goes on with the file that has no name any more, until it is closed */
-		return err_errno(e, -r, "gc");
-	w->to = -1;
-	w->g->freed += had - MIN(had, with.disk_bytes);
-	return 0;
+	has = MIN((uint64_t)st.st_blocks * 512, w->ident.segment_bytes);
+	*with = (struct seg){.fd = steal_fd(&w->to),
+			     .rewrites = w->ident.rewrites + 1,
+			     .pages = w->pages,
+			     .disk_bytes = has};
+	seg_replace(w->s, w->seg, steal_ptr(&with));
+	w->swapped = true;
+	w->g->freed += had - MIN(had, has);
+	return sync_names(w->s, e);
 }
 
 /* ---- the record ---- */
@@ -366,9 +380,11 @@ static int record(struct rewrite *w, struct err *e)
 	struct ref_changes one = {.v = &w->counts, .nr = 1};
 	int r;
 
+	r = w->s->names_unsynced ? sync_names(w->s, e) : 0;
 	w->counts.looks++;
 	w->counts.high = w->counts.places;
-	r = index_update(w->s->index, after_txn, w, e);
+	if (!r)
+		r = index_update(w->s->index, after_txn, w, e);
 	if (!r)
 		gc_learn(w->g, &one);
 	return r;
@@ -406,6 +422,18 @@ static bool is_worth_it(const struct rewrite *w)
 	return dead && dead * DEAD_SHARE >= w->blocks;
 }
 
+/* Here, when hardly anything can fail any more: else an open one stays open. */
+static int seal_segment(struct rewrite *w, struct err *e)
+{
+	int r = index_update(w->s->index, before_txn, w, e);
+
+	if (r)
+		return r;
+	scoped_lock(&w->s->segments_lock);
+	w->seg->state = SEG_SEALED;
+	return 0;
+}
+
 static int write_again(struct rewrite *w, struct err *e)
 {
 	char name[16];
@@ -414,9 +442,9 @@ static int write_again(struct rewrite *w, struct err *e)
 	snprintf(name, sizeof(name), "%08x.new", w->ident.segment);
 	r = features_add(w->s, FEATURE_HOLES, e);
 	if (!r)
-		r = index_update(w->s->index, before_txn, w, e);
-	if (!r)
 		r = make_file(w, name, e);
+	if (!r)
+		r = seal_segment(w, e);
 	if (!r)
 		r = swap_files(w, name, e);
 	if (r)
@@ -446,9 +474,7 @@ static int rewrite_segment(struct gc *g, uint32_t id, struct err *e)
 		r = write_again(&w, e);
 	if (!r)
 		r = record(&w, e);
-	if (!r && worth)
-		r = array_grow(g->rewritten.v, g->rewritten.nr, g->rewritten.cap);
-	if (!r && worth)
+	if (w.swapped) /* whatever failed since: these pages are gone */
 		g->rewritten.v[g->rewritten.nr++] = steal_counts(&w.counts);
 	return r;
 }

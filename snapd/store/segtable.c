@@ -147,13 +147,14 @@ static void close_idle_fd(struct store *s)
 	}
 }
 
-/* Another process may have put another file in its place: each time it is opened. */
-static void probe_rewrites(struct store *s, struct seg *seg)
+/* Of the file that was just opened.  To a reader beside the process that writes it may be
+ * another one each time, also in place of one that was not full when the index was read. */
+static void probe_rewrites(const struct store *s, struct seg *seg)
 {
 	_Alignas(FMT_BLOCK) uint8_t block[FMT_BLOCK];
 	struct seg_ident ident;
 
-	if (seg->state != SEG_SEALED || (seg->probed && !s->read_only))
+	if (!s->read_only && (seg->state != SEG_SEALED || seg->probed))
 		return;
 	seg->probed = true;
 	seg->rewrites = 0;
@@ -172,8 +173,8 @@ int seg_use(struct store *s, struct seg *seg, struct err *e)
 			return err_errno(e, errno == ENOENT ? E_CORRUPT : errno,
 					 "%s/segments/%08x.seg", s->dir, seg->id);
 		s->nr_open_fds++;
+		probe_rewrites(s, seg);
 	}
-	probe_rewrites(s, seg);
 	seg->users++;
 	return 0;
 }
@@ -211,29 +212,26 @@ void seg_close(struct store *s, struct seg *seg)
 	free(seg);
 }
 
-int seg_replace(struct store *s, struct seg *seg, const struct seg *with)
+void seg_replace(struct store *s, struct seg *seg, struct seg *with)
 {
-	struct seg *fresh = malloc(sizeof(*fresh));
-
-	if (!fresh)
-		return -ENOMEM;
 	scoped_lock(&s->segments_lock);
+	struct seg fresh = *seg;
+
 	assert(!seg->busy && s->segs[seg->id] == seg);
-	*fresh = *seg;
-	fresh->fd = with->fd;
-	fresh->users = 0;
-	fresh->rewrites = with->rewrites;
-	fresh->pages = with->pages;
-	fresh->disk_bytes = with->disk_bytes;
-	fresh->state = SEG_SEALED;
-	fresh->probed = true;
+	fresh.fd = with->fd;
+	fresh.users = 0;
+	fresh.rewrites = with->rewrites;
+	fresh.pages = with->pages;
+	fresh.disk_bytes = with->disk_bytes;
+	fresh.state = SEG_SEALED;
+	fresh.probed = true;
+	*with = fresh;
 	s->bytes_segments -= seg->disk_bytes - with->disk_bytes;
 	s->nr_open_fds++;
-	s->segs[seg->id] = fresh;
+	s->segs[seg->id] = with;
 	seg->orphan = true;
 	if (!seg->users) {
 		close_fd(s, seg);
 		free(seg);
 	}
-	return 0;
 }

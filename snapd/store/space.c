@@ -110,6 +110,7 @@ static int recycle(struct store *s, struct seg *seg, struct err *e)
 	seg->state = SEG_OPEN;
 	seg->tail = 1;
 	seg->pages = 0;
+	seg->rewrites = 0;
 	seg->proven = true;
 	seg->condemned = false;
 	pthread_mutex_unlock(&s->segments_lock);

@@ -14,7 +14,8 @@
  *   - after all snapshots were deleted, gc leaves no segment in use.
  * Recovery itself is recorded for some states, and cut in the same way.
  *
- * In another workload each sync fails once, and what it was to cover is lost.
+ * Other workloads: segments that are in part dead are written again; each sync fails once,
+ * and what it was to cover is lost.
  *
  * Ablations: the log is made as if one kind of sync had been left out, or as if data
  * came after the commit; then a state that fails must be found.
@@ -27,7 +28,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "snapd/store/check.h"
 #include "snapd/store/index_check.h"
+#include "snapd/store/internal.h"
 #include "snapd/util/log.h"
 #include "tests/crash/cut_world.h"
 #include "tests/lib/cutdisk.h"
@@ -157,6 +160,27 @@ static void check_empties(struct store *s, const char *dir)
 	CHECK(count_files(dir) == stats.segments);
 }
 
+/* Headers and figures are what the index says; a reader who can't know holes is warned. */
+static void check_segments(struct store *s)
+{
+	struct store_check_config c = {0};
+	struct store_check_result result;
+
+	CHECK_OK(store_check(s, &c, &result, &e));
+	CHECK(!result.damages);
+	for (uint32_t i = 0; i < s->nr_segs; i++) {
+		struct seg_ident ident;
+		struct seg *seg;
+		int fd;
+
+		if (!s->segs[i] || s->segs[i]->state == SEG_FREE)
+			continue;
+		CHECK_OK(seg_open(s, i, &seg, &fd, &ident, &e));
+		CHECK(!ident.rewrites || s->features & 1u << FEATURE_HOLES);
+		seg_close(s, seg);
+	}
+}
+
 static void check_index(const char *dir)
 {
 	_cleanup_free_ char *path = NULL;
@@ -175,6 +199,7 @@ static void check_state(const char *root, size_t marks, bool empty_it)
 
 	CHECK(asprintf(&dir, "%s/store", root) > 0);
 	s = open_store(dir);
+	check_segments(s);
 	newest = check_snapshots(s, marks, NULL, &at);
 	write_on(s, newest, at, &added);
 	check_snapshots(s, marks, &added, &at);
@@ -266,7 +291,8 @@ static void cut_workload(void (*workload)(const char *dir), enum disk_ablation a
 
 /* ---- ablations ---- */
 
-static void ablate(enum disk_ablation ablation, const char *name, uint64_t seed)
+static void ablate(void (*workload)(const char *dir), enum disk_ablation ablation, const char *name,
+		   uint64_t seed)
 {
 	struct plan p = {.limit = 16};
 	struct cut_stats stats = {0};
@@ -280,7 +306,7 @@ static void ablate(enum disk_ablation ablation, const char *name, uint64_t seed)
 		signal(SIGABRT, SIG_DFL);
 		CHECK(freopen("/dev/null", "w", stdout));
 		log_set_level(LOG_LVL_ERR - 1);
-		cut_workload(small_workload, ablation, seed, &p, &stats);
+		cut_workload(workload, ablation, seed, &p, &stats);
 		_exit(0);
 	}
 	CHECK(waitpid(pid, &status, 0) == pid);
@@ -327,10 +353,14 @@ int main(int argc, char **argv)
 		[ABLATE_DIR_SYNC] = "fsync of directories",
 		[ABLATE_INDEX_SYNC] = "fdatasync of the index",
 		[ABLATE_COMMIT_FIRST] = "data before the commit",
+		[ABLATE_NEW_SYNC] = "fsync before a rename",
+		[ABLATE_RENAME_SYNC] = "fsync after a rename",
 	};
 	uint64_t seed = rand_seed();
 	struct plan small = {.limit = argc > 1 ? (uint32_t)atoi(argv[1]) : 27, .nested_in = 50};
 	struct plan failing = {.limit = 4};
+	struct plan rewriting = {.limit = MIN(small.limit, 9u), .nested_in = 50, .one_in = 3};
+	struct plan failing_gc = {.limit = 1, .one_in = 20};
 	struct plan big = {.limit = 8, .nested_in = 100, .one_in = 10};
 	uint32_t rounds = argc > 2 ? (uint32_t)atoi(argv[2]) : 1;
 
@@ -340,10 +370,13 @@ int main(int argc, char **argv)
 	w.dir = fast_dir();
 	cut_and_tell(small_workload, "small", seed, &small);
 	cut_and_tell(failing_workload, "failing syncs", seed, &failing);
+	cut_and_tell(rewriting_workload, "segments written again", seed, &rewriting);
+	cut_and_tell(failing_gc_workload, "the same with failing syncs", seed, &failing_gc);
 	for (uint32_t i = 0; i < rounds; i++)
 		cut_and_tell(random_workload, "random", seed + i, &big);
 	for (enum disk_ablation a = ABLATE_NONE + 1; a < NR_ABLATIONS; a++)
-		ablate(a, left_out[a], seed);
+		ablate(a < ABLATE_NEW_SYNC ? small_workload : rewriting_workload, a, left_out[a],
+		       seed);
 	remove_tree(w.dir);
 	free(w.dir);
 	return 0;

@@ -250,6 +250,83 @@ void failing_workload(const char *dir)
 	store_close(w.s);
 }
 
+/* Snapshots of guests that have nothing to do with each other, in one segment. */
+static void fill_segment(uint32_t nr, struct snap **ret)
+{
+	for (uint32_t i = 0; i < nr; i++) {
+		line_begin(&w.lines[i], NULL);
+		line_epoch(&w.lines[i], 1, &ret[i]);
+		line_end(&w.lines[i]);
+	}
+}
+
+static uint64_t pages_stored(void)
+{
+	struct store_stats stats;
+
+	CHECK_OK(store_get_stats(w.s, &stats, &e));
+	return stats.pages_stored;
+}
+
+/* gc takes the dead part out of a segment that is open, of the same one again when it is
+ * sealed, and of one after the store was opened again; epochs come in between. */
+void rewriting_workload(const char *dir)
+{
+	struct snap *sn[4], *more;
+	uint64_t before;
+
+	open_world(dir);
+	fill_segment(4, sn);
+	for (uint32_t i = 0; i < 3; i++) {
+		before = pages_stored();
+		drop(sn[i]);
+		if (!i)
+			drop(sn[++i]);
+		collect();
+		CHECK(pages_stored() < before);
+		line_begin(&w.lines[5], sn[3]);
+		line_epoch(&w.lines[5], 4, &more);
+		line_end(&w.lines[5]);
+	}
+	drop(more);
+	store_close(w.s);
+	open_world(dir);
+	collect();
+	store_close(w.s);
+}
+
+/* gc whose n-th sync fails, until none does; after each an epoch is acknowledged.  Who went
+ * on with the file that a rename had put out of its place would lose that. */
+void failing_gc_workload(const char *dir)
+{
+	struct snap *sn[2], *kept;
+	uint64_t n = 0, freed;
+	const char *what;
+	bool hit;
+
+	open_world(dir);
+	do {
+		struct err e = {0};
+		int r;
+
+		fill_segment(2, sn);
+		drop(sn[0]);
+		disk_fail(++n, FAIL_SYNC);
+		r = store_gc(w.s, live_lines, NULL, &freed, &e);
+		hit = disk_lift(&what);
+		CHECK(!r || hit);
+		line_begin(&w.lines[5], sn[1]);
+		line_epoch(&w.lines[5], 4, &kept);
+		line_end(&w.lines[5]);
+		collect();
+		if (hit)
+			drop(kept);
+		drop(sn[1]);
+	} while (hit);
+	CHECK(n > 5);
+	store_close(w.s);
+}
+
 static struct snap *random_snapshot(void)
 {
 	struct snap *sn = w.nr_snaps ? &w.snaps[rand_below(&w.rand, w.nr_snaps)] : NULL;

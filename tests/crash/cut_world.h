@@ -54,5 +54,7 @@ void put_frame(struct store *s, struct epoch *ep, uint32_t i, uint64_t value);
 /* Each from an empty directory to a closed store. */
 void small_workload(const char *dir);
 void failing_workload(const char *dir);
+void rewriting_workload(const char *dir);
+void failing_gc_workload(const char *dir);
 void random_workload(const char *dir);
 void forget_world(void);

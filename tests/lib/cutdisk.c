@@ -140,8 +140,13 @@ static void apply(struct run *r, struct file *files, const struct disk_op *op, e
 	case DISK_UNLINK:
 		f->linked = false;
 		return;
-	case DISK_RENAME:
+	case DISK_RENAME: /* where the entry was made is not known any more: it is there */
+		f->linked = true;
+		f->is_dir = op->is_dir;
+		f->dir = op->dir;
 		memcpy(f->name, op->name, sizeof(f->name));
+		if (op->over)
+			files[op->over].linked = false;
 		return;
 	default:
 		abort();

@@ -10,6 +10,7 @@
  *   D2 Anything else may be there or not, in any combination, whatever the order in
  *      which it was asked for: each write whole, not at all, or torn: any subset of
  *      its 512-byte sectors; each size; each entry.  A sector is never half written.
+ *      A rename is one change, also when it ends another file's entry.
  *   D3 What was never written reads as zeros.
  *   D4 A sync that failed loses what it was to make durable: no later one covers it.
  *

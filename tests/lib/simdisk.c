@@ -41,6 +41,7 @@ static struct {
 	uint32_t fd_node[FDS_MAX]; /* node + 1; 0: none of ours */
 	bool fd_dsync[FDS_MAX];
 	_Atomic uint64_t clock;
+	bool replaced; /* by a rename that no sync of a directory followed yet */
 } rec = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 uint64_t sim_clock(void)
@@ -261,6 +262,10 @@ static bool ablated(uint32_t node, bool from_ring)
 		return !strcmp(rec.nodes[node].name, "data.mdb");
 	case ABLATE_DIR_SYNC:
 		return rec.nodes[node].is_dir;
+	case ABLATE_NEW_SYNC:
+		return ends_with(rec.nodes[node].name, ".new");
+	case ABLATE_RENAME_SYNC:
+		return rec.nodes[node].is_dir && rec.replaced;
 	default:
 		return false;
 	}
@@ -283,6 +288,8 @@ void sim_note_sync(int fd, uint64_t began, bool from_ring)
 
 		log_add(&rec.log, op);
 	}
+	if (node != NO_NODE && rec.nodes[node].is_dir)
+		rec.replaced = false;
 	pthread_mutex_unlock(&rec.lock);
 }
 
@@ -349,23 +356,29 @@ void sim_note_unlink(int at, const char *path)
 	pthread_mutex_unlock(&rec.lock);
 }
 
-/* In one directory, and not over something else. */
+/* In one directory. */
 void sim_note_rename(int from_at, const char *from, int to_at, const char *to)
 {
 	struct disk_op op = {.kind = DISK_RENAME};
 	const char *last;
-	uint32_t to_dir;
+	uint32_t to_dir, over;
 
 	pthread_mutex_lock(&rec.lock);
 	if (rec.on && parent_of(from_at, from, &op.dir, &last)) {
 		op.node = node_find(op.dir, last, strlen(last));
 		CHECK(parent_of(to_at, to, &to_dir, &last) && to_dir == op.dir);
-		CHECK(op.node != NO_NODE && node_find(to_dir, last, strlen(last)) == NO_NODE);
-		CHECK(strlen(last) < sizeof(op.name));
+		CHECK(op.node != NO_NODE && strlen(last) < sizeof(op.name));
+		over = node_find(to_dir, last, strlen(last));
+		if (over != NO_NODE && over != op.node) {
+			op.over = over;
+			rec.nodes[over].dir = NO_NODE;
+		}
+		op.is_dir = rec.nodes[op.node].is_dir;
 		strcpy(op.name, last);
 		strcpy(rec.nodes[op.node].name, last);
 		op.began = op.done = sim_clock();
 		log_add(&rec.log, op);
+		rec.replaced |= op.over != 0;
 	}
 	pthread_mutex_unlock(&rec.lock);
 }
@@ -422,6 +435,7 @@ void disk_record(const char *root, enum disk_ablation ablation)
 	rec.ablation = ABLATE_NONE;
 	rec.log = (struct disk_log){0};
 	rec.nr_nodes = 0;
+	rec.replaced = false;
 	memset(rec.fd_node, 0, sizeof(rec.fd_node));
 	node_add(NO_NODE, "", true);
 	load_dir(DISK_ROOT, root);

@@ -27,7 +27,8 @@ enum disk_op_kind {
 	DISK_SIZE,    /* a file's new size */
 	DISK_LINK,    /* a new entry of a directory */
 	DISK_UNLINK,  /* an entry less */
-	DISK_RENAME,  /* an entry's new name in the same directory; the old one or the new */
+	DISK_RENAME,  /* an entry's new name in the same directory, and an end to what had it:
+		       * both or neither */
 	DISK_SYNC,    /* of a file: its writes and sizes that were complete when it began */
 	DISK_DIRSYNC, /* of a directory: its entries */
 	DISK_LOST,    /* a sync of a file failed: what it was to cover is gone */
@@ -45,7 +46,8 @@ struct disk_op {
 	uint64_t done;	 /* clock when complete; 0: under way */
 	uint64_t began;	 /* clock when issued */
 	bool alone;	 /* SYNC: of the one write that `began` then (O_DSYNC) */
-	bool is_dir;	 /* LINK */
+	bool is_dir;	 /* LINK, RENAME */
+	uint32_t over;	 /* RENAME: the node that had the name; 0: none */
 };
 
 #define DISK_ROOT 0u /* node of the directory that is recorded */
@@ -64,6 +66,8 @@ enum disk_ablation {
 	ABLATE_DIR_SYNC,     /* fsync of directories */
 	ABLATE_INDEX_SYNC,   /* fdatasync of the index before its meta page */
 	ABLATE_COMMIT_FIRST, /* writes to segments reach the disk after the next commit */
+	ABLATE_NEW_SYNC,     /* fsync of a file that will take another one's place */
+	ABLATE_RENAME_SYNC,  /* fsync of the directory after that */
 	NR_ABLATIONS
 };
 
