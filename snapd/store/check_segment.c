@@ -266,8 +266,10 @@ struct seg_view check_view(struct check *k, uint32_t id)
 
 	if (!v.used)
 		return v;
-	v.ident = (struct seg_ident){
-		.segment = id, .generation = seg->generation, .segment_bytes = seg->segment_bytes};
+	v.ident = (struct seg_ident){.segment = id,
+				     .generation = seg->generation,
+				     .segment_bytes = seg->segment_bytes,
+				     .rewrites = seg->rewrites};
 	memcpy(v.ident.store, k->s->uuid, sizeof(v.ident.store));
 	v.tail = seg->tail;
 	v.pages = seg->pages;
