@@ -18,6 +18,8 @@
 #include <unistd.h>
 
 #include "snapd/store/check.h"
+#include "snapd/store/internal.h"
+#include "snapd/store/walk.h"
 #include "tests/lib/store_model.h"
 
 #define FRAMES 1200u
@@ -86,6 +88,9 @@ static bool is_writing(void)
 
 static struct guest first, second, third;
 static bool in_between;
+static struct seg *held; /* open since then */
+static struct seg_ident held_ident;
+static int held_fd;
 
 /* In the middle of gc. */
 static bool look(void *opaque, uint64_t done)
@@ -93,8 +98,30 @@ static bool look(void *opaque, uint64_t done)
 	if (in_between || !is_writing())
 		return false;
 	in_between = true;
+	CHECK_OK(seg_open(s, 1, &held, &held_fd, &held_ident, &e));
 	put_all(&third, 2, FRAMES);
 	return false;
+}
+
+/* Whoever has the segment open has the file that it was. */
+static void check_held(void)
+{
+	_cleanup_(seg_walk_deinit) struct seg_walk walk = {0};
+	const struct batch_header *h;
+	const struct batch_page *pages;
+	struct seg_ident now;
+	struct seg *seg;
+	uint32_t at;
+	int fd;
+
+	CHECK(!held_ident.rewrites);
+	CHECK(!seg_walk_init(&walk, held_fd, &held_ident, held->tail));
+	while (walk.block < walk.end)
+		CHECK(seg_walk_next(&walk, &at, &h, &pages, NULL) == 1);
+	CHECK_OK(seg_open(s, 1, &seg, &fd, &now, &e));
+	CHECK(seg != held && now.rewrites == 1);
+	seg_close(s, seg);
+	seg_close(s, held);
 }
 
 static uint64_t gc(bool (*stop)(void *opaque, uint64_t done))
@@ -154,8 +181,10 @@ static void start_beside(void)
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
 	beside = fork();
 	CHECK(beside >= 0);
-	if (!beside)
+	if (!beside) {
+		close(fds[0]);
 		read_beside(fds[1]);
+	}
 	close(fds[1]);
 	talk = fds[0];
 }
@@ -237,6 +266,7 @@ static void taken_meanwhile(void)
 	begin(&reader, true);
 	CHECK(gc(look) >= FRAMES * PAGE / 2);
 	CHECK(in_between);
+	check_held();
 	end_beside();
 	commit(&third, &stats);
 	CHECK(stats.stored == FRAMES);
