@@ -17,7 +17,6 @@
 
 #include "snapd/daemon/daemon.h"
 
-#define JOB_THREADS_MAX	 16
 #define JOB_THREADS_USER 8
 #define JOB_QUEUED_USER	 64
 #define JOB_KEEP_NR	 1024
@@ -45,6 +44,20 @@ static void unlink_job(struct jobs *jobs, struct job *job)
 	jobs->nr--;
 }
 
+/* Joined rather than detached: libraries free what they keep for a thread as it ends,
+ * and must have done so before the process does. */
+static void join_ended(struct jobs *jobs)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(jobs->threads); i++) {
+		struct job_thread *t = &jobs->threads[i];
+
+		if (t->state != JOB_THREAD_ENDED)
+			continue;
+		pthread_join(t->id, NULL);
+		t->state = JOB_THREAD_NONE;
+	}
+}
+
 void jobs_stop(struct daemon *d)
 {
 	struct jobs *jobs = d->jobs;
@@ -59,6 +72,7 @@ void jobs_stop(struct daemon *d)
 	while (jobs->nr_threads)
 		pthread_cond_wait(&jobs->idle, &jobs->lock);
 	pthread_mutex_unlock(&jobs->lock);
+	join_ended(jobs);
 
 	while ((job = jobs->queue)) {
 		jobs->queue = job->next;
@@ -141,7 +155,8 @@ static struct job *take_locked(struct jobs *jobs)
 
 static void *job_thread(void *arg)
 {
-	struct jobs *jobs = arg;
+	struct job_thread *me = arg;
+	struct jobs *jobs = me->jobs;
 	struct job *job;
 
 	pthread_mutex_lock(&jobs->lock);
@@ -153,23 +168,38 @@ static void *job_thread(void *arg)
 		job_unref(job);
 	}
 	jobs->nr_threads--;
+	me->state = JOB_THREAD_ENDED;
 	pthread_cond_signal(&jobs->idle);
 	pthread_mutex_unlock(&jobs->lock);
 	return NULL;
 }
 
+static struct job_thread *free_place(struct jobs *jobs)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(jobs->threads); i++)
+		if (jobs->threads[i].state == JOB_THREAD_NONE)
+			return &jobs->threads[i];
+	return NULL;
+}
+
+/* jobs->lock is held. */
 static int start_thread(struct jobs *jobs)
 {
+	struct job_thread *t;
 	sigset_t all, old;
-	pthread_t thread;
 	int rc;
 
+	join_ended(jobs);
+	t = free_place(jobs);
+	if (!t)
+		return -EAGAIN;
+	t->jobs = jobs;
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &old);
-	rc = pthread_create(&thread, NULL, job_thread, jobs);
+	rc = pthread_create(&t->id, NULL, job_thread, t);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (!rc)
-		pthread_detach(thread);
+		t->state = JOB_THREAD_RUNS;
 	return -rc;
 }
 

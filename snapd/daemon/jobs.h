@@ -4,6 +4,15 @@
 
 #include "snapd/daemon/job.h"
 
+#define JOB_THREADS_MAX 16
+
+/* ENDED: to be joined.  Under jobs->lock. */
+struct job_thread {
+	struct jobs *jobs;
+	pthread_t id;
+	enum { JOB_THREAD_NONE, JOB_THREAD_RUNS, JOB_THREAD_ENDED } state;
+};
+
 struct jobs {
 	pthread_mutex_t lock;
 	pthread_cond_t idle; /* nr_threads fell */
@@ -11,7 +20,8 @@ struct jobs {
 	uint32_t nr;
 	uint64_t next_id;
 	struct job *queue, **queue_end; /* a reference each */
-	uint32_t nr_threads;
+	struct job_thread threads[JOB_THREADS_MAX];
+	uint32_t nr_threads; /* that run */
 	bool stopping;
 	_Atomic uint64_t ended[JOB_NR_KINDS][JOB_NR_STATES];
 };
