@@ -16,6 +16,7 @@
 #include <stdlib.h>
 
 #include "snapd/daemon/daemon.h"
+#include "snapd/util/cleanup.h"
 
 #define JOB_THREADS_USER 8
 #define JOB_QUEUED_USER	 64
