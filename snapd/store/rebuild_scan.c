@@ -160,6 +160,7 @@ static int note_gone(struct rebuild *b, loc_t loc)
 	}
 	if (array_grow(b->gone, b->nr_gone, b->cap_gone))
 		return -ENOMEM;
+	assert(b->gone);
 	b->gone[b->nr_gone++] = (struct gone){loc, 1};
 	return 0;
 }
