@@ -19,65 +19,10 @@
  * Who needs a loc is kept in a table: nobody, one root, or several.  When there are more
  * pages than fit, segments are taken in ranges, each with a walk of its own.
  */
-#include "snapd/store/account.h"
+#include "snapd/store/account_internal.h"
 
-#include <stdio.h>
-#include <string.h>
-
-#include "snapd/store/internal.h"
 #include "snapd/store/manifest.h"
-#include "snapd/store/point.h"
 #include "snapd/store/walk.h"
-
-#define NOBODY	UINT32_MAX
-#define SEVERAL (UINT32_MAX - 1)
-#define NO_NODE UINT32_MAX
-
-struct node {
-	struct snapd_point at;
-	struct rec_blob manifest; /* or the checkpoint, of the first of a tree */
-	uint32_t child, sibling;  /* nodes; ends with NO_NODE */
-	uint32_t nr_below;	  /* itself and all under it */
-	uint32_t snapshot;	  /* owner number; NOBODY: none */
-	bool head;		  /* of a running VM */
-	bool whole;		  /* `manifest` is a checkpoint */
-	bool first;		  /* of a tree */
-};
-
-struct undo {
-	uint64_t gfn;
-	loc_t loc;
-};
-
-struct frame {
-	uint32_t node, next_child;
-	size_t undo_mark;
-	bool undo; /* what it changes is taken back */
-};
-
-struct owner_table {
-	loc_t *locs; /* owned; 0: free */
-	uint32_t *owners;
-	size_t nr_slots, nr;
-};
-
-struct account {
-	struct store *s;
-	const struct account_config *c;
-	struct store_account *ret;
-	struct node *nodes; /* owned; ascending */
-	uint32_t nr_nodes, cap_nodes;
-	uint32_t *roots; /* owned; owners in the order met */
-	size_t nr_roots;
-	struct pagemap *map; /* owned; fp: stamp + 1 */
-	struct undo *undo;   /* owned */
-	size_t nr_undo, cap_undo;
-	struct frame *stack; /* owned */
-	size_t nr_stack, cap_stack;
-	struct owner_table table;
-	uint32_t seg_from, seg_end; /* of this walk */
-	uint64_t steps, total;
-};
 
 static void account_deinit(struct account *a)
 {
@@ -96,7 +41,7 @@ void store_account_deinit(struct store_account *a)
 	a->snapshots = NULL;
 }
 
-static int no_memory(struct err *e)
+int account_no_memory(struct err *e)
 {
 	return err_errno(e, ENOMEM, "accounting");
 }
@@ -107,215 +52,6 @@ static int step(struct account *a, struct err *e)
 	if (a->c->step && a->c->step(a->c->opaque, a->steps, a->total))
 		return err_set(e, ECANCELED, "accounting was cancelled");
 	return 0;
-}
-
-/* ---- the table ---- */
-
-static int table_init(struct owner_table *t, size_t max)
-{
-	t->nr_slots = 1024;
-	while (t->nr_slots * 2 / 3 < max)
-		t->nr_slots *= 2;
-	t->locs = calloc(t->nr_slots, sizeof(*t->locs));
-	t->owners = calloc(t->nr_slots, sizeof(*t->owners));
-	t->nr = 0;
-	return t->locs && t->owners ? 0 : -ENOMEM;
-}
-
-static size_t table_slot(const struct owner_table *t, loc_t loc)
-{
-	size_t i = (loc * 0x9e3779b97f4a7c15u >> 20) & (t->nr_slots - 1);
-
-	while (t->locs[i] && t->locs[i] != loc)
-		i = (i + 1) & (t->nr_slots - 1);
-	return i;
-}
-
-static uint32_t table_get(const struct owner_table *t, loc_t loc)
-{
-	size_t i = table_slot(t, loc);
-
-	return t->locs[i] ? t->owners[i] : NOBODY;
-}
-
-static int table_add(struct owner_table *t, loc_t loc, uint32_t owner)
-{
-	size_t i = table_slot(t, loc);
-
-	if (t->locs[i]) {
-		if (t->owners[i] != owner)
-			t->owners[i] = SEVERAL;
-		return 0;
-	}
-	/* More locs than the segments' records count pages: a manifest names some that
-	 * are not there. */
-	if (t->nr * 4 >= t->nr_slots * 3)
-		return -E_CORRUPT;
-	t->locs[i] = loc;
-	t->owners[i] = owner;
-	t->nr++;
-	return 0;
-}
-
-/* ---- the forest ---- */
-
-static struct node *find_node(struct account *a, struct snapd_point at)
-{
-	return find_point(a->nodes, a->nr_nodes, sizeof(*a->nodes), at);
-}
-
-/* In the order of the index: the parent is there already, if it is at all (A3). */
-static int add_node(struct account *a, struct snapd_point at, const struct rec_epoch *rec,
-		    struct err *e)
-{
-	struct node n = {.at = at,
-			 .manifest = rec->manifest,
-			 .child = NO_NODE,
-			 .sibling = NO_NODE,
-			 .nr_below = 1,
-			 .snapshot = NOBODY};
-
-	if (a->nr_nodes == a->cap_nodes) {
-		uint32_t cap = a->cap_nodes ? a->cap_nodes * 2 : 256;
-		struct node *p = realloc(a->nodes, cap * sizeof(*p));
-
-		if (!p)
-			return no_memory(e);
-		a->nodes = p;
-		a->cap_nodes = cap;
-	}
-	n.first = !rec->parent.timeline || !find_node(a, rec->parent);
-	if (n.first && rec->chain_epochs)
-		return err_set(e, E_CORRUPT, "epoch %llu of timeline %llu: its parent is missing",
-			       (unsigned long long)at.epoch, (unsigned long long)at.timeline);
-	if (n.first && rec->checkpoint.bytes) {
-		n.manifest = rec->checkpoint;
-		n.whole = true;
-	}
-	a->nodes[a->nr_nodes++] = n;
-	return 0;
-}
-
-static int list_epochs(struct account *a, struct ix_txn *t, struct snapd_point **parents,
-		       struct err *e)
-{
-	struct rec_epoch rec;
-	struct ix_iter it;
-	struct ix_key k;
-	uint64_t all, i = 0;
-	int r = index_count(t, IX_EPOCHS, &all, e);
-
-	if (r)
-		return r;
-	*parents = calloc(all + 1, sizeof(**parents));
-	if (!*parents)
-		return no_memory(e);
-	r = index_iter_init(&it, t, IX_EPOCHS, NULL, e);
-	while (!r && i < all && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
-		(*parents)[i++] = rec.parent;
-		r = add_node(a, (struct snapd_point){ix_be64(k.b), ix_be64(k.b + 8)}, &rec, e);
-	}
-	index_iter_deinit(&it);
-	return r < 0 ? r : 0;
-}
-
-/* Children under their parents, the largest last (A2). */
-static void link_nodes(struct account *a, const struct snapd_point *parents)
-{
-	for (uint32_t i = a->nr_nodes; i--;) {
-		struct node *n = &a->nodes[i], *p = n->first ? NULL : find_node(a, parents[i]);
-		uint32_t *at;
-
-		if (!p)
-			continue;
-		p->nr_below += n->nr_below;
-		for (at = &p->child; *at != NO_NODE && a->nodes[*at].nr_below < n->nr_below;)
-			at = &a->nodes[*at].sibling;
-		n->sibling = *at;
-		*at = i;
-	}
-}
-
-static int list_snapshots(struct account *a, struct ix_txn *t, struct err *e)
-{
-	struct store_account *ret = a->ret;
-	struct rec_snapshot rec;
-	struct rec_epoch epoch;
-	struct ix_iter it;
-	struct ix_key k;
-	uint64_t all;
-	int r = index_count(t, IX_SNAPSHOTS, &all, e);
-
-	if (r)
-		return r;
-	ret->snapshots = calloc(all + 1, sizeof(*ret->snapshots));
-	a->roots = calloc(all + a->nr_nodes + 1, sizeof(*a->roots));
-	if (!ret->snapshots || !a->roots)
-		return no_memory(e);
-	r = index_iter_init(&it, t, IX_SNAPSHOTS, NULL, e);
-	while (!r && ret->nr_snapshots < all &&
-	       (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
-		struct node *n = find_node(a, rec.point);
-		struct ix_key ek = ix_key_point(rec.point);
-
-		r = index_get(t, IX_EPOCHS, &ek, &epoch, sizeof(epoch), NULL, NULL, e);
-		if (r || !n) {
-			r = err_set(e, E_CORRUPT, "snapshot %llu: its epoch is missing",
-				    (unsigned long long)ix_be64(k.b));
-			break;
-		}
-		n->snapshot = (uint32_t)ret->nr_snapshots;
-		ret->snapshots[ret->nr_snapshots++] = (struct account_snapshot){
-			.id = ix_be64(k.b), .bytes_logical = epoch.map_pages * epoch.page_size};
-	}
-	index_iter_deinit(&it);
-	return r < 0 ? r : 0;
-}
-
-static int list_heads(struct account *a, struct ix_txn *t, const uint64_t *live, size_t nr,
-		      struct err *e)
-{
-	for (size_t i = 0; i < nr; i++) {
-		struct ix_key k = ix_key_u64(live[i]);
-		struct rec_timeline tl;
-		struct snapd_point at;
-		struct node *n;
-		int r = index_get(t, IX_TIMELINES, &k, &tl, sizeof(tl), NULL, NULL, e);
-
-		if (r && r != -ENOENT)
-			return r;
-		if (r)
-			continue;
-		at = tl.last ? (struct snapd_point){live[i], tl.last} : tl.parent;
-		n = find_node(a, at);
-		if (n)
-			n->head = true;
-	}
-	return 0;
-}
-
-static int load_forest(struct account *a, struct err *e)
-{
-	_cleanup_free_ struct snapd_point *parents = NULL;
-	_cleanup_free_ uint64_t *live = NULL;
-	size_t nr_live = 0;
-	struct ix_txn t;
-	int r = a->c->live ? a->c->live(a->c->live_opaque, &live, &nr_live) : 0;
-
-	if (r)
-		return err_errno(e, -r, "listing the timelines in use");
-	r = index_begin(a->s->index, &t, e);
-	if (r)
-		return r;
-	r = list_epochs(a, &t, &parents, e);
-	if (!r)
-		r = list_snapshots(a, &t, e);
-	if (!r)
-		r = list_heads(a, &t, live, nr_live, e);
-	index_end(&t);
-	if (!r)
-		link_nodes(a, parents);
-	return r;
 }
 
 /* ---- the walk ---- */
@@ -333,7 +69,7 @@ static int close_entry(struct account *a, uint64_t gfn, loc_t loc)
 
 	if (loc_kind(loc) != LOC_PAGE || !n || segment < a->seg_from || segment >= a->seg_end)
 		return 0;
-	return table_add(&a->table, loc, n > 1 ? SEVERAL : a->roots[since]);
+	return owner_table_add(&a->table, loc, n > 1 ? SEVERAL : a->roots[since]);
 }
 
 static int push_undo(struct account *a, uint64_t gfn, loc_t loc)
@@ -407,7 +143,7 @@ static int enter(struct account *a, uint32_t node, bool undo, struct err *e)
 		struct frame *p = realloc(a->stack, cap * sizeof(*p));
 
 		if (!p)
-			return no_memory(e);
+			return account_no_memory(e);
 		a->stack = p;
 		a->cap_stack = cap;
 	}
@@ -446,7 +182,7 @@ static int close_all(struct account *a, struct err *e)
 	int r = pagemap_iter_init(&it, a->map);
 
 	if (r)
-		return no_memory(e);
+		return account_no_memory(e);
 	while (!r && pagemap_iter_next(&it, &gfn, &loc))
 		r = close_entry(a, gfn, loc);
 	pagemap_iter_deinit(&it);
@@ -460,7 +196,7 @@ static int walk_tree(struct account *a, uint32_t first, struct err *e)
 	pagemap_destroy(a->map);
 	a->map = NULL;
 	if (pagemap_create(true, &a->map))
-		return no_memory(e);
+		return account_no_memory(e);
 	a->nr_undo = 0;
 	r = enter(a, first, false, e);
 	while (!r && a->nr_stack) {
@@ -523,7 +259,8 @@ static int count_batches(struct account *a, struct seg_walk *w, struct err *e)
 		for (uint32_t i = 0; p && i < h->nr_entries; i++)
 			if (!page_is_gone(&p[i]))
 				count_page(a,
-					   table_get(&a->table, loc_make(h->segment, h->block, i)),
+					   owner_table_get(&a->table,
+							   loc_make(h->segment, h->block, i)),
 					   p[i].len_codec >> 8);
 	}
 	return r;
@@ -539,7 +276,7 @@ static int count_segment(struct account *a, uint32_t id, uint32_t tail, struct e
 	r = seg_open(a->s, id, &seg, &fd, &ident, e);
 	if (r)
 		return r;
-	r = seg_walk_init(&w, fd, &ident, tail) ? no_memory(e) : count_batches(a, &w, e);
+	r = seg_walk_init(&w, fd, &ident, tail) ? account_no_memory(e) : count_batches(a, &w, e);
 	seg_close(a->s, seg);
 	return r;
 }
@@ -557,7 +294,7 @@ static int list_segments(struct account *a, struct seg_size **ret, uint32_t *nr,
 	*nr = a->s->nr_segs;
 	*ret = calloc(*nr + 1u, sizeof(**ret));
 	if (!*ret)
-		return no_memory(e);
+		return account_no_memory(e);
 	for (uint32_t i = 0; i < *nr; i++) {
 		const struct seg *seg = a->s->segs[i];
 
@@ -578,8 +315,8 @@ static int account_range(struct account *a, const struct seg_size *segs, uint32_
 		pages += segs[a->seg_end++].pages;
 	free(a->table.locs);
 	free(a->table.owners);
-	if (table_init(&a->table, pages))
-		return no_memory(e);
+	if (owner_table_init(&a->table, pages))
+		return account_no_memory(e);
 	r = walk_forest(a, e);
 	for (uint32_t i = a->seg_from; !r && i < a->seg_end; i++)
 		if (segs[i].tail > 1)
@@ -601,7 +338,7 @@ int store_account(struct store *s, const struct account_config *c, struct store_
 	 * only if it lies in front of a tail that was read before. */
 	r = list_segments(&a, &segs, &nr, e);
 	if (!r)
-		r = load_forest(&a, e);
+		r = account_load_forest(&a, e);
 	a.total = a.nr_nodes;
 	while (!r && a.seg_from < nr)
 		r = account_range(&a, segs, nr, e);

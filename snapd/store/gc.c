@@ -36,9 +36,8 @@
 
 #include "snapd/util/log.h"
 
-#define YOUNG_NS      (3600ull * 1000000000u)
-#define FREE_KEPT_MAX 4u  /* free segments kept for recycling */
-#define RUNS_MAX      64u /* when more goes than memory holds at once */
+#define YOUNG_NS (3600ull * 1000000000u)
+#define RUNS_MAX 64u /* when more goes than memory holds at once */
 
 /* ---- roots ---- */
 
@@ -59,7 +58,7 @@ static int add_root(struct gc *g, struct snapd_point at, struct err *e)
 	return 0;
 }
 
-static bool is_live(const struct gc *g, uint64_t timeline, const struct rec_timeline *rec)
+bool gc_is_live(const struct gc *g, uint64_t timeline, const struct rec_timeline *rec)
 {
 	uint64_t now = store_now_ns();
 
@@ -94,7 +93,7 @@ static int roots_of_timelines(struct gc *g, struct ix_txn *t, struct err *e)
 	while (!r && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
 		struct snapd_point head = {ix_be64(k.b), rec.last};
 
-		r = is_live(g, head.timeline, &rec) ? add_root(g, head, e) : 0;
+		r = gc_is_live(g, head.timeline, &rec) ? add_root(g, head, e) : 0;
 	}
 	index_iter_deinit(&it);
 	return r;
@@ -193,264 +192,6 @@ static int take_new_roots(struct gc *g, struct err *e)
 	return 0;
 }
 
-static bool in_use(const struct seg *seg)
-{
-	return seg && seg->state != SEG_FREE;
-}
-
-static bool is_referred(const struct store *s, uint32_t id)
-{
-	if (seg_refs_has(&s->gc_refs, id))
-		return true;
-	for (const struct epoch *ep = s->epochs; ep; ep = ep->next)
-		if (seg_refs_has(&ep->refs, id))
-			return true;
-	return false;
-}
-
-/* Nobody is at work in it, and what is named in it is known (G2). */
-static bool is_settled(const struct gc *g, uint32_t id)
-{
-	const struct seg *seg = g->s->segs[id];
-
-	return in_use(seg) && !seg->busy && seg->indexed && seg->commit <= g->since &&
-	       !is_referred(g->s, id);
-}
-
-/* Could go, but for the journal in it. */
-static bool is_unneeded(const struct gc *g, uint32_t id)
-{
-	return is_settled(g, id) && !g->s->segs[id]->users && !seg_refs_has(&g->need, id);
-}
-
-/* What the counts say after the last step. */
-static struct seg_named named_in(const struct gc *g, uint32_t id)
-{
-	for (size_t lo = 0, hi = g->changes.nr; lo < hi;) {
-		size_t mid = lo + (hi - lo) / 2;
-		const struct seg_counts *c = &g->changes.v[mid];
-
-		if (c->segment == id)
-			return (struct seg_named){c->pages, c->places, c->high, c->looks};
-		if (c->segment < id)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return g->s->segs[id]->named;
-}
-
-/* Has so much died in it that it is worth a look at its headers?  Each look after the first
- * takes that a sixteenth went since, so they cost a bounded share of what dies. */
-static bool is_worth_a_look(const struct gc *g, uint32_t id)
-{
-	const struct seg *seg = g->s->segs[id];
-	struct seg_named n = named_in(g, id);
-	bool open = seg->state == SEG_OPEN;
-	uint64_t share = open ? 4 : 16; /* an open one takes more pages yet */
-
-	if (!seg_refs_has(&g->need, id) || !is_settled(g, id) || seg->damaged)
-		return false;
-	if (!n.looks && seg->pages > n.pages && (seg->pages - n.pages) * share >= seg->pages)
-		return true;
-	return n.high > n.places && (n.high - n.places) * share >= n.high;
-}
-
-/* What to do with a journal that keeps segments for itself: without anything else in the
- * store it is not needed; else one open segment is its due, and from more it moves. */
-static void decide_journal(struct gc *g)
-{
-	const struct store *s = g->s;
-	uint32_t alone = 0, full = 0, others = 0;
-
-	for (uint32_t i = 0; i < s->nr_segs; i++) {
-		bool unneeded = in_use(s->segs[i]) && is_unneeded(g, i);
-
-		others += in_use(s->segs[i]) && !unneeded;
-		if (!unneeded || !seg_refs_has(&s->journal_refs, i))
-			continue;
-		alone++;
-		full += s->segs[i]->state == SEG_SEALED;
-	}
-	g->no_journal = !others;
-	g->image = others && (full || alone > 1);
-}
-
-static int condemn(struct gc *g, struct err *e)
-{
-	struct store *s = g->s;
-	scoped_lock(&s->segments_lock);
-	uint32_t free_kept = 0;
-
-	decide_journal(g);
-	for (uint32_t i = 0; i < s->nr_segs; i++)
-		free_kept += s->segs[i] && s->segs[i]->state == SEG_FREE;
-	for (uint32_t i = 0; i < s->nr_segs; i++) {
-		struct seg *seg = s->segs[i];
-		bool remove = seg &&
-			      (seg->damaged || seg->segment_bytes != s->segment_bytes ||
-			       seg->disk_bytes != seg->segment_bytes || free_kept >= FREE_KEPT_MAX);
-
-		if (seg && is_worth_a_look(g, i)) {
-			if (seg_refs_add(&g->victims, i))
-				return err_errno(e, ENOMEM, "gc");
-			seg->condemned = true;
-			continue;
-		}
-		if (!seg || !is_unneeded(g, i) ||
-		    (!g->image && !g->no_journal && seg_refs_has(&s->journal_refs, i)))
-			continue;
-		if (seg_refs_add(&g->condemned, i) || (remove && seg_refs_add(&g->removed, i)))
-			return err_errno(e, ENOMEM, "gc");
-		free_kept += !remove;
-		g->freed += seg->disk_bytes;
-		seg->condemned = true;
-	}
-	return 0;
-}
-
-static int prune_segments(struct gc *g, struct ix_txn *t, struct err *e)
-{
-	for (uint32_t i = 0; i < g->condemned.nr; i++) {
-		struct ix_key k = ix_key_u32(i);
-		struct rec_segment rec;
-		int r;
-
-		if (!seg_refs_has(&g->condemned, i))
-			continue;
-		if (seg_refs_has(&g->removed, i)) {
-			r = index_del(t, IX_SEGMENTS, &k, e);
-		} else {
-			r = index_get(t, IX_SEGMENTS, &k, &rec, sizeof(rec), NULL, NULL, e);
-			rec.state = SEG_FREE;
-			rec.tail = 1;
-			rec.pages = 0;
-			if (!r)
-				r = index_put(t, IX_SEGMENTS, &k, &rec, sizeof(rec), NULL, 0, e);
-		}
-		if (r)
-			return r == -ENOENT ? err_set(e, E_CORRUPT, "segment %08x has no record", i)
-					    : r;
-	}
-	return 0;
-}
-
-static bool stays(const struct gc_epoch *x)
-{
-	return x->kept || x->left;
-}
-
-/* The nearest ancestor that is kept. */
-static struct snapd_point kept_ancestor(struct gc *g, struct snapd_point at)
-{
-	const struct gc_epoch *x;
-
-	while (at.timeline && (x = gc_find_epoch(g, at)) && !stays(x))
-		at = x->ancestor;
-	return at;
-}
-
-static int prune_epoch(struct gc *g, const struct gc_epoch *x, struct ix_txn *t, struct err *e)
-{
-	struct ix_key k = ix_key_point(x->at);
-	struct snapd_point ancestor;
-	struct rec_epoch rec;
-	int r;
-
-	if (!stays(x)) {
-		r = x->counted ? index_del(t, IX_COUNTED, &k, e) : 0;
-		return r ? r : index_del(t, IX_EPOCHS, &k, e);
-	}
-	ancestor = kept_ancestor(g, x->ancestor);
-	if (ancestor.timeline == x->ancestor.timeline && ancestor.epoch == x->ancestor.epoch)
-		return 0;
-	r = index_get(t, IX_EPOCHS, &k, &rec, sizeof(rec), NULL, NULL, e);
-	if (r)
-		return r == -ENOENT ? err_set(e, E_CORRUPT, "the record of an epoch is missing")
-				    : r;
-	rec.ancestor = ancestor;
-	return index_put(t, IX_EPOCHS, &k, &rec, sizeof(rec), NULL, 0, e);
-}
-
-static bool timeline_used(const struct gc *g, uint64_t id, const struct rec_timeline *rec)
-{
-	if (is_live(g, id, rec))
-		return true;
-	for (const struct epoch *ep = g->s->epochs; ep; ep = ep->next)
-		if (ep->point.timeline == id)
-			return true;
-	for (const struct pin *p = g->s->pins; p; p = p->next)
-		if (p->at.timeline == id)
-			return true;
-	return false;
-}
-
-/* After the epochs were pruned: 1 when the timeline has one left. */
-static int has_epochs(struct ix_txn *t, uint64_t id, struct err *e)
-{
-	struct ix_key prefix = ix_key_u64(id), k;
-	struct rec_epoch rec;
-	struct ix_iter it;
-	int r;
-
-	r = index_iter_init(&it, t, IX_EPOCHS, &prefix, e);
-	if (!r)
-		r = index_iter_next(&it, &k, &rec, sizeof(rec), e);
-	index_iter_deinit(&it);
-	return r;
-}
-
-/* The first timeline above `after` that leads to nothing any more; 0: none. */
-static int next_dead(struct gc *g, struct ix_txn *t, uint64_t after, uint64_t *ret, struct err *e)
-{
-	struct rec_timeline rec;
-	struct ix_iter it;
-	struct ix_key k;
-	int r;
-
-	*ret = 0;
-	r = index_iter_init(&it, t, IX_TIMELINES, NULL, e);
-	while (!r && !*ret && (r = index_iter_next(&it, &k, &rec, sizeof(rec), e)) > 0) {
-		uint64_t id = ix_be64(k.b);
-
-		r = id <= after || timeline_used(g, id, &rec) ? 1 : has_epochs(t, id, e);
-		*ret = r ? 0 : id;
-		r = MIN(r, 0);
-	}
-	index_iter_deinit(&it);
-	return r;
-}
-
-static int prune_timelines(struct gc *g, struct ix_txn *t, struct err *e)
-{
-	uint64_t id = 0;
-	int r;
-
-	while (!(r = next_dead(g, t, id, &id, e)) && id) {
-		struct ix_key k = ix_key_u64(id);
-
-		r = index_del(t, IX_TIMELINES, &k, e);
-		if (r)
-			return r;
-	}
-	return r;
-}
-
-static int prune_txn(struct ix_txn *t, void *arg, struct err *e)
-{
-	struct gc *g = arg;
-	int r = refs_put_all(t, &g->changes, e);
-
-	if (!r)
-		r = prune_segments(g, t, e);
-
-	for (size_t i = 0; !r && i < g->nr_epochs; i++)
-		r = prune_epoch(g, &g->epochs[i], t, e);
-	if (!r)
-		r = prune_timelines(g, t, e);
-	return r || !g->no_journal ? r : journal_put_empty(t, e);
-}
-
 /* Holds off new roots and epochs, also while it marks and counts those that came since. */
 static int last_step(struct gc *g, struct err *e)
 {
@@ -466,12 +207,12 @@ static int last_step(struct gc *g, struct err *e)
 	if (!r)
 		r = gc_plan(g, e);
 	if (!r)
-		r = condemn(g, e);
+		r = gc_condemn(g, e);
 	if (!r && g->no_journal)
-		r = index_update(g->s->index, prune_txn, g, e);
+		r = index_update(g->s->index, gc_prune_txn, g, e);
 	else if (!r)
-		r = g->image ? store_update_image(g->s, prune_txn, g, e)
-			     : store_update(g->s, prune_txn, g, e);
+		r = g->image ? store_update_image(g->s, gc_prune_txn, g, e)
+			     : store_update(g->s, gc_prune_txn, g, e);
 	if (!r)
 		gc_learn(g, &g->changes);
 	return r;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * gc: what gc.c (roots, the last step), mark.c (what epochs name), merge.c (manifests of
- * epochs that go) and rewrite.c (segments in part dead) share.
+ * gc: what gc.c (roots, the last step), mark.c (what epochs name), condemn.c (segments),
+ * prune.c (records) and rewrite.c (segments in part dead) share.
  */
 #pragma once
 
@@ -53,6 +53,21 @@ struct gc {
 struct gc_epoch *gc_find_epoch(struct gc *g, struct snapd_point at);
 /* After so much was read or written: wait until it is due.  -ECANCELED. */
 int gc_pace(struct gc *g, uint64_t bytes, struct err *e);
+
+/* ---- gc.c ---- */
+
+/* Is a running VM on the timeline, or may one be? */
+bool gc_is_live(const struct gc *g, uint64_t timeline, const struct rec_timeline *rec);
+
+/* ---- condemn.c ---- */
+
+/* g->condemned, removed, victims; what they say is in the segments, too (G3). */
+int gc_condemn(struct gc *g, struct err *e);
+
+/* ---- prune.c ---- */
+
+/* Arg: the gc. */
+int gc_prune_txn(struct ix_txn *t, void *arg, struct err *e);
 
 /* ---- mark.c ---- */
 

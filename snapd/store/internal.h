@@ -18,11 +18,13 @@
  *   store/map.c     epoch records → whole maps; rebuilding the dedup table
  *   store/mapstream.c  the same as sequences, in bounded memory
  *   store/overlay.c  layers of runs → one sequence                            (pure)
- *   store/epoch.c   one epoch: what to store, and whether it is stored already
+ *   store/epoch.c   one epoch, from its begin to its end
+ *   store/intake.c  its pages: what to store, and whether it is stored already
  *   store/commit.c  its manifest, checkpoint and records; the commit
  *   store/prove.c   candidates waiting for their proof
  *   store/changes.c what an epoch changes, sorted                             (pure)
  *   store/gc.c      roots in, what nothing needs dropped
+ *   store/condemn.c  what becomes of each segment; store/prune.c: of each record
  *   store/mark.c    what roots need, and how many name it
  *   store/refs.c    those counts: how many epochs name a place
  *   store/rewrite.c segments in part dead, written again
@@ -439,10 +441,13 @@ struct epoch {
 	uint64_t dedup_reads;	 /* extents that a restore reads for its duplicates */
 	int failed;		 /* -errno of a put; only abort is left */
 };
-/* Decide all pages that wait for a proof. */
-int epoch_settle(struct epoch *ep, struct err *e);
 /* As epoch_abort(), of an epoch that was committed. */
 void epoch_finish(struct epoch *ep);
+
+/* ---- store/intake.c ---- */
+
+/* Decide all pages that wait for a proof. */
+int epoch_settle(struct epoch *ep, struct err *e);
 
 /* ---- store/journal.c ---- */
 
@@ -470,8 +475,6 @@ void commit_publish_tails(struct appender *a);
 
 /* Each may be NULL. */
 int snapshot_check_texts(const char *name, const char *note, const char *tags, struct err *e);
-
-/* ---- store/mark.c ---- */
 
 /* ---- store/pin.c ---- */
 
