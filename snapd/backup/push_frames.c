@@ -58,40 +58,42 @@ static int next_of_all(struct push *p, struct manifest_run *ret, struct err *e)
 	return 1;
 }
 
-/* What two maps have otherwise.  1, 0 when this step found nothing, and *end when all is done. */
-static int compare_step(struct push_frames *f, struct manifest_run *ret, bool *end, struct err *e)
+/* The next frames that both maps tell of alike or otherwise, or one alone does.  1: *ret; 0 at the
+ * end of both. */
+static int compare_step(struct push_frames *f, struct manifest_run *ret, bool *same, struct err *e)
 {
 	struct manifest_run *a = &f->run, *b = &f->base_run;
 	int rc = refill(f->now, a, e);
 
 	if (!rc)
 		rc = refill(f->base, b, e);
-	if (rc)
+	if (rc || (!a->len && !b->len))
 		return rc;
-	*end = !a->len && !b->len;
-	if (*end)
-		return 0;
+	*same = false;
 	if (a->len && (!b->len || a->gfn < b->gfn)) {
 		*ret = take(a, b->len ? MIN(a->len, b->gfn - a->gfn) : a->len);
-		return 1;
-	}
-	if (!a->len || b->gfn < a->gfn) {
+	} else if (!a->len || b->gfn < a->gfn) {
 		*ret = take(b, a->len ? MIN(b->len, a->gfn - b->gfn) : b->len);
 		ret->loc = MANIFEST_GONE;
-		return 1;
+	} else {
+		*ret = take(a, MIN(a->len, b->len));
+		*same = take(b, ret->len).loc == ret->loc;
 	}
-	*ret = take(a, MIN(a->len, b->len));
-	return take(b, ret->len).loc != ret->loc;
+	return 1;
 }
 
+/* *ret is left alone at the end: what is alike is nobody's. */
 static int next_of_both(struct push *p, struct manifest_run *ret, struct err *e)
 {
-	bool end = false;
+	struct manifest_run run;
+	bool same;
 	int rc;
 
 	do
-		rc = compare_step(&p->frames, ret, &end, e);
-	while (!rc && !end);
+		rc = compare_step(&p->frames, &run, &same, e);
+	while (rc == 1 && same);
+	if (rc == 1)
+		*ret = run;
 	return rc;
 }
 
