@@ -191,7 +191,8 @@ static const struct verb verbs[] = {
 	 verb_policy,
 	 1,
 	 INT_MAX,
-	 {{"wait", NULL, "run: until it is done; exit code 1 if a VM's went wrong"}},
+	 {{"self-check", "N", "set: compare all memory with every N-th; 0: never"},
+	  {"wait", NULL, "run: until it is done; exit code 1 if a VM's went wrong"}},
 	 false,
 	 "set makes or changes a policy: every=5m, schedule='Mon..Fri 02:30' or\n"
 	 "recovery_point=1s, vms='web*', keep_grid='24x1h, 14x1d' and more, see\n"

@@ -177,11 +177,29 @@ static int apply(json_t *settings, const char *word)
 	return 0;
 }
 
+/* --self-check N; 0 takes it away.  The service says what else N may not be. */
+static int apply_self_check(json_t *settings, const char *n)
+{
+	char word[64];
+
+	if (!n)
+		return 0;
+	if (!*n || strlen(n) > 20)
+		return fail(EXIT_USAGE, "policy set: --self-check '%s' is no number of snapshots", n);
+	snprintf(word, sizeof(word), "self_check_every=%s", strcmp(n, "0") != 0 ? n : "");
+	return apply(settings, word);
+}
+
 static int policy_set_verb(const struct args *a)
 {
 	_cleanup_(cleanup_json) json_t *o = NULL, *settings = NULL;
-	int rc = settings_now(a, &settings);
+	int rc = 0;
 
+	if (a->nr_pos == 2 && !opt(a, "self-check"))
+		return fail(EXIT_USAGE, "policy set: nothing to set; KEY=VALUE, or --self-check N");
+	rc = settings_now(a, &settings);
+	if (!rc)
+		rc = apply_self_check(settings, opt(a, "self-check"));
 	for (int i = 2; !rc && i < a->nr_pos; i++)
 		rc = apply(settings, a->pos[i]);
 	if (!rc)
@@ -356,7 +374,7 @@ int verb_policy(const struct args *a)
 	} verbs[] = {
 		{"list", policy_list, 1, 1, ""},
 		{"show", policy_show, 2, 2, " NAME"},
-		{"set", policy_set_verb, 3, 99, " NAME KEY=VALUE..."},
+		{"set", policy_set_verb, 2, 99, " NAME [--self-check N] KEY=VALUE..."},
 		{"run", policy_run, 2, 3, " NAME [VM]"},
 		{"pause", policy_pause, 2, 2, " NAME"},
 		{"resume", policy_resume, 2, 2, " NAME"},
@@ -365,6 +383,8 @@ int verb_policy(const struct args *a)
 
 	if (opt(a, "wait") && strcmp(a->pos[0], "run") != 0)
 		return fail(EXIT_USAGE, "--wait is for policy run");
+	if (opt(a, "self-check") && strcmp(a->pos[0], "set") != 0)
+		return fail(EXIT_USAGE, "--self-check is for policy set");
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
 		if (strcmp(a->pos[0], verbs[i].name) != 0)
 			continue;

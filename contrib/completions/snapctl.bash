@@ -40,6 +40,7 @@ _snapctl() {
 		word=${words[i]}
 		case $word in
 		--socket | --name | --note | --tag | --snapshot-name | --add-tag | --remove-tag | --vm | --keep-* | --repository | --rate | --compression | --set | --add | --remove | --delay | --sort) ((i++)) ;;
+		--self-check) [ "$verb" = policy ] && ((i++)) ;;
 		-*) ;;
 		*) if [ -z "$verb" ]; then verb=$word; else pos+=("$word"); fi ;;
 		esac
@@ -55,7 +56,7 @@ _snapctl() {
 	list) options+=' --tree --flat' ;;
 	diff) options+=' --all' ;;
 	rollback) options+=' --check --other-vm' ;;
-	policy) options+=' --wait' ;;
+	policy) options+=' --wait --self-check' ;;
 	restore) options+=' --name --print --disk --mac --force' ;;
 	export) options+=' --force' ;;
 	import) options+=' --name --snapshot-name --note --tag' ;;

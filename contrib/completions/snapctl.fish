@@ -150,6 +150,7 @@ complete -c snapctl -n '__snapctl_verb store' -l new-key -r -d 'its key from now
 
 complete -c snapctl -n '__snapctl_verb rollback' -l other-vm -d 'of another VM, too'
 complete -c snapctl -n '__snapctl_verb policy' -l wait -d 'until it is done'
+complete -c snapctl -n '__snapctl_verb policy' -l self-check -x -d 'compare all memory every so many snapshots'
 
 complete -c snapctl -n '__snapctl_at 0 tag snapshot self-check list rollback prune' -a '(__snapctl_vms)'
 complete -c snapctl -n '__snapctl_at 0 show restore export set verify' -a '(__snapctl_snaps)'

@@ -34,6 +34,7 @@ LINES = (
     ("snapctl policy set nightly recov", "recovery_point="),
     ("snapctl policy set nightly every=1h schedu", "schedule="),
     ("snapctl policy run --wa", "--wait"),
+    ("snapctl policy set nightly --self", "--self-check"),
     ("snapctl store rebui", "rebuild-index"),
     ("snapctl backup pus", "push"),
     ("snapctl backup push --repos", "--repository"),

@@ -71,6 +71,9 @@ def refused(b):
     bad(b, 2, "policy", "set", "x", "every=5m", "colour=red")
     bad(b, 2, "policy", "set", "x/y", "every=5m")
     bad(b, 2, "policy", "set", "x", "every")
+    bad(b, 2, "policy", "set", "x")
+    bad(b, 2, "policy", "set", "x", "every=5m", "--self-check", "often")
+    bad(b, 2, "policy", "show", "x", "--self-check", "5")
     bad(b, 2, "policy", "frobnicate", "x")
     bad(b, 3, "policy", "show", "x")
     bad(b, 3, "policy", "run", "x")
@@ -200,7 +203,7 @@ def bounds(b, options):
 def continuously(b, options):
     """Epochs all the time, thinned, and their cost is told; every third is one with all memory compared."""
     begin(b, options, "web1")
-    b.snapctl("policy", "set", "rpo", "vms=web1", "recovery_point=200ms", "self_check_every=3")
+    b.snapctl("policy", "set", "rpo", "vms=web1", "recovery_point=200ms", "--self-check", "3")
     began = time.monotonic()
     one = until_runs(b, "rpo", "web1", 15)
     rate = one["runs"] / (time.monotonic() - began)
