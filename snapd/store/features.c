@@ -157,7 +157,7 @@ static int need_put(struct ix_txn *t, void *arg, struct err *e)
 	return index_put(t, IX_META, &key_features, &rec, sizeof(rec), names, len, e);
 }
 
-static int add(struct store *s, uint32_t more, struct err *e)
+int features_add(struct store *s, uint32_t more, struct err *e)
 {
 	static pthread_mutex_t adding = PTHREAD_MUTEX_INITIALIZER;
 	struct need n = {.s = s};
@@ -174,10 +174,5 @@ static int add(struct store *s, uint32_t more, struct err *e)
 
 int features_need(struct store *s, struct codec_policy policy, struct err *e)
 {
-	return add(s, features_of(policy), e);
-}
-
-int features_add(struct store *s, enum feature feature, struct err *e)
-{
-	return add(s, 1u << feature, e);
+	return features_add(s, features_of(policy), e);
 }

@@ -181,7 +181,7 @@ int features_load(struct store *s, struct err *e); /* -EPROTO: one that we don't
 int features_put(struct ix_txn *t, void *store, struct err *e);
 int features_log(const struct store *s, struct reclog *log); /* the same record */
 /* Recorded from now on.  Durable. */
-int features_add(struct store *s, enum feature feature, struct err *e);
+int features_add(struct store *s, uint32_t features, struct err *e); /* bits */
 /* How new pages are stored; features_put() records it. */
 int features_choose(struct store *s, const char *compression, struct err *e);
 /* The same, and recorded when it differs. */

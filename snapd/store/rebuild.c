@@ -9,10 +9,10 @@
  *
  * Records come from EPOCH and INDEX batches (journal.c).  The newest image counts, then:
  *
- *   R1 an INDEX batch, if it is newer than the image;
- *   R2 an EPOCH batch, if it is newer, or its timeline is in the image with an earlier
- *      epoch for its last one: it was on its way while the image was made.
- *   R3 In a store without a journal, an epoch one of whose pages is not where its manifest
+ *   R1 a batch that is newer than the image, or has an epoch that is later than the last
+ *      one of its timeline in the image: it was on its way while the image was made.  No
+ *      INDEX batch before the image is like that (J1).
+ *   R2 In a store without a journal, an epoch one of whose pages is not where its manifest
  *      says, in a batch older than its record, is one that gc took, and is left out.
  *
  * Only batches that were committed are found: what a crash or a failure left is cleared
@@ -90,11 +90,11 @@ static int fill(struct store *s, void *arg, struct err *e)
 	}
 	if (!r)
 		r = index_update(s->index, rebuild_settle, b, e);
-	/* What the journal has of the features may be older than the holes. */
-	if (!r && b->holes)
+	/* What the journal has of the features may be older than what needs them. */
+	if (!r)
 		r = features_load(s, e);
-	if (!r && b->holes)
-		r = features_add(s, FEATURE_HOLES, e);
+	if (!r)
+		r = features_add(s, rebuild_features_found(b), e);
 	return r ? r : count(b, e);
 }
 

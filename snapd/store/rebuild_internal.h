@@ -76,6 +76,8 @@ int rebuild_no_memory(struct err *e);
 
 int rebuild_find_segments(struct rebuild *b, struct err *e);
 int rebuild_walk_segments(struct rebuild *b, struct err *e);
+/* Bits: enum feature; what a reader must know of, by what is in the segments. */
+uint32_t rebuild_features_found(const struct rebuild *b);
 /* Of those found; NULL: none is there. */
 struct found *rebuild_find(const struct rebuild *b, struct batch_ref at);
 /* All parts of a blob are used. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Batches with records → the records, in the order of seq, into a new index: R1 and R2
- * of rebuild.c.
+ * Batches with records → the records, in the order of seq, into a new index: R1 of
+ * rebuild.c.
  */
 #include "snapd/store/rebuild_internal.h"
 
@@ -155,7 +155,7 @@ int rebuild_find_identity(struct rebuild *b, struct err *e)
 	return 0;
 }
 
-/* As they were; of a store that has no journal, from what was found. */
+/* As they were; of a store that has none, from what was found. */
 static int put_features(struct rebuild *b, struct ix_txn *t, struct err *e)
 {
 	static const struct ix_key key = {.b = "features", .len = 8};
@@ -166,9 +166,7 @@ static int put_features(struct rebuild *b, struct ix_txn *t, struct err *e)
 
 	if (!newest_meta(b, "features", &rec, sizeof(rec), &names, &len))
 		return index_put(t, IX_META, &key, &rec, sizeof(rec), names, len, e);
-	s->features = s->seal ? 1u << FEATURE_SEALED : 0;
-	s->features |= b->codecs & 1u << CODEC_LZ4 ? 1u << FEATURE_LZ4 : 0;
-	s->features |= b->codecs & 1u << CODEC_ZSTD ? 1u << FEATURE_ZSTD : 0;
+	s->features = rebuild_features_found(b) | (s->seal ? 1u << FEATURE_SEALED : 0);
 	s->policy = (struct codec_policy){.codec = CODEC_RAW};
 	if (b->codecs & 1u << CODEC_LZ4)
 		s->policy.codec = CODEC_LZ4;
@@ -243,16 +241,14 @@ static int apply_one(struct rebuild *b, struct ix_txn *t, const struct reclog_re
 	return r ? r : index_put(t, x->db, &k, &rec, size_of(x->db), tail, tail_len, e);
 }
 
-/* R2 */
-static int is_wanted(struct rebuild *b, struct ix_txn *t, const struct records *x)
+/* R1 */
+static bool is_wanted(struct rebuild *b, struct ix_txn *t, const struct records *x)
 {
 	struct reclog_reader reader;
 	struct reclog_record rec;
 
 	if (!b->image || x->seq > b->image->seq)
 		return true;
-	if (x->type == BATCH_INDEX)
-		return false; /* R1 */
 	reclog_reader_init(&reader, x->bytes, x->len);
 	while (reclog_next(&reader, &rec, NULL) > 0) {
 		struct rec_timeline known;

@@ -251,6 +251,13 @@ int rebuild_walk_segments(struct rebuild *b, struct err *e)
 	return 0;
 }
 
+uint32_t rebuild_features_found(const struct rebuild *b)
+{
+	return (b->holes ? 1u << FEATURE_HOLES : 0) |
+	       (b->codecs & 1u << CODEC_LZ4 ? 1u << FEATURE_LZ4 : 0) |
+	       (b->codecs & 1u << CODEC_ZSTD ? 1u << FEATURE_ZSTD : 0);
+}
+
 /* ---- found again ---- */
 
 static uint64_t place(struct batch_ref at)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Records in the new index → those of epochs that are whole stay (R3 of rebuild.c), what
+ * Records in the new index → those of epochs that are whole stay (R2 of rebuild.c), what
  * follows from them is set right, what is lost is told, and segments end behind their last
  * batch that is used.
  */
@@ -34,7 +34,7 @@ static struct found *find_pages(const struct rebuild *b, const struct manifest_r
 											   : x;
 }
 
-/* A manifest or checkpoint: can it be read, and (R3) is all there that it names, older than
+/* A manifest or checkpoint: can it be read, and (R2) is all there that it names, older than
  * the record; use: everything of it is used. */
 static bool map_is_whole(struct rebuild *b, const struct rec_blob *blob, enum batch_type type,
 			 uint64_t before, bool use)

@@ -440,7 +440,7 @@ static int write_again(struct rewrite *w, struct err *e)
 	int r;
 
 	snprintf(name, sizeof(name), "%08x.new", w->ident.segment);
-	r = features_add(w->s, FEATURE_HOLES, e);
+	r = features_add(w->s, 1u << FEATURE_HOLES, e);
 	if (!r)
 		r = make_file(w, name, e);
 	if (!r)
