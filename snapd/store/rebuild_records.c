@@ -298,7 +298,7 @@ int rebuild_replay(struct ix_txn *t, void *arg, struct err *e)
 	if (!r && b->image)
 		r = apply(b, t, b->image, e);
 	for (size_t i = 0; !r && i < b->nr_records; i++)
-		if (&b->records[i] != b->image && is_wanted(b, t, &b->records[i]))
+		if (is_wanted(b, t, &b->records[i]))
 			r = apply(b, t, &b->records[i], e);
 	b->replayed = true;
 	return r;

@@ -370,25 +370,44 @@ static void image_replaces(void)
 	CHECK(has_note(id, "second"));
 }
 
-/* The newest image counts. */
+/* The newest image counts: what was deleted since the one before is not in it. */
 static void newest_image(void)
 {
-	struct spot second;
+	struct spot deletion;
 	struct line l;
 	uint64_t id;
 
 	begin_line(&l, "guest");
 	id = take(&l, 0, 3, 100, "s");
-	set_note(id, "first");
 	image();
-	set_note(id, "second");
-	second = newest(BATCH_INDEX);
+	delete (id);
+	deletion = newest(BATCH_INDEX);
 	image();
 	end_line(&l);
 	close_store();
-	wipe(second);
+	wipe(deletion);
 	rebuild_closed();
-	CHECK(has_note(id, "second"));
+	CHECK(!is_there(id));
+}
+
+/* Records count in the order of seq, not of their places. */
+static void order(void)
+{
+	struct epoch *ep;
+	struct line l;
+	uint64_t id;
+
+	begin_line(&l, "guest");
+	id = take(&l, 0, 3, 100, "s");
+	ep = write_pages(&l, 0, 1, 200); /* has segment 1 for itself */
+	set_note(id, "first");
+	CHECK(newest(BATCH_INDEX).segment == 2);
+	epoch_abort(ep);
+	set_note(id, "second");
+	CHECK(newest(BATCH_INDEX).segment == 1);
+	end_line(&l);
+	rebuild();
+	CHECK(!nr_lines && has_note(id, "second"));
 }
 
 /* Later than the image: everything, deletions and names too. */
@@ -798,6 +817,7 @@ int main(void)
 	} cases[] = {
 		{"an image replaces what was before it", image_replaces},
 		{"the newest image counts", newest_image},
+		{"the order of seq", order},
 		{"what came after the image", after_image},
 		{"an epoch on its way while the image was made", on_its_way},
 		{"an epoch deleted before the image", deleted_before},
