@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fnmatch.h>
-#include <ini.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -18,6 +17,7 @@
 #include "snapd/api/json.h"
 #include "snapd/policy/keep.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/util/inifile.h"
 #include "snapd/util/savefile.h"
 
 #define SET_MAX	     256 /* bytes of one line of tags, with the NUL */
@@ -88,11 +88,6 @@ static void patterns_deinit(struct patterns *p)
 	*p = (struct patterns){0};
 }
 
-struct reading {
-	struct patterns *p;
-	struct err *e;
-};
-
 static int add_pattern(struct patterns *p, const char *glob, const char *tags, struct err *e)
 {
 	struct pattern *list = NULL, one = {0};
@@ -114,31 +109,23 @@ static int add_pattern(struct patterns *p, const char *glob, const char *tags, s
 	return 0;
 }
 
-static int on_line(void *arg, const char *section, const char *key, const char *value)
+static int on_line(void *arg, const char *section, const char *key, const char *value,
+		   struct err *e)
 {
-	struct reading *r = arg;
-
-	if (*section && strcmp(section, "tags") != 0) {
-		err_set(r->e, EINVAL, "unknown section [%.40s]", section);
-		return 0;
-	}
-	return !add_pattern(r->p, key, value, r->e);
+	if (*section && strcmp(section, "tags") != 0)
+		return err_set(e, EINVAL, "unknown section [%.40s]", section);
+	return add_pattern(arg, key, value, e);
 }
 
 int vm_tags_reload(struct vm_tags *t, struct err *e)
 {
 	struct patterns new = {0}, old;
 	struct err why = {0};
-	int line;
+	int rc = inifile_read(t->file, on_line, &new, &why);
 
-	errno = 0;
-	line = ini_parse(t->file, on_line, &(struct reading){&new, &why});
-	if (line && !(line < 0 && errno == ENOENT)) {
+	if (rc && rc != -ENOENT) {
 		patterns_deinit(&new);
-		if (line < 0)
-			return err_errno(e, errno ? errno : EIO, "cannot read %s", t->file);
-		return err_set(e, EINVAL, "%s line %d: %s", t->file, line,
-			       why.text[0] ? why.text : "not 'pattern = tags'");
+		return err_set(e, -rc, "%s", why.text);
 	}
 	pthread_mutex_lock(&t->lock);
 	old = t->patterns;
