@@ -113,11 +113,13 @@ static void print_costs(json_t *lines)
 
 		if (!json_is_object(c))
 			continue;
-		printf("%s: %llu epochs in %s, the guest stood still for %.2f%% of the time, "
-		       "%.0f pages/s stored; the newest point became at most %s old\n",
+		printf("%s: %llu epochs in %s, the guest stood still for %.2f%% of the time "
+		       "and lost %.2f%% in all, %.0f pages/s stored; the newest point became at "
+		       "most %s old\n",
 		       get_text(l, "vm"), (unsigned long long)get_u64(c, "epochs"),
 		       human_seconds(span, sizeof(span), seconds),
 		       json_number_value(json_object_get(c, "paused_share")) * 100,
+		       json_number_value(json_object_get(c, "lost_share")) * 100,
 		       (double)get_u64(c, "pages_stored") / seconds,
 		       human_seconds(exposed, sizeof(exposed),
 				     (double)get_u64(c, "exposed_ns") / 1e9));

@@ -28,7 +28,7 @@ _snapctl_jobs() {
 _snapctl() {
 	local line=${COMP_LINE:0:COMP_POINT} verb='' pos=() npos i word words cur prev
 	local verbs='vms tag snapshot self-check list show diff rollback restore export import set delete prune verify policy store backup top doctor jobs cancel version'
-	local settings='vms vm_tags owner every schedule recovery_point jitter timezone missed skip_unchanged self_check_every tags pre_hook post_hook hook_timeout consistency min_free compression max_pause max_paused keep_last keep_hourly keep_daily keep_weekly keep_monthly keep_yearly keep_within keep_tags keep_grid backup backup_hold backup_keep_last backup_keep_hourly backup_keep_daily backup_keep_weekly backup_keep_monthly backup_keep_yearly backup_keep_within backup_keep_tags backup_keep_grid backup_prune backup_verify backup_verify_data paused'
+	local settings='vms vm_tags owner every schedule recovery_point jitter timezone missed skip_unchanged self_check_every tags pre_hook post_hook hook_timeout consistency min_free compression max_pause max_paused max_overhead keep_last keep_hourly keep_daily keep_weekly keep_monthly keep_yearly keep_within keep_tags keep_grid backup backup_hold backup_keep_last backup_keep_hourly backup_keep_daily backup_keep_weekly backup_keep_monthly backup_keep_yearly backup_keep_within backup_keep_tags backup_keep_grid backup_prune backup_verify backup_verify_data paused'
 	local options='--socket --json --no-progress --help'
 
 	COMPREPLY=()

@@ -129,6 +129,17 @@ static void print_harvests(FILE *f, const struct vms *vms)
 	}
 }
 
+static void print_losses(FILE *f, const struct vms *vms)
+{
+	char labels[LABELS_MAX];
+
+	metric_family(f, "snapd_vm_lost_seconds_total", METRIC_COUNTER,
+		      "What the guest lost to pauses, full rings and write faults, an estimate.");
+	for (size_t i = 0; i < vms->nr; i++)
+		metric_seconds(f, "snapd_vm_lost_seconds_total", labels_of(&vms->list[i], labels),
+			       vms->list[i].lost_ns);
+}
+
 static void print_histograms(FILE *f, const struct vms *vms)
 {
 	char labels[LABELS_MAX];
@@ -218,6 +229,7 @@ static int print_vms(FILE *f, struct api_request *req)
 	for (size_t i = 0; i < ARRAY_SIZE(vm_metrics); i++)
 		print_vm_metric(f, &vms, &vm_metrics[i]);
 	print_harvests(f, &vms);
+	print_losses(f, &vms);
 	print_histograms(f, &vms);
 	print_last_pause(f, &vms);
 	print_lag(f, &vms);

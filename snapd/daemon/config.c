@@ -7,7 +7,6 @@
 #include "snapd/daemon/config.h"
 
 #include <getopt.h>
-#include <ini.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +18,7 @@
 #include "snapd/policy/keep.h"
 #include "snapd/store/codec.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/util/inifile.h"
 #include "snapd/util/log.h"
 
 #define CONFIG_DEFAULT	   "/etc/snapd/snapd.conf"
@@ -71,6 +71,7 @@ static const struct setting {
 	{"segment", "segment", BYTES, AT(segment_bytes), SEG_BYTES_MIN, SEG_BYTES_MAX},
 	{"pause_timeout_ms", "pause-timeout-ms", NUMBER, AT(pause_timeout_ms), 10, 600000},
 	{"self_check_max_ms", "self-check-max-ms", NUMBER, AT(self_check_max_ms), 1, 20000},
+	{"write_fault_ns", "write-fault-ns", NUMBER, AT(write_fault_ns), 0, 1000000},
 	{"vcpus_wait_ms", "vcpus-wait-ms", NUMBER, AT(vcpus_wait_ms), 1, 600000},
 	{"post_mortem", "post-mortem", SWITCH, AT(post_mortem), 0, 0},
 	{"early_min_frames", "early-min-frames", NUMBER, AT(early_min_frames), 1, UINT32_MAX},
@@ -208,36 +209,17 @@ int config_set(struct daemon_config *c, const char *key, const char *value, stru
 	return err_set(e, EINVAL, "unknown setting '%s'", key);
 }
 
-struct from_file {
-	struct daemon_config *c;
-	struct err *e;
-};
-
-static int on_setting(void *arg, const char *section, const char *key, const char *value)
+static int on_setting(void *arg, const char *section, const char *key, const char *value,
+		      struct err *e)
 {
-	struct from_file *f = arg;
-
-	if (strcmp(section, "snapd") != 0 && section[0]) {
-		err_set(f->e, EINVAL, "unknown section [%s]", section);
-		return 0;
-	}
-	return !config_set(f->c, key, value, f->e);
+	if (strcmp(section, "snapd") != 0 && section[0])
+		return err_set(e, EINVAL, "unknown section [%.40s]", section);
+	return config_set(arg, key, value, e);
 }
 
 static int read_file(struct daemon_config *c, const char *path, bool must, struct err *e)
 {
-	struct err why = {};
-	int line;
-
-	if (!must && access(path, F_OK))
-		return 0;
-	line = ini_parse(path, on_setting, &(struct from_file){c, &why});
-	if (line < 0)
-		return err_errno(e, errno ? errno : EIO, "cannot read %s", path);
-	if (line > 0)
-		return err_set(e, EINVAL, "%s line %d: %s", path, line,
-			       why.text[0] ? why.text : "not 'name = value'");
-	return 0;
+	return !must && access(path, F_OK) ? 0 : inifile_read(path, on_setting, c, e);
 }
 
 static void usage(void)
@@ -276,6 +258,9 @@ static void usage(void)
 	     "10000)\n"
 	     "  --self-check-max-ms N   how much longer a self-check may make a pause (default "
 	     "5000)\n"
+	     "  --write-fault-ns N      what a guest's first write to a page after a harvest "
+	     "costs,\n"
+	     "                          for max_overhead (default 5000)\n"
 	     "  --vcpus-wait-ms N       for the last vCPU of a VM to be restored (default 5000)\n"
 	     "  --post-mortem on|off    keep the memory of a VM whose VMM dies (default off)\n"
 	     "  --early-min-frames N    copy pages ahead of the pause only above it (default "

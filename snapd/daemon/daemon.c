@@ -14,6 +14,7 @@
 #define STAGING_MAX_DEFAULT	  (1ull << 30)
 #define EARLY_MIN_FRAMES_DEFAULT  4096
 #define SELF_CHECK_MAX_MS_DEFAULT 5000
+#define WRITE_FAULT_NS_DEFAULT	  5000
 #define VCPUS_WAIT_MS_DEFAULT	  5000
 #define PAUSE_TIMEOUT_MS_DEFAULT  10000
 #define SCRUB_PERIOD_DEFAULT	  (30ull * 86400)
@@ -28,6 +29,7 @@ int daemon_init(struct daemon *d, struct err *e)
 		.config = {.staging_max_bytes = STAGING_MAX_DEFAULT,
 			   .pause_timeout_ms = PAUSE_TIMEOUT_MS_DEFAULT,
 			   .self_check_max_ms = SELF_CHECK_MAX_MS_DEFAULT,
+			   .write_fault_ns = WRITE_FAULT_NS_DEFAULT,
 			   .vcpus_wait_ms = VCPUS_WAIT_MS_DEFAULT,
 			   .scrub_period_s = SCRUB_PERIOD_DEFAULT,
 			   .scrub_rate = SCRUB_RATE_DEFAULT,

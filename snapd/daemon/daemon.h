@@ -47,6 +47,7 @@ struct daemon_config {
 	uint32_t segment_bytes;	    /* 0: default */
 	uint32_t pause_timeout_ms;  /* default 10000 */
 	uint32_t self_check_max_ms; /* of a pause, for comparing memory; default 5000 */
+	uint32_t write_fault_ns;    /* a write fault of a guest, for what it loses; default 5000 */
 	uint32_t vcpus_wait_ms;	    /* for the last vCPU of a VM to be restored; default 5000 */
 	bool post_mortem;	    /* keep the memory of VMs whose VMM dies; default off */
 	uint32_t early_min_frames;  /* early capture only above this; default 4096 */

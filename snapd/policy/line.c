@@ -131,7 +131,8 @@ static void close_window(struct line_continuous *c, uint64_t now_ns)
 }
 
 /* An epoch is durable; its job's result tells what it cost. */
-static void count_epoch(struct line *l, const struct policy *p, json_t *result)
+static void count_epoch(struct line *l, const struct policy *p, json_t *result,
+			const struct policy_cost *cost)
 {
 	struct line_continuous *c = &l->cont;
 	uint64_t now_ns = monotonic_ns(), took_ns = now_ns - l->began_ns;
@@ -141,6 +142,8 @@ static void count_epoch(struct line *l, const struct policy *p, json_t *result)
 		c->now.exposed_ns = MAX(c->now.exposed_ns, now_ns - c->point_ns);
 	c->now.epochs++;
 	c->now.paused_ns += l->pause_ns;
+	c->now.lost_ns += cost->lost_ns;
+	c->now.of_ns += cost->of_ns;
 	c->now.pages_stored += (uint64_t)json_integer_value(json_object_get(result, "stored"));
 	/* Not later than it was: the next epoch rather begins too early. */
 	c->point_ns = now_ns - MIN(took_ns, drain_ns + l->pause_ns);
@@ -361,7 +364,7 @@ static void continuous_step(struct line *l, struct daemon *d, const struct polic
 		return;
 	if (l->leave_out && !l->wanted) {
 		l->leave_out--;
-		put_off(l, p, "backs off, the last pause was over the policy's bounds",
+		put_off(l, p, "backs off, the last one was over the policy's bounds",
 			p->recovery_point_ns, now_s);
 	} else if (disk_is_short(d, p)) {
 		l->cont.next_ns = now_ns + RETRY_NS;
@@ -391,7 +394,7 @@ static void idle_step(struct line *l, struct daemon *d, const struct policy *p, 
 		return;
 	if (l->leave_out && !l->wanted) {
 		l->leave_out--;
-		skip_run(l, p, "backs off, the last pause was over the policy's bounds", now_s);
+		skip_run(l, p, "backs off, the last one was over the policy's bounds", now_s);
 	} else if (disk_is_short(d, p)) {
 		without_room(l, d, p, NO_ROOM, now_s);
 	} else if (thins_out(l, d)) {
@@ -419,13 +422,21 @@ static void pre_hook_step(struct line *l, struct daemon *d, const struct policy 
 	to_snapshot(l, d, p);
 }
 
-static void weigh_pause(struct line *l, const struct policy *p)
+static struct policy_cost cost_of(const struct line *l, json_t *result)
 {
-	bool over = p->max_pause_us && l->pause_ns > p->max_pause_us * 1000;
+	json_t *lost = json_object_get(result, "lost");
 
-	if (p->max_paused_permille && l->interval_ns)
-		over |= l->pause_ns > l->interval_ns / 1000 * p->max_paused_permille;
-	if (over)
+	return (struct policy_cost){
+		.pause_ns = l->pause_ns,
+		.interval_ns = l->interval_ns,
+		.lost_ns = (uint64_t)json_integer_value(json_object_get(lost, "lost_ns")),
+		.of_ns = (uint64_t)json_integer_value(json_object_get(lost, "of_ns")),
+	};
+}
+
+static void weigh(struct line *l, const struct policy *p, const struct policy_cost *cost)
+{
+	if (policy_is_over(p, cost))
 		l->backoff = MIN(l->backoff + 1, (uint32_t)BACKOFF_MAX);
 	else if (l->backoff)
 		l->backoff--;
@@ -436,6 +447,7 @@ static void weigh_pause(struct line *l, const struct policy *p)
 static void snapshot_step(struct line *l, struct daemon *d, const struct policy *p)
 {
 	enum job_state state = job_state_of(l->job);
+	struct policy_cost cost;
 
 	if (!job_state_ended(state))
 		return;
@@ -445,12 +457,13 @@ static void snapshot_step(struct line *l, struct daemon *d, const struct policy 
 		l->snapshot = (uint64_t)json_integer_value(json_object_get(snap, "id"));
 		l->pause_ns =
 			(uint64_t)json_integer_value(json_object_get(l->job->result, "pause_ns"));
-		weigh_pause(l, p);
+		cost = cost_of(l, l->job->result);
+		weigh(l, p, &cost);
 		if (p->self_check_every)
 			l->unchecked =
 				(l->unchecked + p->self_check_every - 1) % p->self_check_every;
 		if (p->recovery_point_ns)
-			count_epoch(l, p, l->job->result);
+			count_epoch(l, p, l->job->result, &cost);
 	} else {
 		trouble(l, p, l->job->err.text);
 		l->failed = true;
@@ -545,11 +558,12 @@ static json_t *cost_json(const struct line_continuous *c)
 	if (!cost.since_ns)
 		return json_null();
 	span_ns = MAX(1ull, until_ns - cost.since_ns);
-	return json_pack("{sI sI sI sI sI sf}", "window_ns", (json_int_t)span_ns, "epochs",
+	return json_pack("{sI sI sI sI sI sf sf}", "window_ns", (json_int_t)span_ns, "epochs",
 			 (json_int_t)cost.epochs, "paused_ns", (json_int_t)cost.paused_ns,
 			 "pages_stored", (json_int_t)cost.pages_stored, "exposed_ns",
 			 (json_int_t)cost.exposed_ns, "paused_share",
-			 (double)cost.paused_ns / (double)span_ns);
+			 (double)cost.paused_ns / (double)span_ns, "lost_share",
+			 (double)cost.lost_ns / (double)MAX(1ull, cost.of_ns));
 }
 
 json_t *line_json(const struct line *l)

@@ -35,7 +35,8 @@ struct job;
 struct line_cost {
 	uint64_t since_ns, until_ns; /* CLOCK_MONOTONIC */
 	uint64_t epochs, paused_ns, pages_stored;
-	uint64_t exposed_ns; /* the oldest that the newest point became */
+	uint64_t lost_ns, of_ns; /* as policy_cost has them, summed up */
+	uint64_t exposed_ns;	 /* the oldest that the newest point became */
 };
 
 /* Of a policy with a recovery point; nanoseconds are CLOCK_MONOTONIC. */

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
-#include <ini.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include <unistd.h>
 
 #include "snapd/util/cleanup.h"
+#include "snapd/util/inifile.h"
 
 #define HOOK_TIMEOUT_S	      10
 #define RECOVERY_POINT_MIN_US 50000
@@ -185,15 +185,25 @@ static int set_max_pause(struct policy *p, const char *key, const char *value, s
 	return 0;
 }
 
-static int set_max_paused(struct policy *p, const char *key, const char *value, struct err *e)
+static int parse_share(const char *key, const char *value, uint32_t *ret, struct err *e)
 {
 	static const struct unit share[] = {{"%", 10}, {NULL}};
 	uint64_t permille;
 
 	if (parse_units(value, share, &permille) || !permille || permille > 1000)
 		return want(e, key, value, "a part of the time such as 2%");
-	p->max_paused_permille = (uint32_t)permille;
+	*ret = (uint32_t)permille;
 	return 0;
+}
+
+static int set_max_paused(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return parse_share(key, value, &p->max_paused_permille, e);
+}
+
+static int set_max_overhead(struct policy *p, const char *key, const char *value, struct err *e)
+{
+	return parse_share(key, value, &p->max_overhead_permille, e);
 }
 
 static int set_keep(struct policy *p, const char *key, const char *value, struct err *e)
@@ -277,6 +287,7 @@ static const struct {
 	{"compression", set_compression},
 	{"max_pause", set_max_pause},
 	{"max_paused", set_max_paused},
+	{"max_overhead", set_max_overhead},
 	{"keep_last", set_keep},
 	{"keep_hourly", set_keep},
 	{"keep_daily", set_keep},
@@ -324,7 +335,7 @@ static bool fits_line(const char *key, const char *value)
 {
 	size_t len = strlen(value);
 
-	return strlen(key) + strlen(" = \n") + len < INI_MAX_LINE && value[0] != ' ' &&
+	return strlen(key) + strlen(" = ") + len <= INIFILE_LINE_MAX && value[0] != ' ' &&
 	       value[0] != ';' && value[len - 1] != ' ' && !strstr(value, " ;");
 }
 
@@ -342,7 +353,7 @@ int policy_set(struct policy *p, const char *key, const char *value, struct err 
 			return err_set(e, EINVAL,
 				       "%s: a line of a policy's file has room for %zu characters, "
 				       "without blanks at the ends and ' ;'",
-				       key, INI_MAX_LINE - strlen(key) - strlen(" = \n") - 1);
+				       key, INIFILE_LINE_MAX - strlen(key) - strlen(" = "));
 		rc = settings[i].set(p, key, value, e);
 		if (!rc)
 			snprintf(p->text[i], sizeof(p->text[i]), "%s", value);
@@ -464,20 +475,12 @@ bool policy_covers(const struct policy *p, const char *vm, uint32_t uid, const c
 
 /* ---- files ---- */
 
-struct reading {
-	struct policy *p;
-	struct err *e;
-};
-
-static int on_setting(void *arg, const char *section, const char *key, const char *value)
+static int on_setting(void *arg, const char *section, const char *key, const char *value,
+		      struct err *e)
 {
-	struct reading *r = arg;
-
-	if (*section && strcmp(section, "policy") != 0) {
-		err_set(r->e, EINVAL, "unknown section [%.40s]", section);
-		return 0;
-	}
-	return !policy_set(r->p, key, value, r->e);
+	if (*section && strcmp(section, "policy") != 0)
+		return err_set(e, EINVAL, "unknown section [%.40s]", section);
+	return policy_set(arg, key, value, e);
 }
 
 int policy_read(const char *dir, const char *name, struct policy **ret, struct err *e)
@@ -485,18 +488,14 @@ int policy_read(const char *dir, const char *name, struct policy **ret, struct e
 	_cleanup_(cleanup_policy) struct policy *p = NULL;
 	struct err why = {0};
 	char path[PATH_MAX];
-	int line, rc = policy_new(name, &p, e);
+	int rc = policy_new(name, &p, e);
 
 	if (rc)
 		return rc;
 	snprintf(path, sizeof(path), "%s/%s.conf", dir, name);
-	errno = 0;
-	line = ini_parse(path, on_setting, &(struct reading){p, &why});
-	if (line < 0)
-		return err_errno(e, errno, "cannot read %s", path);
-	if (line > 0)
-		return err_set(e, EINVAL, "%s line %d: %s", path, line,
-			       why.text[0] ? why.text : "not 'name = value'");
+	rc = inifile_read(path, on_setting, p, e);
+	if (rc)
+		return rc;
 	rc = policy_finish(p, &why);
 	if (rc)
 		return err_set(e, EINVAL, "%s: %s", path, why.text);
@@ -589,4 +588,18 @@ int64_t policy_ran(const struct policy *p, const char *vm, int64_t due_s, int64_
 
 	return due_s > now_s || (next != INT64_MAX && next + later_s <= now_s) ? now_s - later_s
 									       : point;
+}
+
+/* ---- how dear ---- */
+
+static bool is_more(uint64_t ns, uint64_t of_ns, uint32_t permille)
+{
+	return permille && of_ns && ns > of_ns / 1000 * permille;
+}
+
+bool policy_is_over(const struct policy *p, const struct policy_cost *c)
+{
+	return (p->max_pause_us && c->pause_ns > p->max_pause_us * 1000) ||
+	       is_more(c->pause_ns, c->interval_ns, p->max_paused_permille) ||
+	       is_more(c->lost_ns, c->of_ns, p->max_overhead_permille);
 }

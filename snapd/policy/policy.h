@@ -24,11 +24,11 @@
  *   min_free = 10G            none while the store's file system has less
  *   compression = zstd:3      of what its snapshots store; else as the service is set
  *   max_pause = 50ms          when pauses are longer, or
- *   max_paused = 2%           the VM stands still for more of the time, it backs off
- *   keep_last, keep_hourly … keep_within, keep_tags, keep_grid   see keep.h; its own only
- *   backup = s3://bucket/prefix | file:///path   push each snapshot there
- *   backup_hold = yes | no    none is pruned before it is pushed (default), or only the newest
- *                             is pushed, and nothing waits for it
+ *   max_paused = 2%           the VM stands still for more of the time, or
+ *   max_overhead = 5%         loses more of it, by pauses, full rings and write faults, it backs
+ * off keep_last, keep_hourly … keep_within, keep_tags, keep_grid   see keep.h; its own only backup
+ * = s3://bucket/prefix | file:///path   push each snapshot there backup_hold = yes | no    none is
+ * pruned before it is pushed (default), or only the newest is pushed, and nothing waits for it
  *   backup_keep_last, …       what stays there; as keep_last and so on
  *   backup_prune = weekly     calendar event: take out of the repository what is forgotten
  *   backup_verify = monthly   calendar event: is the repository whole
@@ -49,7 +49,7 @@
 #define POLICY_VALUE_MAX   256
 #define POLICY_TAG_PREFIX  "policy:"
 #define POLICY_BACKUP_KEEP "backup_keep_"
-#define POLICY_NR_SETTINGS 44
+#define POLICY_NR_SETTINGS 45
 
 struct policy {
 	char name[POLICY_NAME_MAX];
@@ -66,8 +66,8 @@ struct policy {
 	uint64_t hook_timeout_s;
 	bool quiesce;
 	uint64_t min_free_bytes;
-	uint64_t max_pause_us;	      /* 0: no bound */
-	uint32_t max_paused_permille; /* 0: no bound */
+	uint64_t max_pause_us;				     /* 0: no bound */
+	uint32_t max_paused_permille, max_overhead_permille; /* 0: no bound */
 	struct keep_rules keep, backup_keep;
 	bool backup_hold;
 	struct calendar backup_prune, backup_verify; /* of those that are set */
@@ -121,3 +121,15 @@ int64_t policy_ran(const struct policy *p, const char *vm, int64_t due_s, int64_
  */
 uint64_t policy_next_epoch(const struct policy *p, uint64_t point_ns, uint64_t cost_ns,
 			   uint64_t now_ns);
+
+/* ---- how dear ---- */
+
+/* What a snapshot cost the guest. */
+struct policy_cost {
+	uint64_t pause_ns;
+	uint64_t interval_ns;	 /* since the run before began; 0: there was none */
+	uint64_t lost_ns, of_ns; /* vm/figures.h: what it lost of which time; of_ns 0: not known */
+};
+
+/* Is that over one of the policy's bounds? */
+bool policy_is_over(const struct policy *p, const struct policy_cost *c);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "snapd/util/cleanup.h"
 #include "snapd/vm/priv.h"
 
 #define MS 1000000ull
@@ -41,6 +42,22 @@ uint64_t histogram_count(const struct histogram *h)
 	return n;
 }
 
+uint64_t vm_loss_ns(const struct vm_loss *from, const struct vm_loss *to, uint32_t nr_vcpus,
+		    uint64_t fault_ns)
+{
+	uint64_t by_one = 0, harvests = to->harvests - from->harvests;
+
+	if (to->paused_ns < from->paused_ns || to->published < from->published ||
+	    to->ring_full < from->ring_full || to->harvests < from->harvests ||
+	    to->harvest_ns < from->harvest_ns)
+		return 0;
+	if (harvests)
+		by_one = (to->harvest_ns - from->harvest_ns) / harvests *
+			 MIN(to->ring_full - from->ring_full, harvests);
+	by_one += (to->published - from->published) * fault_ns;
+	return to->paused_ns - from->paused_ns + by_one / MAX(nr_vcpus, 1u);
+}
+
 static void fill(struct vm *vm, struct vm_figures *f)
 {
 	const struct vm_pub *pub = &vm->pub;
@@ -60,6 +77,7 @@ static void fill(struct vm *vm, struct vm_figures *f)
 		.missed_pages = pub->missed_pages,
 		.pause = pub->pause,
 		.epochs = pub->epochs,
+		.lost_ns = pub->lost_ns,
 	};
 	memcpy(f->name, vm->name, sizeof(f->name));
 	if (vm->shm.map)

@@ -42,6 +42,22 @@ struct vm_pause {
 	uint64_t pages;				/* copied in the pause */
 };
 
+/*
+ * What snapshots cost the guest, as far as it can be told from outside, added up since its agent
+ * connected: the pauses; a harvest by a vCPU whenever its ring was full; and a write fault for each
+ * page that was reported, the first write to it after a RESET, taken to cost `fault_ns`.  What one
+ * vCPU loses is a part of what the guest does, as many as there are.  Not told: what the harvest
+ * thread takes from the guest where there are no processors left.
+ */
+struct vm_loss {
+	uint64_t at_ns; /* CLOCK_MONOTONIC; 0: never looked */
+	uint64_t paused_ns, published, ring_full, harvest_ns, harvests;
+};
+
+/* From look to look; 0 when the agent counted anew between them. */
+uint64_t vm_loss_ns(const struct vm_loss *from, const struct vm_loss *to, uint32_t nr_vcpus,
+		    uint64_t fault_ns);
+
 struct vm_figures {
 	char name[SNAPD_NAME_MAX];
 	uint32_t uid;
@@ -50,6 +66,7 @@ struct vm_figures {
 	uint64_t snapshots, failures, self_checks, missed_pages;
 	struct vm_pause pause;
 	struct vm_epochs epochs;
+	uint64_t lost_ns; /* vm_loss_ns(), from epoch to epoch */
 	struct vm_shm_stats agent;
 };
 

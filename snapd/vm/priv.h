@@ -79,6 +79,7 @@ struct vm {
 		uint64_t self_checks, missed_pages;
 		struct vm_pause pause;
 		struct vm_epochs epochs;
+		uint64_t lost_ns; /* as in vm_figures */
 		bool broken;
 		json_t *about;	   /* owned; NULL: nothing said */
 		char refusal[320]; /* why it cannot be snapshotted; "": it can */
@@ -94,6 +95,7 @@ struct vm {
 	struct vm_mem mem;
 	struct pagemap *live; /* owned; at `point`, with fingerprints */
 	struct snapd_point point;
+	struct vm_loss loss;	 /* at the end of the last epoch */
 	bool told;		 /* first READY seen */
 	bool broken;		 /* a rollback failed half way: only another may run */
 	bool said_bye;		 /* the VMM detaches of its own will */

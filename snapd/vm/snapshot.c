@@ -39,6 +39,8 @@ struct snapshot {
 	struct vm_pause pause;
 	struct capture_stats captured;
 	struct epoch_stats stored;
+	uint64_t lost_ns,
+		lost_of_ns; /* what the guest lost since the epoch before, of which time */
 	struct snapd_point point;
 	uint64_t id;
 	uint64_t runs_again_ns; /* CLOCK_MONOTONIC */
@@ -189,6 +191,29 @@ static void count_epoch(const struct snapshot *s, struct vm_epochs *ep, bool dur
 	ep->taken_ns = s->meta.taken_ns;
 }
 
+/* Under vm.lock: since the epoch before; nothing for the first one. */
+static void count_loss(struct snapshot *s)
+{
+	struct vm *vm = s->vm;
+	struct vm_shm_stats agent = {0};
+	struct vm_loss now = {.at_ns = now_ns(CLOCK_MONOTONIC),
+			      .paused_ns = vm->pub.epochs.pause_ns.sum};
+
+	if (!vm->shm.map || vm_shm_stats(&vm->shm, vm->mem.frames_end, &agent))
+		return;
+	now.published = agent.published;
+	now.ring_full = agent.ring_full;
+	now.harvest_ns = agent.harvest_ns;
+	now.harvests = agent.harvests;
+	if (vm->loss.at_ns) {
+		s->lost_of_ns = now.at_ns - vm->loss.at_ns;
+		s->lost_ns = vm_loss_ns(&vm->loss, &now, vm->hello.nr_vcpus,
+					vm->d->config.write_fault_ns);
+		vm->pub.lost_ns += s->lost_ns;
+	}
+	vm->loss = now;
+}
+
 static void finish(struct snapshot *s, int err)
 {
 	struct vm *vm = s->vm;
@@ -208,6 +233,7 @@ static void finish(struct snapshot *s, int err)
 	vm->pub.snapshots += !err && !s->unnamed;
 	vm->pub.failures += !!err;
 	count_epoch(s, &vm->pub.epochs, !err);
+	count_loss(s);
 	if (s->check) {
 		vm->pub.self_checks += !err;
 		vm->pub.missed_pages += selfcheck_missed(s->check);
@@ -232,8 +258,8 @@ static json_t *made_json(const struct snapshot *s)
 static json_t *result(const struct snapshot *s)
 {
 	return json_pack(
-		"{s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "snapshot",
-		made_json(s), "pages", (json_int_t)s->stored.pages_in, "zero",
+		"{s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:{s:I,s:I}}",
+		"snapshot", made_json(s), "pages", (json_int_t)s->stored.pages_in, "zero",
 		(json_int_t)s->stored.zero, "unchanged", (json_int_t)s->stored.unchanged, "stored",
 		(json_int_t)s->stored.stored, "early_pages", (json_int_t)s->captured.early_pages,
 		"hot_pages", (json_int_t)s->captured.hot_pages, "paused_pages",
@@ -242,7 +268,8 @@ static json_t *result(const struct snapshot *s)
 		"stop_ns", (json_int_t)s->pause.stop_ns, "state_ns", (json_int_t)s->pause.state_ns,
 		"harvest_ns", (json_int_t)s->pause.harvest_ns, "copy_ns",
 		(json_int_t)s->captured.copy_ns, "service_ns", (json_int_t)s->pause.service_ns,
-		"drain_ns", (json_int_t)s->captured.drain_ns);
+		"drain_ns", (json_int_t)s->captured.drain_ns, "lost", "lost_ns",
+		(json_int_t)s->lost_ns, "of_ns", (json_int_t)s->lost_of_ns);
 }
 
 static int take(struct snapshot *s, bool self_check, struct err *e)

@@ -325,6 +325,13 @@ static void on_pause(struct fake_agent *a, const struct snapd_msg_pause *m)
 		close(fd);
 }
 
+static uint64_t said_pause(const struct fake_agent *a)
+{
+	uint64_t ns = atomic_load(&a->paused_ns);
+
+	return ns ? ns : 1000;
+}
+
 static void on_load(struct fake_agent *a, const struct snapd_msg_load *m, int fd)
 {
 	struct snapd_msg_loaded out = {};
@@ -334,7 +341,7 @@ static void on_load(struct fake_agent *a, const struct snapd_msg_load *m, int fd
 	a->nr_loads++;
 	a->untouched = false;
 	if (a->hello.minor >= 2 && m->flags & SNAPD_LOAD_RESUME) {
-		out.paused_ns = 1000;
+		out.paused_ns = said_pause(a);
 		a->rewriting = false;
 		a->restore_pending = false;
 		resume_writers(a);
@@ -346,7 +353,7 @@ static void on_request(struct fake_agent *a, const struct snapd_msg *h, int fd)
 {
 	struct snapd_msg_synced synced = {};
 	struct snapd_msg_checked checked = {};
-	struct snapd_msg_resumed resumed = {.paused_ns = 1000};
+	struct snapd_msg_resumed resumed = {.paused_ns = said_pause(a)};
 	struct snapd_msg_error failed = {.code = EIO, .text = "as the test asked"};
 	int type = h->type;
 

@@ -45,6 +45,8 @@ struct fake_agent {
 	_Atomic int die_after;	 /* answer, then close the connection, once */
 	_Atomic int die_mute_at; /* do as asked, give no answer, close the connection, once */
 
+	_Atomic uint64_t paused_ns; /* how long a pause was, it says; 0: a microsecond */
+
 	bool no_truth;		 /* keep no copy of RAM at PAUSE */
 	bool dirty_all_at_pause; /* mark every page */
 

@@ -13,13 +13,13 @@
  * made more often than that takes; those that cost more come back to back.
  * Then words of the file, good and bad.
  */
-#include <ini.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "snapd/policy/policy.h"
 #include "snapd/util/cleanup.h"
+#include "snapd/util/inifile.h"
 #include "tests/lib/check.h"
 #include "tests/lib/rand.h"
 
@@ -167,6 +167,46 @@ static void by_recovery_point(struct rand *r)
 	}
 }
 
+/* Intervals of an hour's worth of runs on a fake clock: a run is over a bound if and only if it is,
+ * to the nanosecond. */
+static void bounds(struct rand *r)
+{
+	_cleanup_(cleanup_policy) struct policy *p =
+		policy_of((const char *const[][2]){{"every", "1m"},
+						   {"max_pause", "20ms"},
+						   {"max_paused", "2%"},
+						   {"max_overhead", "5%"}},
+			  4);
+	_cleanup_(cleanup_policy) struct policy *free_one =
+		policy_of((const char *const[][2]){{"every", "1m"}}, 1);
+
+	for (int i = 0; i < 60; i++) {
+		uint64_t interval_ns = (1 + rand_below(r, 4000000)) * 1000;
+		uint64_t bound_ns = MIN(20000000ull, interval_ns / 50);
+		struct policy_cost c = {.pause_ns = bound_ns,
+					.interval_ns = interval_ns,
+					.lost_ns = interval_ns / 20,
+					.of_ns = interval_ns};
+
+		check(!policy_is_over(p, &c), "%llu of %llu ns are within",
+		      (unsigned long long)c.pause_ns, (unsigned long long)interval_ns);
+		c.pause_ns++;
+		check(policy_is_over(p, &c) && !policy_is_over(free_one, &c),
+		      "a pause over the bound");
+		c.pause_ns = 0;
+		check(!policy_is_over(p, &c), "the overhead is within");
+		c.lost_ns++;
+		check(policy_is_over(p, &c) && !policy_is_over(free_one, &c),
+		      "an overhead over the bound");
+		c.of_ns = 0;
+		check(!policy_is_over(p, &c), "an overhead of no time");
+		c = (struct policy_cost){.pause_ns = 20000000};
+		check(!policy_is_over(p, &c), "a first run has no share of the time");
+		c.pause_ns++;
+		check(policy_is_over(p, &c), "but a pause");
+	}
+}
+
 static void words(void)
 {
 	static const char *const bad[][2] = {
@@ -181,6 +221,7 @@ static void words(void)
 		{"max_pause", "0ms"},
 		{"max_pause", "50"},
 		{"max_paused", "2"},
+		{"max_overhead", "0%"},
 		{"max_paused", "101%"},
 		{"keep_grid", "1x5m,1x7m"},
 		{"keep_last", "-3"},
@@ -259,7 +300,7 @@ static void file_lines(void)
 	char hook[POLICY_VALUE_MAX] = "", value[POLICY_VALUE_MAX];
 	struct policy *p;
 
-	memset(hook, 'h', INI_MAX_LINE - strlen("pre_hook = \n") - 1);
+	memset(hook, 'h', INIFILE_LINE_MAX - strlen("pre_hook = "));
 	check(!policy_new("x", &p, NULL) && !policy_set(p, "pre_hook", hook, NULL), "it fits");
 	strcat(hook, "h");
 	check(policy_set(p, "pre_hook", hook, NULL) == -EINVAL, "a line too long, and taken");
@@ -269,6 +310,59 @@ static void file_lines(void)
 		check(policy_set(p, "pre_hook", value, NULL) == -EINVAL, "'%s' taken", *bad);
 	}
 	policy_free(p);
+}
+
+static int read_text(const char *dir, const char *text, size_t len, struct policy **ret,
+		     struct err *e)
+{
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/text.conf", dir);
+	f = fopen(path, "w");
+	check(f && fwrite(text, 1, len, f) == len && !fclose(f), "%s", path);
+	*e = (struct err){0};
+	return policy_read(dir, "text", ret, e);
+}
+
+/* What a person writes is in force as it stands, or refused by line: never a part of it. */
+static void file_texts(const char *dir)
+{
+	char vms[INIFILE_LINE_MAX + 1] = "vms = ", text[1024], path[64];
+	struct policy *p = NULL;
+	struct err e;
+
+	memset(vms + 6, 'v', INIFILE_LINE_MAX - 6);
+	for (const char *const *end = (const char *const[]){"\n", "", NULL}; *end; end++) {
+		snprintf(text, sizeof(text), "[policy]\r\n\t every = 5m\n  # a word\n%s%s", vms,
+			 *end);
+		check(!read_text(dir, text, strlen(text), &p, &e), "%s", e.text);
+		check(strlen(policy_text(p, "vms")) == INIFILE_LINE_MAX - 6 && p->every_s == 300,
+		      "cut off");
+		policy_free(p);
+		snprintf(text, sizeof(text), "every = 5m\n%sv%s", vms, *end);
+		check(read_text(dir, text, strlen(text), &p, &e) == -EINVAL &&
+			      strstr(e.text, "line 2: more than"),
+		      "%s", e.text);
+		snprintf(text, sizeof(text), "every = 5m\n%s\n\nevery = 6m%s", vms, *end);
+		text[30] = '\0';
+		check(read_text(dir, text, 230, &p, &e) == -EINVAL && strstr(e.text, "line 2: "),
+		      "%s", e.text);
+	}
+	for (const char *const *bad =
+		     (const char *const[]){
+			     "every = 5m\nvms = a,\n   every = 1s\nb\n", "line 4: not",
+			     "every = 5m\nvms = a,\n  b\n", "line 3: not 'name = value'",
+			     "[policy]\nevery = 5m\nkeep_lost = 3\nkeep_list = 4\n",
+			     "line 3: a policy has no setting \"keep_lost\"",
+			     "every = 5m\nnothing\nkeep_lost = 3\n", "line 2: not",
+			     "[polity]\nevery = 5m\n", "line 2: unknown section", NULL};
+	     *bad; bad += 2)
+		check(read_text(dir, bad[0], strlen(bad[0]), &p, &e) == -EINVAL &&
+			      strstr(e.text, bad[1]),
+		      "'%s' and not '%s' of %s", e.text, bad[1], bad[0]);
+	snprintf(path, sizeof(path), "%s/text.conf", dir);
+	unlink(path);
 }
 
 static void files(void)
@@ -281,7 +375,6 @@ static void files(void)
 			  3);
 	_cleanup_(cleanup_policy) struct policy *q = NULL;
 	struct err e = {};
-	FILE *f;
 
 	check(mkdtemp(dir), "mkdtemp");
 	check(!policy_write(dir, p, &e), "%s", e.text);
@@ -289,15 +382,7 @@ static void files(void)
 	check(!memcmp(p->text, q->text, sizeof(p->text)) && q->every_s == 300 &&
 		      q->keep.nr_grid == 2,
 	      "not what was written: '%s'", policy_text(q, "pre_hook"));
-	snprintf(path, sizeof(path), "%s/bad.conf", dir);
-	f = fopen(path, "w");
-	fputs("[policy]\nevery = 5m\nkeep_lost = 3\n", f);
-	fclose(f);
-	policy_free(q);
-	q = NULL;
-	check(policy_read(dir, "bad", &q, &e) == -EINVAL && strstr(e.text, "bad.conf line 3: "),
-	      "%s", e.text);
-	unlink(path);
+	file_texts(dir);
 	snprintf(path, sizeof(path), "%s/nightly.conf", dir);
 	unlink(path);
 	rmdir(dir);
@@ -317,6 +402,7 @@ int main(int argc, char **argv)
 		by_period(&r);
 		by_calendar(&r);
 		by_recovery_point(&r);
+		bounds(&r);
 	}
 	printf("%d policies by period, %d by calendar\n", rounds, rounds);
 	return 0;

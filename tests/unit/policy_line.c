@@ -155,6 +155,54 @@ static void self_checks(void)
 	}
 }
 
+static uint64_t points_left_out(const struct policy *p)
+{
+	uint64_t ran = line.runs, left_out = 0;
+
+	for (; line.runs == ran; now_s += 60) {
+		uint64_t skipped = line.skipped;
+
+		check(left_out < 100, "it never runs again");
+		look(p);
+		left_out += line.skipped - skipped;
+	}
+	return left_out;
+}
+
+static void say_pause(bool dear)
+{
+	atomic_store(&agent.paused_ns, dear ? 1000000000000000 : 0);
+}
+
+/* Pages written to, each by a fault of its own. */
+static void say_faults(bool dear)
+{
+	if (dear)
+		atomic_fetch_add(&agent.shm->published, 1ull << 40);
+}
+
+/* While runs are over a bound it leaves out 1, 3, 7, at most 63 points; half as many after each
+ * that is not. */
+static void backs_off(const char *bound, const char *value, void (*say)(bool dear))
+{
+	static const uint64_t expect[] = {0, 1, 3, 7, 15, 31, 63, 63, 63, 31, 15, 7, 3, 1, 0, 0};
+	_cleanup_(cleanup_policy) struct policy *p =
+		policy_of((const char *const[][2]){{"every", "1m"}, {bound, value}}, 2);
+
+	now_s += 60;
+	say(false);
+	points_left_out(p);
+	for (size_t i = 0; i < ARRAY_SIZE(expect); i++) {
+		uint64_t n;
+
+		say(i < 8);
+		n = points_left_out(p);
+		check(n == expect[i], "%s: %llu points left out before run %zu", bound,
+		      (unsigned long long)n, i);
+	}
+	check(!line.failures || !*line.said, "%s", line.said);
+}
+
 static void forgetting(const struct policy *p)
 {
 	_cleanup_(cleanup_policy) struct policy *backed = policy_of(
@@ -187,6 +235,9 @@ int main(void)
 	jumps(p);
 	failing();
 	self_checks();
+	backs_off("max_pause", "1s", say_pause);
+	backs_off("max_paused", "100%", say_pause);
+	backs_off("max_overhead", "100%", say_faults);
 	forgetting(p);
 	line_stop(&line);
 	fa_disconnect(&agent);
