@@ -34,7 +34,8 @@ struct gone {
 	uint32_t len;
 };
 
-struct records { /* of a batch */
+struct records {	     /* of a batch */
+	struct batch_ref at; /* its last part */
 	uint64_t seq;
 	enum batch_type type;
 	bool image;

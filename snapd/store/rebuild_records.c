@@ -62,7 +62,7 @@ int rebuild_read_records(struct rebuild *b, struct err *e)
 	find_last_parts(b);
 	for (size_t i = 0; i < b->nr_found; i++) {
 		const struct found *p = &b->found[i];
-		struct records x = {.seq = p->seq, .type = p->type};
+		struct records x = {.at = p->at, .seq = p->seq, .type = p->type};
 		struct err why = {0};
 		int r;
 
@@ -220,8 +220,8 @@ static void raise_counters(struct rebuild *b, const struct reclog_record *rec,
 	}
 }
 
-static int apply_one(struct rebuild *b, struct ix_txn *t, const struct reclog_record *x,
-		     struct err *e)
+static int apply_one(struct rebuild *b, struct ix_txn *t, const struct records *from,
+		     const struct reclog_record *x, struct err *e)
 {
 	struct ix_key k = key_of(x);
 	union any_record rec;
@@ -238,6 +238,8 @@ static int apply_one(struct rebuild *b, struct ix_txn *t, const struct reclog_re
 		return index_del(t, x->db, &k, e);
 	r = index_unpack(b->s->index, x->db, &k, x->value, x->len, &rec, size_of(x->db), &tail,
 			 &tail_len, e);
+	if (!r && x->db == IX_EPOCHS && from->type == BATCH_EPOCH)
+		rec.epoch.record = from->at; /* its own place is not in a batch */
 	return r ? r : index_put(t, x->db, &k, &rec, size_of(x->db), tail, tail_len, e);
 }
 
@@ -273,7 +275,7 @@ static int apply(struct rebuild *b, struct ix_txn *t, const struct records *x, s
 	while ((r = reclog_next(&reader, &rec, e)) > 0) {
 		struct err why = {0};
 
-		r = apply_one(b, t, &rec, &why);
+		r = apply_one(b, t, x, &rec, &why);
 		if (r == -E_CORRUPT || r == -EPROTO) {
 			if (b->replayed)
 				continue;

@@ -98,7 +98,6 @@ static int look_at_epoch(struct rebuild *b, const struct ix_key *k, const struct
 		rebuild_use_blob(b, rec->manifest.last);
 		rebuild_use_blob(b, rec->checkpoint.last);
 		rebuild_use_blob(b, rec->state.last);
-		rebuild_use_blob(b, rec->record);
 	}
 	if (array_grow(b->epochs, b->nr_epochs, b->cap_epochs))
 		return rebuild_no_memory(e);
