@@ -44,7 +44,7 @@ int64_t image_offset(const struct image_map *m, uint64_t gpa, uint64_t *len);
 void *image_payload(json_t *record, size_t *len);
 json_t *image_record(json_t *state, const char *name);
 
-/* The head of an import's stream (snapd/daemon/transfer.h): the state's blob, built anew from
+/* The head of an import's stream (snapd/transfer/transfer.h): the state's blob, built anew from
  * the records, in w (*ret borrows); and the line in front of it, malloc()ed. */
 int image_blob(json_t *state, const char *json_path, struct snapd_state_writer *w, const void **ret,
 	       size_t *len);

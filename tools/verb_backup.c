@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "snapd/daemon/transfer.h"
+#include "snapd/transfer/transfer.h"
 #include "snapd/util/cleanup.h"
 #include "tools/client.h"
 #include "tools/human.h"

@@ -14,7 +14,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "snapd/daemon/transfer.h"
+#include "snapd/transfer/transfer.h"
 #include "snapd/util/cleanup.h"
 #include "tools/client.h"
 #include "tools/human.h"

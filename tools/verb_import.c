@@ -15,7 +15,7 @@
 #include <xxhash.h>
 
 #include "snapd/state.h"
-#include "snapd/daemon/transfer.h"
+#include "snapd/transfer/transfer.h"
 #include "snapd/util/cleanup.h"
 #include "tools/client.h"
 #include "tools/image.h"

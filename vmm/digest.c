@@ -4,7 +4,7 @@
  * snapshot as "note.ram-sha256"; `snapctl verify --digest` computes the same from the
  * store alone.  Agent's thread, within the save callback.
  *
- * Defined in snapd/daemon/verify.h: for each page in ascending home GFN, the GFN as 8 bytes
+ * Defined in snapd/upkeep/verify.h: for each page in ascending home GFN, the GFN as 8 bytes
  * little-endian, then the page.  A page's home GFN is where the guest first saw it, so
  * holes, ids, sizes and moves do not change it: low block, areas at their home, DIMM,
  * SMRAM.

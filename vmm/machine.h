@@ -204,7 +204,7 @@ uint64_t lockstep_clock(struct machine *m);
 bool lockstep_may_step(struct machine *m, uint32_t vcpu);
 void lockstep_stepped(struct machine *m, uint32_t vcpu);
 
-/* digest.c: SHA-256 over all RAM, as snapd/daemon/verify.h defines it. */
+/* digest.c: SHA-256 over all RAM, as snapd/upkeep/verify.h defines it. */
 int digest_save(struct machine *m, struct snapd_state_writer *w);
 
 /* callbacks.c */

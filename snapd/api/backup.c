@@ -8,8 +8,9 @@
 #include <string.h>
 
 #include "snapd/backup/backup.h"
-#include "snapd/daemon/upkeep.h"
-#include "snapd/daemon/name.h"
+#include "snapd/core/json.h"
+#include "snapd/core/name.h"
+#include "snapd/policy/keep.h"
 #include "snapd/util/cleanup.h"
 
 #define URL_MAX	     1024

@@ -25,7 +25,7 @@
 #include <sys/timerfd.h>
 #include <sys/un.h>
 
-#include "snapd/daemon/unixsock.h"
+#include "snapd/core/unixsock.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 

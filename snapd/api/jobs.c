@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/daemon/job.h"
+#include "snapd/core/job.h"
 #include "snapd/util/cleanup.h"
 
 int api_reply_job(struct api_request *req, unsigned int status, struct job *job)

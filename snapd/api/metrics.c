@@ -19,10 +19,10 @@
 
 #include "snapd/api/exposition.h"
 #include "snapd/backup/session.h"
-#include "snapd/daemon/room.h"
-#include "snapd/daemon/scrub.h"
-#include "snapd/daemon/job.h"
-#include "snapd/policy/scheduler.h"
+#include "snapd/upkeep/room.h"
+#include "snapd/upkeep/scrub.h"
+#include "snapd/core/job.h"
+#include "snapd/schedule/scheduler.h"
 #include "snapd/util/cleanup.h"
 
 /* ---- VMs ---- */

@@ -5,7 +5,7 @@
  */
 #include "snapd/api/request.h"
 
-#include "snapd/policy/scheduler.h"
+#include "snapd/schedule/scheduler.h"
 #include "snapd/util/cleanup.h"
 
 int api_get_policies(struct api_request *req)

@@ -9,7 +9,7 @@
  *   complete: the handler answers or parks
  * and api_request_over() when it was answered or the client is gone.
  */
-#include "snapd/api/json.h"
+#include "snapd/core/json.h"
 #include "snapd/api/priv.h"
 
 #include <stdio.h>
@@ -17,8 +17,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "snapd/daemon/job.h"
-#include "snapd/daemon/stream.h"
+#include "snapd/core/job.h"
+#include "snapd/core/stream.h"
 #include "snapd/util/cleanup.h"
 
 uint64_t api_now_ms(void)

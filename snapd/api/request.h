@@ -19,7 +19,7 @@
 #include <microhttpd.h>
 
 #include "snapd/api/api.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 #include "snapd/util/err.h"
 
 #define API_BODY_MAX	(64u << 10)

@@ -8,11 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/api/json.h"
-#include "snapd/daemon/name.h"
+#include "snapd/core/json.h"
+#include "snapd/core/name.h"
 #include "snapd/util/cleanup.h"
-#include "snapd/daemon/upkeep.h"
-#include "snapd/daemon/verify.h"
+#include "snapd/upkeep/upkeep.h"
+#include "snapd/upkeep/verify.h"
 
 int api_find_snapshot(struct api_request *req, const char *selector, struct store_snapshot *ret)
 {

@@ -6,15 +6,15 @@
  * Every record is given with its payload (base64), from which an import rebuilds
  * the blob; beside it, where the payload is of a kind that we know, what it means.
  */
-#include "snapd/daemon/transfer.h"
+#include "snapd/transfer/transfer.h"
 
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/api/json.h"
-#include "snapd/daemon/contents.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/json.h"
+#include "snapd/core/contents.h"
+#include "snapd/core/daemon.h"
 #include "snapd/util/cleanup.h"
 
 /* ---- payloads that we know ---- */

@@ -8,11 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/daemon/checkup.h"
-#include "snapd/daemon/job.h"
-#include "snapd/daemon/room.h"
-#include "snapd/daemon/scrub.h"
-#include "snapd/daemon/upkeep.h"
+#include "snapd/core/job.h"
+#include "snapd/core/json.h"
+#include "snapd/policy/keep.h"
+#include "snapd/schedule/prune.h"
+#include "snapd/upkeep/checkup.h"
+#include "snapd/upkeep/room.h"
+#include "snapd/upkeep/scrub.h"
+#include "snapd/upkeep/upkeep.h"
 #include "snapd/util/cleanup.h"
 
 #define RATE_MAX (1ull << 40)

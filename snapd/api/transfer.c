@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/daemon/transfer.h"
+#include "snapd/transfer/transfer.h"
 #include "snapd/util/cleanup.h"
 
 #define RESPONSE_BUF_BYTES (512u << 10)

@@ -9,11 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/daemon/name.h"
-#include "snapd/daemon/tags.h"
+#include "snapd/core/name.h"
+#include "snapd/core/tags.h"
+#include "snapd/policy/keep.h"
 #include "snapd/store/codec.h"
+#include "snapd/upkeep/upkeep.h"
 #include "snapd/util/cleanup.h"
-#include "snapd/daemon/upkeep.h"
 #include "snapd/vm/vm.h"
 
 #define NOTE_MAX 255 /* struct store_snapshot */

@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "snapd/backup/pack.h"
-#include "snapd/daemon/contents.h"
-#include "snapd/daemon/job.h"
+#include "snapd/core/contents.h"
+#include "snapd/core/job.h"
 #include "snapd/util/cleanup.h"
 
 #define TABLE_READ (320u << 10)

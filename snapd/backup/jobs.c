@@ -10,7 +10,7 @@
 #include "snapd/backup/backup.h"
 #include "snapd/backup/check.h"
 #include "snapd/backup/pull.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 
 const char *job_text(const struct job *job, const char *key)
 {

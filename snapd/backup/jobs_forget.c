@@ -8,7 +8,7 @@
 #include <time.h>
 
 #include "snapd/backup/backup.h"
-#include "snapd/daemon/upkeep.h"
+#include "snapd/core/json.h"
 #include "snapd/policy/keep.h"
 #include "snapd/util/cleanup.h"
 

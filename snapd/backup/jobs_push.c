@@ -9,7 +9,7 @@
 
 #include "snapd/backup/backup.h"
 #include "snapd/backup/push.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 #include "snapd/policy/keep.h"
 #include "snapd/util/cleanup.h"
 

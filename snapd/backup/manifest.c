@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "snapd/daemon/name.h"
+#include "snapd/core/name.h"
 #include "snapd/state.h"
 #include "snapd/util/cleanup.h"
 

@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "snapd/backup/fetch.h"
-#include "snapd/daemon/contents.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/contents.h"
+#include "snapd/core/daemon.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm/vm.h"
 

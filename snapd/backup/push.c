@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "snapd/backup/push_impl.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 #include "snapd/store/overlay.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/pool.h"

@@ -9,8 +9,8 @@
 #include "snapd/backup/push.h"
 #include "snapd/backup/upload.h"
 #include "snapd/backup/memory.h"
-#include "snapd/daemon/contents.h"
-#include "snapd/daemon/job.h"
+#include "snapd/core/contents.h"
+#include "snapd/core/job.h"
 #include "snapd/store/mapstream.h"
 
 #define PACK_TARGET (8u << 20) /* a pack is sent when it has so much */

@@ -11,7 +11,7 @@
 #include <time.h>
 
 #include "snapd/backup/backup.h"
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 

@@ -9,7 +9,7 @@
 
 #include "snapd/backup/backup.h"
 #include "snapd/backup/repo.h"
-#include "snapd/daemon/job.h"
+#include "snapd/core/job.h"
 
 struct session {
 	struct job *job;

@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "snapd/daemon/unixsock.h"
+#include "snapd/core/unixsock.h"
 #include "snapd/util/log.h"
 #include "snapd/vm/vm.h"
 

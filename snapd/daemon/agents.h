@@ -2,7 +2,7 @@
 /* agents: the socket on which VMMs connect; on the control thread. */
 #pragma once
 
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 
 /* -EADDRINUSE: another service answers there. */
 int agents_start(struct daemon *d, struct err *e);

@@ -2,7 +2,7 @@
 /* config: the command line and the configuration file → struct daemon_config. */
 #pragma once
 
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 
 enum config_outcome { CONFIG_RUN = 0, CONFIG_EXIT = 1 }; /* EXIT: --help, --version */
 

@@ -3,34 +3,16 @@
  * The control loop: wait, dispatch, then what every wake-up asks for: join VM
  * threads that ended, tell the API that jobs changed.  On the main thread.
  */
+#include "snapd/daemon/loop.h"
+
 #include <errno.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
 #include "snapd/api/api.h"
-#include "snapd/daemon/daemon.h"
 #include "snapd/vm/priv.h"
 
 #define EVENTS_MAX 64
-
-int loop_add(struct daemon *d, struct loop_source *src, uint32_t events)
-{
-	struct epoll_event ev = {.events = events, .data.ptr = src};
-
-	return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, src->fd, &ev) ? -errno : 0;
-}
-
-void loop_del(struct daemon *d, struct loop_source *src)
-{
-	epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, src->fd, NULL);
-}
-
-void daemon_wake(struct daemon *d)
-{
-	uint64_t one = 1;
-
-	(void)!write(d->wake_fd, &one, sizeof(one));
-}
 
 static void woken(struct daemon *d)
 {

@@ -6,7 +6,7 @@
  *
  *   [policy]
  *   vms = web*, db            globs of names, separated by commas (default *)
- *   vm_tags = production, eu  only VMs that have one of these (daemon/tags.h)
+ *   vm_tags = production, eu  only VMs that have one of these (core/tags.h)
  *   owner = 1000              only VMs of this uid
  *   every = 5m                one of these three: a period; or
  *   schedule = Mon..Fri 02:30 a calendar event (calendar.h); or

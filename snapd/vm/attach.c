@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "snapd/daemon/name.h"
+#include "snapd/core/name.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 #include "snapd/vm/priv.h"

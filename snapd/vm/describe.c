@@ -8,7 +8,7 @@
 #include "snapd/vm/priv.h"
 
 #include "include/snapd/agent.h"
-#include "snapd/daemon/tags.h"
+#include "snapd/core/tags.h"
 #include "snapd/util/cleanup.h"
 
 bool vm_is(const struct vm *vm, const char *name, uint32_t uid)

@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "snapd/daemon/contents.h"
+#include "snapd/core/contents.h"
 #include "snapd/state.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"

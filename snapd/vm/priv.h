@@ -21,7 +21,7 @@
 
 #include <pthread.h>
 
-#include "snapd/daemon/daemon.h"
+#include "snapd/core/daemon.h"
 #include "snapd/vm/staging.h"
 #include "snapd/vm/vm.h"
 #include "snapd/vm/figures.h"

@@ -31,7 +31,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "snapd/api/json.h"
+#include "snapd/core/json.h"
 #include "snapd/util/pool.h"
 #include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"

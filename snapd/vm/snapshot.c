@@ -16,9 +16,9 @@
 #include <unistd.h>
 
 #include "include/snapd/agent.h"
-#include "snapd/api/json.h"
+#include "snapd/core/json.h"
 #include "snapd/vm/capture.h"
-#include "snapd/daemon/name.h"
+#include "snapd/core/name.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/util/log.h"
 #include "snapd/vm/priv.h"

@@ -22,7 +22,7 @@
 
 #include "include/snapd/protocol.h"
 #include "snapd/gpaset.h"
-#include "snapd/daemon/job.h"
+#include "snapd/core/job.h"
 #include "snapd/store.h"
 
 struct daemon;

@@ -14,8 +14,9 @@
 #include <unistd.h>
 
 #include "snapd/api/api.h"
-#include "snapd/daemon/scrub.h"
-#include "snapd/policy/scheduler.h"
+#include "snapd/daemon/loop.h"
+#include "snapd/schedule/scheduler.h"
+#include "snapd/upkeep/scrub.h"
 #include "snapd/util/cleanup.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/lib/service.h"

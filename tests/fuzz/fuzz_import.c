@@ -9,7 +9,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "snapd/daemon/transfer.h"
+#include "snapd/transfer/transfer.h"
 #include "snapd/util/cleanup.h"
 #include "snapd/vm/vm.h"
 #include "tests/fuzz/fuzz.h"

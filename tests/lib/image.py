@@ -21,7 +21,7 @@ class Image:
         self.vm, self.note, self.cmdline = vm, note, list(cmdline)
 
     def digest(self):
-        """As snapd/daemon/verify.h says."""
+        """As snapd/upkeep/verify.h says."""
         h = hashlib.sha256()
         for home, n in self.pieces:
             for gfn in range(home, home + n):

@@ -5,8 +5,8 @@
  */
 #pragma once
 
-#include "snapd/daemon/daemon.h"
-#include "snapd/daemon/job.h"
+#include "snapd/core/daemon.h"
+#include "snapd/core/job.h"
 #include "snapd/store.h"
 #include "tests/lib/fake_agent.h"
 

@@ -11,9 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "snapd/daemon/daemon.h"
-#include "snapd/daemon/job.h"
-#include "snapd/daemon/stream.h"
+#include "snapd/core/daemon.h"
+#include "snapd/core/job.h"
+#include "snapd/core/stream.h"
 #include "snapd/util/log.h"
 #include "tests/lib/check.h"
 

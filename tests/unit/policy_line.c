@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "snapd/policy/line.h"
+#include "snapd/schedule/line.h"
 #include "snapd/store.h"
 #include "snapd/util/cleanup.h"
 #include "tests/lib/check.h"

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "snapd/daemon/tags.h"
+#include "snapd/core/tags.h"
 #include "snapd/util/cleanup.h"
 #include "tests/lib/check.h"
 
