@@ -406,8 +406,8 @@ enum cache_pack cache_pack_state(struct cache *c, const struct bk_name *name)
 
 int cache_each_pack(struct cache *c, cache_pack_fn fn, void *arg, struct err *e)
 {
+	MDB_cursor *cur = NULL;
 	struct pack_rec r;
-	MDB_cursor *cur;
 	MDB_txn *txn;
 	MDB_val k, v;
 	int rc = mdb_txn_begin(c->env, NULL, MDB_RDONLY, &txn), got = 0;
@@ -421,6 +421,7 @@ int cache_each_pack(struct cache *c, cache_pack_fn fn, void *arg, struct err *e)
 		memcpy(&r, v.mv_data, sizeof(r));
 		got = fn(arg, &r.name, (enum cache_pack)r.state);
 	}
+	mdb_cursor_close(cur); /* which the end of a read transaction does not do */
 	mdb_txn_abort(txn);
 	return got ? got : rc && rc != MDB_NOTFOUND ? failed(rc, e) : 0;
 }

@@ -27,7 +27,7 @@
 #include <liburing.h>
 
 #include "snapd/store/check.h"
-#include "snapd/store/segment.h"
+#include "snapd/store/internal.h"
 #include "snapd/util/log.h"
 #include "tests/lib/store_model.h"
 
@@ -174,6 +174,27 @@ static void check_one(struct store *s, struct store_reader *reader, const struct
 	free(values);
 }
 
+/* How many segments have been written again; clean: none is unfinished. */
+static uint32_t count_rewritten(const char *dir, bool clean)
+{
+	_Alignas(FMT_BLOCK) uint8_t block[FMT_BLOCK];
+	struct seg_ident ident;
+	uint32_t nr = 0;
+
+	for (uint32_t id = 1; id < 64; id++) {
+		_cleanup_free_ char *path = NULL;
+		_cleanup_fd_ int fd = -1;
+
+		CHECK(asprintf(&path, "%s/segments/%08x.new", dir, id) > 0);
+		CHECK(!clean || access(path, F_OK));
+		memcpy(path + strlen(path) - 3, "seg", 3);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		nr += fd >= 0 && pread(fd, block, sizeof(block), 0) == sizeof(block) &&
+		      !seg_super_decode(block, &ident, NULL) && ident.rewrites;
+	}
+	return nr;
+}
+
 static void check_bytes(struct store *s)
 {
 	struct store_check_config c = {.read_data = true};
@@ -181,6 +202,7 @@ static void check_bytes(struct store *s)
 
 	CHECK_OK(store_check(s, &c, &r, &e));
 	CHECK(!r.damages && !r.losses);
+	CHECK(!count_rewritten(s->dir, true) || s->features & 1u << FEATURE_HOLES);
 }
 
 /* All that was acknowledged is there, and whole is whatever is there. */
@@ -342,25 +364,6 @@ static uint32_t run_and_kill(const char *dir, struct known *k, struct rand *r)
 	return unknown;
 }
 
-/* How many segments have been written again. */
-static uint32_t count_rewritten(const char *dir)
-{
-	_Alignas(FMT_BLOCK) uint8_t block[FMT_BLOCK];
-	struct seg_ident ident;
-	uint32_t nr = 0;
-
-	for (uint32_t id = 1; id < 64; id++) {
-		_cleanup_free_ char *path = NULL;
-		_cleanup_fd_ int fd = -1;
-
-		CHECK(asprintf(&path, "%s/segments/%08x.seg", dir, id) > 0);
-		fd = open(path, O_RDONLY | O_CLOEXEC);
-		nr += fd >= 0 && pread(fd, block, sizeof(block), 0) == sizeof(block) &&
-		      !seg_super_decode(block, &ident, NULL) && ident.rewrites;
-	}
-	return nr;
-}
-
 static void campaign(char *dir, uint32_t kills, struct rand *r)
 {
 	uint32_t unknown = 0;
@@ -375,7 +378,7 @@ static void campaign(char *dir, uint32_t kills, struct rand *r)
 		unknown += more;
 	}
 	printf("%s: %u kills, %u snapshots beyond the acknowledged, %u segments written again\n",
-	       dir, kills, unknown, count_rewritten(dir));
+	       dir, kills, unknown, count_rewritten(dir, false));
 	free(k.ids);
 	remove_tree(dir);
 	free(dir);

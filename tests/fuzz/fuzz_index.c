@@ -1,27 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Changes of an index: what index_check() lets through, LMDB and the record decoders
- * read without harm.  Input: u16 length of the file in pages (0: as it is), then
- * changes of 4 bytes: u24 offset, byte.  The file that is changed was made by the real
- * code, so that a few bytes of input reach any structure in it.
+ * Changes of an index (lmdb_file.h): what index_check() lets through, LMDB and the record
+ * decoders read without harm.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "snapd/store/index.h"
 #include "snapd/store/index_check.h"
 #include "snapd/util/cleanup.h"
-#include "tests/fuzz/fuzz.h"
-
-#define FILE_MAX (1u << 20)
+#include "tests/fuzz/lmdb_file.h"
 
 static char dir[] = "/tmp/fuzz-index-XXXXXX";
-static char path[64];
-static uint8_t *base, *file;
-static size_t base_len;
+static struct lmdb_file file;
 
 static int fill(struct ix_txn *t, void *arg, struct err *e)
 {
@@ -42,12 +32,7 @@ static int fill(struct ix_txn *t, void *arg, struct err *e)
 
 static void clean_up(void)
 {
-	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-	unlinkat(fd, "data.mdb", 0);
-	unlinkat(fd, "lock.mdb", 0);
-	close(fd);
-	rmdir(dir);
+	lmdb_file_remove(&file);
 }
 
 static void make_base(void)
@@ -55,30 +40,12 @@ static void make_base(void)
 	struct index_config config = {.dir = dir, .create = true};
 	struct index *ix;
 	struct err e = {0};
-	int fd;
 
 	PROMISE(mkdtemp(dir));
 	atexit(clean_up);
 	PROMISE(!index_open(&config, &ix, &e) && !index_update(ix, fill, NULL, &e));
 	index_close(ix);
-	snprintf(path, sizeof(path), "%s/data.mdb", dir);
-	base = malloc(FILE_MAX);
-	file = malloc(FILE_MAX);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	base_len = (size_t)read(fd, base, FILE_MAX);
-	close(fd);
-	PROMISE(base_len > 8 * 4096 && base_len < FILE_MAX);
-}
-
-static size_t change(const uint8_t *data, size_t len)
-{
-	size_t pages = len >= 2 ? (size_t)(data[0] | data[1] << 8) : 0;
-
-	memcpy(file, base, base_len);
-	for (size_t i = 2; i + 4 <= len; i += 4)
-		file[(size_t)(data[i] | data[i + 1] << 8 | data[i + 2] << 16) % base_len] =
-			data[i + 3];
-	return pages && pages * 4096 < base_len ? pages * 4096 : base_len;
+	lmdb_file_take(&file, dir);
 }
 
 static void read_all(struct ix_txn *t)
@@ -123,15 +90,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	struct index *ix = NULL;
 	struct err e = {0};
 	struct ix_txn t;
-	size_t bytes;
-	int fd, r;
+	int r;
 
-	if (!base)
+	if (!file.base)
 		make_base();
-	bytes = change(data, len);
-	fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
-	PROMISE(fd >= 0 && write(fd, file, bytes) == (ssize_t)bytes && !close(fd));
-	r = index_check(path, false, &e);
+	lmdb_file_write(&file, data, len);
+	r = index_check(file.path, false, &e);
 	PROMISE((r == 0) == !e.text[0]);
 	if (r || index_open(&config, &ix, &e))
 		return 0;
