@@ -7,8 +7,10 @@
  *                                         and vanished frames, duplicates, raw and
  *                                         compressed pages, forks, checkpoints, blobs
  *                                         of several parts, two page sizes
- *   golden dump STORE ID OUT [KEY]        a snapshot as read_store.py writes it
- *   golden list STORE [KEY]               ids, a line each
+ *   golden holes STORE COMPRESSION [KEY]  takes some of it away again, so that gc writes
+ *                                         segments again: parts of batches, whole ones, blobs
+ *   golden dump STORE OUT [KEY]           each snapshot as read_store.py writes it: OUT.ID;
+ *                                         says their ids, a line each
  *   golden rebuild STORE [KEY]            make its index again from the segments
  *
  * What `make` writes depends on nothing but its arguments and random ids.
@@ -104,6 +106,41 @@ static int make(const char *dir, const char *compression, size_t state_len, cons
 	return 0;
 }
 
+static int no_timeline(void *opaque, uint64_t **ret, size_t *nr)
+{
+	*ret = NULL;
+	*nr = 0;
+	return 0;
+}
+
+/* A VM comes and goes, but for a few of its pages, which another one has, too; two snapshots out
+ * of the middle go. */
+static int holes(const char *dir, const char *compression, const char *key)
+{
+	struct maker m = {.s = open_store_as(dir, compression, key)};
+	struct store_vm gone;
+	uint64_t freed;
+
+	start_vm(&m, "gone", 4096);
+	for (uint32_t i = 0; i < 3; i++) {
+		m.next = 5000 * (i + 1);
+		one_epoch(&m, NULL, 200, FRAMES, 300000);
+	}
+	pagemap_destroy(m.live);
+	gone = m.vm;
+	start_vm(&m, "heir", 4096);
+	m.next = 5000;
+	one_epoch(&m, NULL, 0, 5, 100);
+	pagemap_destroy(m.live);
+	CHECK_OK(store_vm_remove(m.s, gone.id, &freed, &e));
+	for (uint64_t id = 2; id <= 5; id += 3)
+		CHECK_OK(store_snapshot_delete(m.s, id, &e));
+	CHECK_OK(store_gc(m.s, no_timeline, NULL, &freed, &e));
+	CHECK(freed);
+	store_close(m.s);
+	return 0;
+}
+
 static struct store *open_only(const char *dir, const char *key)
 {
 	struct store_config config = {.dir = dir, .read_only = true, .key_file = key};
@@ -121,45 +158,45 @@ static void dump_page(struct store_reader *r, FILE *f, uint64_t gfn, loc_t loc, 
 	CHECK(fwrite(&gfn, sizeof(gfn), 1, f) == 1 && fwrite(buf, page_size, 1, f) == 1);
 }
 
-static int dump(const char *dir, uint64_t id, const char *out, const char *key)
+static void dump(struct store *s, const struct store_snapshot *snap, const char *out)
 {
-	struct store *s = open_only(dir, key);
-	struct store_snapshot snap;
+	_cleanup_free_ char *path = NULL;
 	struct store_reader *r;
 	struct pagemap_iter it;
-	FILE *f = fopen(out, "we");
 	struct pagemap *m;
 	uint64_t gfn;
 	void *state;
 	size_t len;
 	loc_t loc;
+	FILE *f;
 
+	CHECK(asprintf(&path, "%s.%llu", out, (unsigned long long)snap->id) > 0);
+	f = fopen(path, "we");
 	CHECK(f);
-	CHECK_OK(store_snapshot_get(s, id, &snap, &e));
-	CHECK_OK(store_map_load(s, snap.point, false, &m, &e));
-	CHECK_OK(store_reader_create(s, snap.page_size, &r, &e));
+	CHECK_OK(store_map_load(s, snap->point, false, &m, &e));
+	CHECK_OK(store_reader_create(s, snap->page_size, &r, &e));
 	CHECK(pagemap_iter_init(&it, m) == 0);
 	while (pagemap_iter_next(&it, &gfn, &loc))
-		dump_page(r, f, gfn, loc, snap.page_size);
+		dump_page(r, f, gfn, loc, snap->page_size);
 	pagemap_iter_deinit(&it);
-	CHECK_OK(store_state_load(s, snap.point, &state, &len, &e));
+	CHECK_OK(store_state_load(s, snap->point, &state, &len, &e));
 	CHECK(fwrite(state, 1, len, f) == len && !fclose(f));
 	free(state);
 	store_reader_destroy(r);
 	pagemap_destroy(m);
-	store_close(s);
-	return 0;
 }
 
-static int list(const char *dir, const char *key)
+static int dump_all(const char *dir, const char *out, const char *key)
 {
 	struct store *s = open_only(dir, key);
 	struct store_snapshot *snaps;
 	size_t nr;
 
 	CHECK_OK(store_snapshot_list(s, NULL, &snaps, &nr, &e));
-	for (size_t i = 0; i < nr; i++)
+	for (size_t i = 0; i < nr; i++) {
+		dump(s, &snaps[i], out);
 		printf("%llu\n", (unsigned long long)snaps[i].id);
+	}
 	free(snaps);
 	store_close(s);
 	return 0;
@@ -179,12 +216,12 @@ int main(int argc, char **argv)
 {
 	if (argc >= 5 && !strcmp(argv[1], "make"))
 		return make(argv[2], argv[3], strtoull(argv[4], NULL, 10), argv[5]);
-	if (argc >= 5 && !strcmp(argv[1], "dump"))
-		return dump(argv[2], strtoull(argv[3], NULL, 10), argv[4], argv[5]);
-	if (argc >= 3 && !strcmp(argv[1], "list"))
-		return list(argv[2], argv[3]);
+	if (argc >= 4 && !strcmp(argv[1], "holes"))
+		return holes(argv[2], argv[3], argv[4]);
+	if (argc >= 4 && !strcmp(argv[1], "dump"))
+		return dump_all(argv[2], argv[3], argv[4]);
 	if (argc >= 3 && !strcmp(argv[1], "rebuild"))
 		return rebuild(argv[2], argv[3]);
-	fprintf(stderr, "usage: golden make|dump|list|rebuild STORE ...\n");
+	fprintf(stderr, "usage: golden make|holes|dump|rebuild STORE ...\n");
 	return 2;
 }
