@@ -71,8 +71,17 @@ static bool is_worth_a_look(const struct gc *g, uint32_t id)
 	return n.high > n.places && (n.high - n.places) * share >= n.high;
 }
 
+static bool is_empty(const struct gc *g)
+{
+	for (size_t i = 0; i < g->nr_epochs; i++)
+		if (gc_stays(&g->epochs[i]))
+			return false;
+	return true;
+}
+
 /* What to do with a journal that keeps segments for itself: without anything else in the
- * store it is not needed; else one open segment is its due, and from more it moves. */
+ * store it is not needed; else one open segment is its due, and from more it moves.  An epoch
+ * without pages may be in the journal alone. */
 static void decide_journal(struct gc *g)
 {
 	const struct store *s = g->s;
@@ -87,8 +96,8 @@ static void decide_journal(struct gc *g)
 		alone++;
 		full += s->segs[i]->state == SEG_SEALED;
 	}
-	g->no_journal = !others;
-	g->image = others && (full || alone > 1);
+	g->no_journal = !others && is_empty(g);
+	g->image = !g->no_journal && (full || alone > 1);
 }
 
 int gc_condemn(struct gc *g, struct err *e)

@@ -18,6 +18,11 @@ struct gc_epoch {
 	bool left; /* it is to go, but in the next round */
 };
 
+static inline bool gc_stays(const struct gc_epoch *x)
+{
+	return x->kept || x->left;
+}
+
 /* An epoch that was counted and goes: what it no longer names. */
 struct gc_drop {
 	size_t epoch; /* of the list */

@@ -31,17 +31,12 @@ static int prune_segments(struct gc *g, struct ix_txn *t, struct err *e)
 	return 0;
 }
 
-static bool stays(const struct gc_epoch *x)
-{
-	return x->kept || x->left;
-}
-
 /* The nearest ancestor that is kept. */
 static struct snapd_point kept_ancestor(struct gc *g, struct snapd_point at)
 {
 	const struct gc_epoch *x;
 
-	while (at.timeline && (x = gc_find_epoch(g, at)) && !stays(x))
+	while (at.timeline && (x = gc_find_epoch(g, at)) && !gc_stays(x))
 		at = x->ancestor;
 	return at;
 }
@@ -53,7 +48,7 @@ static int prune_epoch(struct gc *g, const struct gc_epoch *x, struct ix_txn *t,
 	struct rec_epoch rec;
 	int r;
 
-	if (!stays(x)) {
+	if (!gc_stays(x)) {
 		r = x->counted ? index_del(t, IX_COUNTED, &k, e) : 0;
 		return r ? r : index_del(t, IX_EPOCHS, &k, e);
 	}

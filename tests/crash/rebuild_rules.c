@@ -109,6 +109,36 @@ static void on_its_way(void)
 	check_is_clean();
 }
 
+static int forget_records(struct ix_txn *t, void *arg, struct err *e)
+{
+	struct line *l = arg;
+	struct ix_key k = ix_key_point((struct snapd_point){l->timeline, 1});
+	struct rec_epoch rec;
+	int r = index_get(t, IX_EPOCHS, &k, &rec, sizeof(rec), NULL, NULL, e);
+
+	rec.record = (struct batch_ref){0};
+	return r ? r : index_put(t, IX_EPOCHS, &k, &rec, sizeof(rec), NULL, 0, e);
+}
+
+/* An epoch without pages, of a store from before epochs had batches of their own, is in the
+ * journal alone: the journal is not given up for having no page beside it. */
+static void nothing_but_records(void)
+{
+	struct snapshot_meta meta = {.name = "empty"};
+	struct snapd_point at;
+	uint64_t id, freed;
+	struct line l;
+
+	begin_line(&l, "guest");
+	CHECK_OK(epoch_commit(write_pages(&l, 0, 0, 0), NULL, 0, &meta, &at, &id, NULL, &e));
+	CHECK_OK(store_update_image(s, forget_records, &l, &e));
+	CHECK_OK(store_gc(s, NULL, NULL, &freed, &e));
+	end_line(&l);
+	rebuild();
+	CHECK(!nr_lines && has_name(id, "empty"));
+	check_is_clean();
+}
+
 /* R1: an epoch before the image that the image does not have was deleted. */
 static void deleted_before(void)
 {
@@ -566,6 +596,7 @@ int main(void)
 		{"what came after the image", after_image},
 		{"an epoch on its way while the image was made", on_its_way},
 		{"an epoch deleted before the image", deleted_before},
+		{"nothing but records", nothing_but_records},
 		{"an image of several parts", long_image},
 		{"a lost epoch, and what builds on it", lost_parent},
 		{"a damaged record among others", damaged_record},
