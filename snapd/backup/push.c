@@ -46,6 +46,31 @@ int push_cancelled(const struct push *p, struct err *e)
 	return atomic_load(&p->job->cancel) ? err_set(e, ECANCELED, "the push was cancelled") : 0;
 }
 
+/* ---- progress ---- */
+
+/*
+ * In bytes of memory: what was looked at and is there.  Of the packs that are not there yet it is
+ * the part that has left this host; after a repeated request too much, until the pack has arrived.
+ */
+static void report(void *arg)
+{
+	struct push *p = arg;
+	struct upload_state up;
+	struct objstore_counters c;
+	uint64_t sent, left = p->pack ? p->pack->header.nr_pages : 0;
+
+	uploader_state(p->up, &up);
+	objstore_counters(p->r->os, &c);
+	sent = c.bytes_sent - p->sent_before;
+	sent -= MIN(sent, up.arrived_bytes);
+	sent = MIN(sent, up.pending_bytes);
+	if (up.pending_bytes)
+		left += (uint64_t)((double)up.pending_pages * (double)(up.pending_bytes - sent) /
+				   (double)up.pending_bytes);
+	left = MIN(left, p->nr_noted);
+	atomic_store(&p->job->done, (p->nr_noted - left) * p->c.snap.page_size);
+}
+
 /* ---- 2: batches ---- */
 
 static int name_pages(void *arg, uint64_t first, uint64_t n)
@@ -123,14 +148,13 @@ static int place_batch(struct push *p, uint32_t nr, struct err *e)
 
 static int note_batch(struct push *p, uint32_t nr, struct err *e)
 {
-	uint64_t frames = 0;
 	int rc = 0;
 
 	for (uint32_t i = 0; !rc && i < nr; i++) {
-		frames += p->items[i].run.nr;
+		p->nr_noted += p->items[i].run.nr;
 		rc = push_note_run(p, &p->items[i].run, e);
 	}
-	atomic_fetch_add(&p->job->done, frames * p->c.snap.page_size);
+	report(p);
 	return rc;
 }
 
@@ -229,13 +253,15 @@ static int list_relied(struct push *p, struct repo_relied **ret, size_t *nr, str
 static int commit(struct push *p, struct err *e)
 {
 	_cleanup_free_ struct repo_relied *relied = NULL;
+	struct upload_state up;
 	bool base_lost = false;
 	size_t nr;
 	int rc = list_relied(p, &relied, &nr, e);
 
 	if (rc)
 		return rc;
-	p->ret->bytes_sent = p->m.m.bytes_sent = uploader_bytes(p->up) + p->blob_bytes;
+	uploader_state(p->up, &up);
+	p->ret->bytes_sent = p->m.m.bytes_sent = up.arrived_bytes + p->blob_bytes;
 	rc = repo_commit(p->r, &p->m, p->base ? &p->base->name : NULL, &base_lost, relied, nr, e);
 	for (size_t i = 0; rc == -ESTALE && i < nr; i++)
 		if (relied[i].lost && relied[i].is_pack)
@@ -248,10 +274,8 @@ static int commit(struct push *p, struct err *e)
 
 static int finish(struct push *p, struct err *e)
 {
-	int rc;
+	int rc = push_send_pack(p, e);
 
-	atomic_store(&p->job->phase, "finishing");
-	rc = push_send_pack(p, e);
 	if (!rc)
 		rc = push_end_layers(p, e);
 	if (!rc)
@@ -263,7 +287,11 @@ static int finish(struct push *p, struct err *e)
 		rc = uploader_finish(p->up, e);
 	if (!rc)
 		rc = push_cancelled(p, e);
-	return rc ? rc : commit(p, e);
+	if (rc)
+		return rc;
+	report(p);
+	atomic_store(&p->job->phase, "finishing");
+	return commit(p, e);
 }
 
 /* ---- all of it ---- */
@@ -271,6 +299,7 @@ static int finish(struct push *p, struct err *e)
 static int allocate(struct push *p, struct err *e)
 {
 	uint32_t size = p->c.snap.page_size;
+	struct objstore_counters before;
 	int rc;
 
 	p->batch_max = BATCH_BYTES / size;
@@ -283,7 +312,9 @@ static int allocate(struct push *p, struct err *e)
 	if (!p->pages || !p->scratch || !p->reqs || !p->items || !p->names || !p->todo)
 		return err_errno(e, ENOMEM, "push");
 	rc = store_reader_create(p->store, size, &p->reader, e);
-	return rc ? rc : uploader_create(p->r, &p->up, e);
+	objstore_counters(p->r->os, &before);
+	p->sent_before = before.bytes_sent;
+	return rc ? rc : uploader_create(p->r, report, p, &p->up, e);
 }
 
 /* 1: it is there already. */

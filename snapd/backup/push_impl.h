@@ -55,7 +55,9 @@ struct push {
 	struct repo_list list;	     /* of the repository */
 	const struct manifest *base; /* in `list`; NULL: none */
 	struct push_frames frames;
-	uint64_t nr_frames; /* that they are in all */
+	uint64_t nr_frames;   /* that they are in all */
+	uint64_t nr_noted;    /* of them; */
+	uint64_t sent_before; /* and what the connection had sent when they began: for progress */
 	struct packset marked;
 	/* where pages are */
 	struct packset packs;

@@ -7,8 +7,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "snapd/util/cleanup.h"
+
+#define REPORT_NS 200000000
 
 enum slot_state { SLOT_FREE, SLOT_FILLING, SLOT_QUEUED, SLOT_SENDING };
 
@@ -26,7 +29,9 @@ struct uploader {
 	struct slot slots[UPLOAD_SLOTS];
 	bool stopping;
 	struct err err; /* the first failure */
-	uint64_t bytes;
+	struct upload_state state;
+	void (*report)(void *arg); /* on the thread that takes and sends */
+	void *report_arg;
 };
 
 static int put_pack(struct uploader *u, struct pack_builder *b, struct err *e)
@@ -53,6 +58,35 @@ static struct slot *find_slot(struct uploader *u, enum slot_state state)
 	return NULL;
 }
 
+static void count_pending(struct upload_state *st, const struct pack_builder *b)
+{
+	st->pending_pages += b->header.nr_pages;
+	st->pending_bytes += b->head_bytes + b->data_bytes;
+}
+
+static void count_arrived(struct upload_state *st, const struct pack_builder *b)
+{
+	st->pending_pages -= b->header.nr_pages;
+	st->pending_bytes -= b->head_bytes + b->data_bytes;
+	st->arrived_bytes += b->head_bytes + b->data_bytes;
+}
+
+/* Until something changed, under the lock, which is let go to report. */
+static void wait_and_report(struct uploader *u)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += REPORT_NS;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	if (pthread_cond_clockwait(&u->changed, &u->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
+		return;
+	pthread_mutex_unlock(&u->lock);
+	u->report(u->report_arg);
+	pthread_mutex_lock(&u->lock);
+}
+
 static void *upload_thread(void *arg)
 {
 	struct uploader *u = arg;
@@ -74,7 +108,7 @@ static void *upload_thread(void *arg)
 		pthread_mutex_lock(&u->lock);
 		s->state = SLOT_FREE;
 		if (!rc)
-			u->bytes += s->b.head_bytes + s->b.data_bytes;
+			count_arrived(&u->state, &s->b);
 		else if (!u->err.code)
 			err_set(&u->err, -rc, "%s", e.code ? e.text : strerror(-rc));
 		pthread_cond_broadcast(&u->changed);
@@ -100,7 +134,8 @@ static int start(struct uploader *u)
 	return rc;
 }
 
-int uploader_create(struct repo *r, struct uploader **ret, struct err *e)
+int uploader_create(struct repo *r, void (*report)(void *arg), void *arg, struct uploader **ret,
+		    struct err *e)
 {
 	struct uploader *u = calloc(1, sizeof(*u));
 	int rc;
@@ -108,6 +143,8 @@ int uploader_create(struct repo *r, struct uploader **ret, struct err *e)
 	if (!u)
 		return err_errno(e, ENOMEM, "backup");
 	u->repo = r;
+	u->report = report;
+	u->report_arg = arg;
 	pthread_mutex_init(&u->lock, NULL);
 	pthread_cond_init(&u->changed, NULL);
 	rc = start(u);
@@ -142,7 +179,7 @@ struct pack_builder *uploader_take(struct uploader *u)
 
 	pthread_mutex_lock(&u->lock);
 	while (!u->err.code && !(s = find_slot(u, SLOT_FREE)))
-		pthread_cond_wait(&u->changed, &u->lock);
+		wait_and_report(u);
 	if (s)
 		s->state = SLOT_FILLING;
 	pthread_mutex_unlock(&u->lock);
@@ -163,6 +200,7 @@ int uploader_send(struct uploader *u, struct pack_builder *b, struct err *e)
 		return rc;
 	pthread_mutex_lock(&u->lock);
 	slot_of(b)->state = SLOT_QUEUED;
+	count_pending(&u->state, b);
 	pthread_cond_broadcast(&u->changed);
 	pthread_mutex_unlock(&u->lock);
 	return 0;
@@ -174,7 +212,7 @@ int uploader_finish(struct uploader *u, struct err *e)
 
 	pthread_mutex_lock(&u->lock);
 	while (!u->err.code && (find_slot(u, SLOT_QUEUED) || find_slot(u, SLOT_SENDING)))
-		pthread_cond_wait(&u->changed, &u->lock);
+		wait_and_report(u);
 	rc = u->err.code;
 	if (rc)
 		err_set(e, -rc, "%s", u->err.text);
@@ -182,12 +220,9 @@ int uploader_finish(struct uploader *u, struct err *e)
 	return rc;
 }
 
-uint64_t uploader_bytes(struct uploader *u)
+void uploader_state(struct uploader *u, struct upload_state *ret)
 {
-	uint64_t n;
-
 	pthread_mutex_lock(&u->lock);
-	n = u->bytes;
+	*ret = u->state;
 	pthread_mutex_unlock(&u->lock);
-	return n;
 }

@@ -18,7 +18,15 @@
 
 struct uploader;
 
-int uploader_create(struct repo *r, struct uploader **ret, struct err *e);
+/* What there is to wait for. */
+struct upload_state {
+	uint64_t pending_pages, pending_bytes; /* given to send(), and not there yet */
+	uint64_t arrived_bytes;
+};
+
+/* `report` is called by take() and finish() from time to time while they wait. */
+int uploader_create(struct repo *r, void (*report)(void *arg), void *arg, struct uploader **ret,
+		    struct err *e);
 /* Ends what is under way first; queued packs are dropped.  Accepts NULL. */
 void uploader_destroy(struct uploader *u);
 /* Waits for a free one; NULL: an upload failed, see finish(). */
@@ -27,4 +35,4 @@ struct pack_builder *uploader_take(struct uploader *u);
 int uploader_send(struct uploader *u, struct pack_builder *b, struct err *e);
 /* Wait until all have arrived; the first failure. */
 int uploader_finish(struct uploader *u, struct err *e);
-uint64_t uploader_bytes(struct uploader *u); /* sent so far */
+void uploader_state(struct uploader *u, struct upload_state *ret);
