@@ -234,6 +234,7 @@ static int open_store(struct session *s, bool create, struct err *e)
 	struct objstore_opts opts = {
 		.endpoint = c->backup_endpoint,
 		.region = c->backup_region,
+		.style = c->backup_style,
 		.credentials_file = c->backup_credentials,
 		.profile = c->backup_profile,
 		.ca_file = c->backup_ca,

@@ -38,6 +38,7 @@ struct daemon_config {
 	char *backup_credentials;   /* file */
 	char *backup_ca;	    /* file */
 	uint64_t backup_rate;	    /* bytes a second, each way; 0: no limit */
+	uint32_t backup_style;	    /* enum objstore_style */
 	uint32_t backup_grace_s;    /* of new repositories; 0: default */
 	uint64_t staging_max_bytes; /* per VM, for the pages copied in the pause; default 1 GiB */
 	uint64_t store_max_bytes;   /* 0: no limit */

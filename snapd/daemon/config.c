@@ -14,6 +14,7 @@
 
 #include "include/snapd/format.h"
 #include "snapd/backup/layout.h"
+#include "snapd/backup/objstore.h"
 #include "snapd/daemon/logging.h"
 #include "snapd/policy/keep.h"
 #include "snapd/store/codec.h"
@@ -37,6 +38,11 @@ static const char *const log_format_words[] = {
 	[LOG_FORMAT_AUTO] = "auto", [LOG_FORMAT_JOURNAL] = "journal",
 	[LOG_FORMAT_TEXT] = "text", [LOG_FORMAT_LOGFMT] = "logfmt",
 	[LOG_FORMAT_JSON] = "json",
+};
+static const char *const style_words[] = {
+	[OBJSTORE_STYLE_AUTO] = "auto",
+	[OBJSTORE_STYLE_PATH] = "path",
+	[OBJSTORE_STYLE_VIRTUAL] = "virtual",
 };
 static const char *const dedup_words[] = {
 	[STORE_DEDUP_OWNER] = "owner",
@@ -80,6 +86,8 @@ static const struct setting {
 	{"backup", "backup", TEXT, AT(backup), 0, 0},
 	{"backup_key", "backup-key", TEXT, AT(backup_key), 0, 0},
 	{"backup_endpoint", "backup-endpoint", TEXT, AT(backup_endpoint), 0, 0},
+	{"backup_style", "backup-style", WORD, AT(backup_style), OBJSTORE_STYLE_AUTO,
+	 OBJSTORE_STYLE_VIRTUAL, style_words},
 	{"backup_region", "backup-region", TEXT, AT(backup_region), 0, 0},
 	{"backup_credentials", "backup-credentials", TEXT, AT(backup_credentials), 0, 0},
 	{"backup_profile", "backup-profile", TEXT, AT(backup_profile), 0, 0},
@@ -276,6 +284,9 @@ static void usage(void)
 	     "  --backup-endpoint URL   of an S3 server other than AWS's\n"
 	     "  --backup-region NAME    of the bucket (default us-east-1)\n"
 	     "  --backup-credentials FILE  in the form of ~/.aws/credentials\n"
+	     "  --backup-style HOW      where the bucket stands: path, virtual (in the host's "
+	     "name),\n"
+	     "                          auto (default: virtual at AWS, else path)\n"
 	     "  --backup-profile NAME   section of that file (default default)\n"
 	     "  --backup-ca FILE        whom to trust, in place of the system's authorities\n"
 	     "  --backup-rate BYTES     a second at most, each way (default 0: no limit)\n"
