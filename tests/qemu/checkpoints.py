@@ -5,10 +5,17 @@ random ones with what the guest itself checks, snapshots of the running VM, and 
 
   checkpoints.py BUILD --guest counter|native|disk [--smp N] [--disk ide|ahci|virtio] [--cache MODE] [--vga std]
                  [--rounds N] [--seed S]
+
+A guest that a BIOS boots is also checkpointed while it boots, and reset now and then: that is when QEMU changes its
+memory slots.  With --vga std the guest draws, and a VNC viewer asks for changes all the time: what it
+was told must be what is in video memory.
 """
 import argparse
+import os
 import random
+import time
 
+from vnc import Follower
 from qemuvm import PAGE, Bench, QemuVm, need_qemu, seed_from, stopped_snapshot
 
 
@@ -16,6 +23,22 @@ def first(b, vm):
     """All memory is new; but what was copied while the guest ran is not copied again in the pause."""
     r = b.job("POST", "/v1/vms/vm/snapshots", {})
     assert r["paused_pages"] < vm.mem_bytes // PAGE // 2 or not r["early_pages"], f"{r['paused_pages']} pages in the pause"
+
+
+def booting(b, vm, rng, count):
+    """Checkpoints before the guest has said anything, some milliseconds apart; as stopped_snapshot()."""
+    taken = []
+    while len(taken) < count and len(vm.numbers()) == vm.since:
+        time.sleep(rng.random() * 0.3)
+        taken.append(stopped_snapshot(b, vm))
+    return taken
+
+
+def reset(vm):
+    vm.monitor.ask("stop")
+    vm.since = len(vm.numbers())
+    vm.monitor.ask("system_reset")
+    vm.monitor.ask("cont")
 
 
 def rolled_back(b, vm, snap, ram, said, running):
@@ -61,6 +84,45 @@ def restart(b, vm, snap):
     return new
 
 
+class Campaign:
+    """Rounds of one VM, and what they came to."""
+
+    def __init__(self, b, vm, rng, resets, follower):
+        self.b, self.vm, self.rng, self.resets, self.follower = b, vm, rng, resets, follower
+        self.taken = []  # the last eight, as stopped_snapshot()
+        self.checkpoints = self.rollbacks = self.at_boot = self.pictures = 0
+
+    def keep(self, snaps):
+        self.checkpoints += len(snaps)
+        self.taken = (self.taken + snaps)[-8:]
+
+    def boot(self, count):
+        snaps = booting(self.b, self.vm, self.rng, count)
+        self.at_boot += len(snaps)
+        self.keep(snaps)
+
+    def look(self):
+        self.vm.monitor.ask("stop")
+        self.follower.agrees(self.vm)
+        self.vm.monitor.ask("cont")
+        self.pictures += 1
+
+    def round(self):
+        if self.resets and self.rng.random() < 0.02:
+            reset(self.vm)
+            self.boot(6)
+        self.vm.wait_lines(self.rng.randrange(1, 4))
+        self.keep([stopped_snapshot(self.b, self.vm)])
+        if self.rng.random() < 0.3:
+            self.vm.wait_lines()
+            self.b.snapshot("vm")
+        if self.rng.random() < 0.5:
+            rolled_back(self.b, self.vm, *self.rng.choice(self.taken), running=self.rng.random() < 0.3)
+            self.rollbacks += 1
+        if self.follower and (self.rng.random() < 0.05 or not self.pictures):
+            self.look()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("build")
@@ -78,23 +140,26 @@ def main():
     pages = {"counter": 100, "native": 1200, "disk": 0}[args.guest]
     with Bench(args.build) as b:
         b.start()
+        vnc = os.path.join(b.dir, "vm.vnc")
         vm = QemuVm(b, "vm", args.guest, mem=args.mem, smp=args.smp, disk=args.disk, cache=args.cache, vga=args.vga,
-                    pages=pages, pause=rng.choice([0, 100, 1000]))
+                    pages=pages, pause=rng.choice([0, 100, 1000]), draw=int(args.vga != "none"),
+                    more=["-vnc", f"unix:{vnc}"] if args.vga != "none" else [])
+        follower = Follower(vnc) if args.vga != "none" else None
         b.vm_ready("vm", 60)
+        c = Campaign(b, vm, rng, args.disk is not None, follower)
+        if args.disk:
+            c.boot(6)
         vm.wait_lines()
         first(b, vm)
-        taken = []
-        for i in range(args.rounds):
-            vm.wait_lines(rng.randrange(1, 4))
-            taken = (taken + [stopped_snapshot(b, vm)])[-8:]
-            if rng.random() < 0.3:
-                vm.wait_lines()
-                b.snapshot("vm")
-            if rng.random() < 0.5:
-                rolled_back(b, vm, *rng.choice(taken), running=rng.random() < 0.3)
-        snap, ram, said = rng.choice(taken)
+        while c.checkpoints < args.rounds:
+            c.round()
+        if follower:
+            follower.close()
+        snap, ram, said = rng.choice(c.taken)
         restored(b, vm, snap, said)
-        print(f"{args.rounds} checkpoints of {args.guest}, -smp {args.smp}: each as memory was")
+        print(f"{c.checkpoints} checkpoints of {args.guest}, -smp {args.smp}: each as memory was; {c.at_boot} of them while "
+              f"it booted; {c.rollbacks} rollbacks; " +
+              (f"{c.pictures} pictures as followed in {follower.updates} updates; " if follower else "") + "1 restore")
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ def need_qemu():
         skip(f"no {QEMU}")
 
 
-def image(build, name, how, pages=64, pause=0, cpus=1, sectors=1024):
+def image(build, name, how, pages=64, pause=0, cpus=1, sectors=1024, draw=0):
     """A guest as meson built it, with its parameters: how = "rom" or "img"."""
     with open(os.path.join(build, "tests", "qemu", "guests", f"{name}.{how}"), "rb") as f:
         data = bytearray(f.read())
     assert data[512:520] == b"PARAMS!!"
-    struct.pack_into("<4I", data, 520, pages, pause, cpus, sectors)
+    struct.pack_into("<5I", data, 520, pages, pause, cpus, sectors, draw)
     if how == "img":
         data += bytes(FIRST_SECTOR * 512 - len(data))
         for i in range(FIRST_SECTOR, FIRST_SECTOR + sectors):
@@ -119,8 +119,6 @@ class QemuVm:
         self.log = os.path.join(bench.dir, f"{name}.log")
         self.qmp_path = os.path.join(bench.dir, f"{name}.qmp")
         self.disk_path = os.path.join(bench.dir, f"{name}.disk")
-        self._monitor = None
-        self._ram = None
         if argv is None:
             argv = self.arguments(guest, mem, smp, disk, cache, vga, more, dict(params, cpus=smp))
         if adapter:
@@ -144,6 +142,9 @@ class QemuVm:
         return argv + list(more)
 
     def start(self, argv, env, pass_fds=()):
+        self._monitor = self._ram = None
+        self._read, self._lines, self._numbers = 0, [], []
+        self.since = 0  # of how many numbers it was reset last
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             env=dict(self.bench.env, **(env or {})), pass_fds=pass_fds)
@@ -166,15 +167,22 @@ class QemuVm:
     # ---- the serial line ----
 
     def lines(self):
-        """Whole lines so far, as (letter, number)."""
+        """Whole lines so far, as (letter, number): read once, as there are many in the end."""
         try:
-            with open(self.serial) as f:
+            with open(self.serial, "rb") as f:
+                if os.fstat(f.fileno()).st_size < self._read:
+                    self._read, self._lines, self._numbers = 0, [], []
+                f.seek(self._read)
                 text = f.read()
         except FileNotFoundError:
             return []
-        out = [(m[1], int(m[2], 16)) for m in re.finditer(r"^(\w) ([0-9a-f]{8})\n", text, re.M)]
-        assert not any(c == "E" for c, n in out), f"{self.name}: the guest found its memory wrong: {out[-3:]}"
-        return out
+        text = text[:text.rfind(b"\n") + 1]
+        self._read += len(text)
+        more = [(m[1].decode(), int(m[2], 16)) for m in re.finditer(rb"^(\w) ([0-9a-f]{8})\n", text, re.M)]
+        assert not any(c == "E" for c, n in more), f"{self.name}: the guest found its memory wrong: {more[-3:]}"
+        self._lines += more
+        self._numbers += [n for c, n in more if c != "m"]
+        return self._lines
 
     def cut(self):
         """It stopped in the middle of a line."""
@@ -182,11 +190,12 @@ class QemuVm:
             return not f.read().endswith(b"\n")
 
     def said(self):
-        """The last number; of the first vCPU."""
-        return self.numbers()[-1]
+        """The last number since a reset, or 0; of the first vCPU."""
+        return (self.numbers()[self.since:] or [0])[-1]
 
     def numbers(self):
-        return [n for c, n in self.lines() if c != "m"]
+        self.lines()
+        return self._numbers
 
     def wait_lines(self, more=1, seconds=90):
         """Until the first vCPU has said so many numbers more than now."""
