@@ -150,14 +150,22 @@ class Bench:
     def get(self, path, **kw):
         return self.call("GET", path, **kw)
 
-    def metrics(self):
-        """/metrics, as it stands."""
+    def raw(self, path):
+        """What is not JSON: bytes, all that were announced."""
         c = _UnixConnection(self.api_socket, self.patience)
         try:
-            c.request("GET", "/metrics")
-            return c.getresponse().read().decode()
+            c.request("GET", path)
+            r = c.getresponse()
+            data = r.read()
         finally:
             c.close()
+        if r.status >= 400:
+            raise Failed(r.status, None, data.decode(errors="replace"))
+        return data
+
+    def metrics(self):
+        """/metrics, as it stands."""
+        return self.raw("/metrics").decode()
 
     def job(self, method, path, body=None, timeout=120):
         """Start a job, wait for its end, return its result or raise."""

@@ -37,6 +37,7 @@ def booting(b, vm, rng, count):
 def reset(vm):
     vm.monitor.ask("stop")
     vm.since = len(vm.numbers())
+    vm.monitor.ask("set-action", reboot="reset")  # in place of -no-reboot
     vm.monitor.ask("system_reset")
     vm.monitor.ask("cont")
 
@@ -90,10 +91,11 @@ class Campaign:
     def __init__(self, b, vm, rng, resets, follower):
         self.b, self.vm, self.rng, self.resets, self.follower = b, vm, rng, resets, follower
         self.taken = []  # the last eight, as stopped_snapshot()
-        self.checkpoints = self.rollbacks = self.at_boot = self.pictures = 0
+        self.checkpoints = self.rollbacks = self.at_boot = self.pictures = self.pages = 0
 
     def keep(self, snaps):
         self.checkpoints += len(snaps)
+        self.pages += sum(s["changed_pages"] for s, ram, said in snaps)
         self.taken = (self.taken + snaps)[-8:]
 
     def boot(self, count):
@@ -108,18 +110,21 @@ class Campaign:
         self.pictures += 1
 
     def round(self):
-        if self.resets and self.rng.random() < 0.02:
+        if self.resets and self.rng.random() < 0.005:
             reset(self.vm)
-            self.boot(6)
-        self.vm.wait_lines(self.rng.randrange(1, 4))
+            self.boot(4)
+        if self.rng.random() < 0.4:
+            self.vm.wait_lines(self.rng.randrange(1, 3))
+        else:
+            time.sleep(self.rng.random() * 0.05)  # wherever it is
         self.keep([stopped_snapshot(self.b, self.vm)])
         if self.rng.random() < 0.3:
-            self.vm.wait_lines()
             self.b.snapshot("vm")
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.3:
             rolled_back(self.b, self.vm, *self.rng.choice(self.taken), running=self.rng.random() < 0.3)
             self.rollbacks += 1
-        if self.follower and (self.rng.random() < 0.05 or not self.pictures):
+        # A text screen's cursor blinks by the clock.
+        if self.follower and self.vm.said() and (self.rng.random() < 0.05 or not self.pictures):
             self.look()
 
 
@@ -148,7 +153,7 @@ def main():
         b.vm_ready("vm", 60)
         c = Campaign(b, vm, rng, args.disk is not None, follower)
         if args.disk:
-            c.boot(6)
+            c.boot(min(4, args.rounds - 1))
         vm.wait_lines()
         first(b, vm)
         while c.checkpoints < args.rounds:
@@ -157,8 +162,8 @@ def main():
             follower.close()
         snap, ram, said = rng.choice(c.taken)
         restored(b, vm, snap, said)
-        print(f"{c.checkpoints} checkpoints of {args.guest}, -smp {args.smp}: each as memory was; {c.at_boot} of them while "
-              f"it booted; {c.rollbacks} rollbacks; " +
+        print(f"{c.checkpoints} checkpoints of {args.guest}, -smp {args.smp}: each as memory was, {c.pages} pages changed; "
+              f"{c.at_boot} of them while it booted; {c.rollbacks} rollbacks; " +
               (f"{c.pictures} pictures as followed in {follower.updates} updates; " if follower else "") + "1 restore")
 
 

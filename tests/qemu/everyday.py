@@ -49,12 +49,15 @@ def looked_at(b, vm):
         assert word in out, f"{word!r} not in: {out}"
     first = b.snapshot("vm", name="first")["id"]
     vm.wait_lines(3)
-    snap, ram, said = stopped_snapshot(b, vm, name="second")  # exported, and compared with all RAM
+    snap, ram, said = stopped_snapshot(b, vm, name="second")  # compared with all RAM
     vm.wait_lines()
     assert "0 missed" in b.snapctl("self-check", "vm").stdout
     assert "differ" in b.snapctl("diff", "vm@first", "vm@second").stdout
     for s in (first, snap["id"]):
         b.verify(s, digest=False)
+    b.snapctl("export", "vm@second", os.path.join(b.dir, "exported"))
+    with open(os.path.join(b.dir, "exported"), "rb") as f:
+        assert f.read() == ram, "the exported file is not as RAM was"
     b.snapctl("backup", "push", "vm@second")
     b.snapctl("delete", "vm@second")
     b.snapctl("backup", "pull", "vm@second", "--name", "from-far")

@@ -21,6 +21,7 @@ from snaptest import Failed, need_accel, seed_from, skip  # noqa: E402,F401
 QEMU = "qemu-system-x86_64"
 PAGE = 4096
 FIRST_SECTOR = 128
+END = 2**64 - 1  # the GPA of a memory stream's last extent
 
 
 def need_qemu():
@@ -237,33 +238,25 @@ class QemuVm:
         return self._ram
 
 
-def exported(bench, sel):
-    """A snapshot's memory: [(gpa, bytes)], and its description."""
-    path = os.path.join(bench.dir, f"export-{sel}")
-    bench.snapctl("export", "--force", str(sel), path)
-    with open(path + ".json") as f:
-        about = json.load(f)
-    out = []
-    with open(path, "rb") as f:
-        for gpa, length, at in about["memory"]["map"]:
-            f.seek(at)
-            out.append((gpa, f.read(length)))
-    os.unlink(path)
-    return out, about
+def memory(bench, sel, length):
+    """A snapshot's memory from GPA 0 on, as the service streams it: extents, what none covers is zero."""
+    stream, out, at = memoryview(bench.raw(f"/v1/snapshots/{sel}/memory")), bytearray(length), 0
+    while True:
+        gpa, n = struct.unpack_from("<QQ", stream, at)
+        at += 16
+        if gpa == END:
+            return out
+        assert gpa + n <= length, f"memory at 0x{gpa:x} + 0x{n:x}, where the VM has 0x{length:x} bytes"
+        out[gpa:gpa + n] = stream[at:at + n]
+        at += n
 
 
 def same(bench, sel, ram, what):
     """The snapshot's memory is these bytes, from GPA 0 on."""
-    got, about = exported(bench, sel)
-    length = sum(len(data) for gpa, data in got)
-    assert length == len(ram), f"{what}: the snapshot has {length} bytes of RAM, the VM {len(ram)}"
-    at = 0
-    for gpa, data in got:
-        if data != ram[at:at + len(data)]:
-            bad = [i for i in range(0, len(data), PAGE) if data[i:i + PAGE] != ram[at + i:at + i + PAGE]]
-            raise RuntimeError(f"{what}: {len(bad)} pages differ, the first at 0x{gpa + bad[0]:x}")
-        at += len(data)
-    return about
+    got = memory(bench, sel, len(ram))
+    if got != ram:
+        bad = [i for i in range(0, len(ram), PAGE) if got[i:i + PAGE] != ram[i:i + PAGE]]
+        raise RuntimeError(f"{what}: {len(bad)} pages differ, the first at 0x{bad[0]:x}")
 
 
 def stopped_snapshot(bench, vm, name=None):

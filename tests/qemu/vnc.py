@@ -94,7 +94,7 @@ class Follower:
     of video memory all the time."""
 
     def __init__(self, path):
-        self.viewer = Viewer(path)
+        self.path, self.viewer = path, Viewer(path)
         self.updates, self.error, self.ends = 0, None, False
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self.run)
@@ -125,9 +125,11 @@ class Follower:
         while (got := self.picture()) != (wanted := screendump(vm)):
             assert not self.error, f"{vm.name}: the VNC server: {self.error}"
             if time.monotonic() > end:
-                bad = sum(a != b for a, b in zip(got[2], wanted[2]))
-                raise RuntimeError(f"{vm.name}: a viewer that follows changes has another picture: {got[:2]} and "
-                                   f"{wanted[:2]}, {bad} bytes differ")
+                bad = [i // 3 for i in range(0, len(wanted[2]), 3) if got[2][i:i + 3] != wanted[2][i:i + 3]]
+                whole = Viewer(self.path)
+                raise RuntimeError(f"{vm.name}: a viewer that follows changes has another picture: {got[:2]} and {wanted[:2]}, "
+                                   f"{len(bad)} pixels differ, from {bad[0]} to {bad[-1]}; one that asks for all of it "
+                                   f"has {'this' if rgb(whole.whole()) == got[2] else 'that'}")
             time.sleep(0.02)
         return wanted
 

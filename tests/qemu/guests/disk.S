@@ -4,6 +4,10 @@
  * device model writes guest memory, and KVM never sees it.  Sectors from 128 on begin with their
  * number; each that was read is compared.  "d 0000002a" on the serial port for each
  * read, "E" for a sector that is another.
+ *
+ * A read that the BIOS gives up is tried again, as everybody who calls it does: where KVM does not give
+ * the guest a time-stamp counter of its own, a snapshot that was taken in the middle of a read
+ * comes back, for the BIOS, after its time limit.
  */
 	.code16
 	.section .text
@@ -29,12 +33,16 @@ main:
 	shlw	$8, %dx
 	addw	$0x1000, %dx
 	movw	%dx, segment
-	movb	$0x42, %ah
+	movb	$3, tries
+5:	movb	$0x42, %ah
 	movb	drive, %dl
 	movw	$read, %si
 	int	$0x13
-	jc	wrong
-	cli
+	jnc	6f
+	decb	tries
+	jnz	5b
+	jmp	wrong
+6:	cli
 	movw	segment, %ax
 	movw	%ax, %fs
 	movl	lba, %ebx
@@ -65,6 +73,7 @@ wrong:
 
 	.balign 4
 step:	.long	0
+tries:	.long	0
 read:	.byte	16, 0
 	.word	8
 	.word	0
