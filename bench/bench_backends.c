@@ -103,11 +103,13 @@ static int kernel_munmap(void *opaque, void *addr, size_t len)
 static const struct snapd_kvm_ops unlogged = {
 	.ioctl = unlogged_ioctl, .mmap = kernel_mmap, .munmap = kernel_munmap};
 
-/* name NULL: AUTO. */
+/* name NULL: AUTO.  All measure the same pages: what the host has behind each (its page size,
+ * its caches) differs by more than the backends do. */
 static void open_guest(struct guest *g, const char *name, const struct row *r, int fd)
 {
 	bool is_none = name && !strcmp(name, names[NONE]);
 	struct agent_vm_config c = {.data_bytes = r->gib * GIB_PAGES * KVM_GUEST_PAGE,
+				    .data_fd = fd,
 				    .dirty = !name || is_none ? SNAPD_DIRTY_AUTO
 							      : agent_backend(name)->dirty,
 				    .kvm = is_none ? &unlogged : NULL,
