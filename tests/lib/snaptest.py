@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,29 @@ class Bench:
     def metrics(self):
         """/metrics, as it stands."""
         return self.raw("/metrics").decode()
+
+    def memory(self, snap, page):
+        """Pages of a snapshot that are not all zeros, by GFN."""
+        c = _UnixConnection(self.api_socket, self.patience)
+        try:
+            c.request("GET", f"/v1/snapshots/{snap}/memory")
+            r = c.getresponse()
+            data = r.read()
+        finally:
+            c.close()
+        if r.status != 200:
+            raise Failed(r.status, None, "memory")
+        pages, at = {}, 0
+        while True:
+            gpa, size = struct.unpack_from("<QQ", data, at)
+            at += 16
+            if gpa == 2**64 - 1:
+                return pages
+            for off in range(0, size, page):
+                bytes_ = data[at + off:at + off + page]
+                if any(bytes_):
+                    pages[(gpa + off) // page] = bytes_
+            at += size
 
     def job(self, method, path, body=None, timeout=120):
         """Start a job, wait for its end, return its result or raise."""
