@@ -275,12 +275,10 @@ static void pagemap_slot_cancelled(struct snapd_vm *vm, const struct view *v)
 	(void)regions_renew(vm, NULL);
 }
 
-/* P3.  Without memory for a new list the old one stands: it only knows too much. */
-static void pagemap_slot_deleted(struct snapd_vm *vm, const struct view *v, int result)
+/* P3: the VMM may unmap it now. */
+static void look_once_more(struct snapd_vm *vm, const struct view *v)
 {
-	if (!is_watched(v) || result < 0)
-		return;
-	pthread_mutex_lock(&vm->harvest_lock);
+#ifndef SNAPD_ABLATION_NO_LOOK_AFTER_DELETE
 	for (uint32_t i = 0; i < v->nr_runs; i++) {
 		const struct slot_run *r = &v->runs[i];
 		const struct watched w = {(char *)v->m.hva + (r->offset << vm->page_shift),
@@ -288,6 +286,16 @@ static void pagemap_slot_deleted(struct snapd_vm *vm, const struct view *v, int 
 
 		look_at(vm, &w, false);
 	}
+#endif
+}
+
+/* Without memory for a new list the old one stands: it only knows too much. */
+static void pagemap_slot_deleted(struct snapd_vm *vm, const struct view *v, int result)
+{
+	if (!is_watched(v) || result < 0)
+		return;
+	pthread_mutex_lock(&vm->harvest_lock);
+	look_once_more(vm, v);
 	pthread_mutex_unlock(&vm->harvest_lock);
 	(void)regions_renew(vm, NULL);
 }
