@@ -101,6 +101,7 @@ union tell {
 	struct snapd_msg_block block;
 	struct snapd_msg_piece piece;
 	struct snapd_msg_gone gone;
+	struct snapd_msg_vcpu vcpu;
 };
 
 static size_t next_gone(struct snapd_vm *vm, union tell *msg)
@@ -136,6 +137,28 @@ static size_t next_block(struct snapd_vm *vm, struct block *b, union tell *msg, 
 	return sizeof(msg->block);
 }
 
+/* What a ring held when the VMM died is read through the vCPU's descriptor. */
+static size_t next_vcpu(struct snapd_vm *vm, union tell *msg, int *fd)
+{
+	struct conn *c = &vm->conn;
+	const struct snapd_vcpu *v;
+
+	if (!c->wants_rings || !vm->ring_entries || c->seen_vcpus == atomic_load(&vm->nr_vcpus))
+		return 0;
+	v = vm->vcpus[c->seen_vcpus];
+	*fd = fcntl(v->fd, F_DUPFD_CLOEXEC, 3);
+	if (*fd < 0) { /* the comparison with the store finds what it held */
+		c->wants_rings = false;
+		return 0;
+	}
+	msg->vcpu = (struct snapd_msg_vcpu){.h.type = SNAPD_MSG_VCPU,
+					    .vcpu = c->seen_vcpus++,
+					    .nr_entries = vm->ring_entries,
+					    .offset = (uint64_t)vm->arch->ring_page_offset *
+						      vm->page_size};
+	return sizeof(msg->vcpu);
+}
+
 static size_t next_told(struct snapd_vm *vm, union tell *msg, int *fd)
 {
 	struct conn *c = &vm->conn;
@@ -163,7 +186,7 @@ static size_t next_told(struct snapd_vm *vm, union tell *msg, int *fd)
 							    .first_frame = p->first_frame}};
 		return sizeof(msg->piece);
 	}
-	return 0;
+	return next_vcpu(vm, msg, fd);
 }
 
 /* A VM to be restored is ready when its vCPUs wait for it. */
@@ -210,7 +233,8 @@ static void tell_from_start(struct snapd_vm *vm)
 {
 	struct conn *c = &vm->conn;
 
-	c->told_ready = false;
+	c->told_ready = c->wants_rings = false;
+	c->seen_vcpus = 0;
 	c->next_block = c->next_piece = 0;
 	c->seen_pieces = 0;
 	pthread_mutex_lock(&vm->slots_lock);
@@ -425,6 +449,7 @@ static void on_welcome(struct snapd_vm *vm)
 		return;
 	}
 	vm->conn.welcome = true;
+	vm->conn.wants_rings = m->flags & SNAPD_WELCOME_RINGS;
 	vm->conn.backoff_ns = BACKOFF_MIN_NS;
 	atomic_store(&vm->connect_result, 0);
 	count(&vm->shm->reconnects, 1);

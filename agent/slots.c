@@ -88,6 +88,16 @@ static void table_cancel(struct snapd_vm *vm, const struct view *v)
 {
 }
 #else
+/* For whoever reads the rings when this process is dead. */
+static void table_show(struct snapd_vm *vm, const struct view *v, uint32_t id)
+{
+	bool is_one = v->nr_runs == 1;
+
+	vm->shown_slots[v->m.as_id * vm->table.nr_ids + id] =
+		(struct snapd_shm_slot){.nr_pages = is_one ? v->runs[0].nr_frames : 0,
+					.first_frame = is_one ? v->runs[0].first_frame : 0};
+}
+
 static int table_try_add(struct snapd_vm *vm, const struct view *v)
 {
 	int id;
@@ -95,6 +105,8 @@ static int table_try_add(struct snapd_vm *vm, const struct view *v)
 	pthread_mutex_lock(&vm->harvest_lock);
 	id = slot_table_add(&vm->table, v->m.as_id, v->m.size_bytes >> vm->page_shift, v->runs,
 			    v->nr_runs);
+	if (id >= 0)
+		table_show(vm, v, (uint32_t)id);
 	pthread_mutex_unlock(&vm->harvest_lock);
 	return id;
 }

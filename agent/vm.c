@@ -226,9 +226,11 @@ static int config_take(struct snapd_vm *vm, const struct snapd_vm_config *c, str
 static int shm_create(struct snapd_vm *vm, struct err *e)
 {
 	const size_t set = gpaset_bytes(SNAPD_SHM_FRAMES);
+	const size_t slots =
+		(size_t)SLOT_TABLE_SPACES * vm->table.nr_ids * sizeof(*vm->shown_slots);
 	void *p;
 
-	vm->shm_bytes = 4096 + 3 * set;
+	vm->shm_bytes = 4096 + 3 * set + ALIGN_UP(slots, (size_t)4096);
 	vm->shm_fd = memfd_create("snapd-sets", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (vm->shm_fd < 0 || ftruncate(vm->shm_fd, (off_t)vm->shm_bytes) < 0 ||
 	    fcntl(vm->shm_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
@@ -245,9 +247,12 @@ static int shm_create(struct snapd_vm *vm, struct err *e)
 	vm->shm->dirty_off = 4096;
 	vm->shm->inflight_off = 4096 + set;
 	vm->shm->discarded_off = 4096 + 2 * set;
+	vm->shm->slots_off = 4096 + 3 * set;
+	vm->shm->nr_slots = vm->table.nr_ids;
 	vm->shm->total_bytes = vm->shm_bytes;
 	gpaset_init(&vm->dirty, (char *)p + 4096, SNAPD_SHM_FRAMES);
-	gpaset_init(&vm->discarded, (char *)p + vm->shm->discarded_off, SNAPD_SHM_FRAMES);
+	gpaset_init(&vm->discarded, (char *)p + 4096 + 2 * set, SNAPD_SHM_FRAMES);
+	vm->shown_slots = (void *)((char *)p + 4096 + 3 * set);
 	return 0;
 }
 

@@ -178,6 +178,8 @@ struct conn {
 	bool welcome;
 	bool told_ready;
 	uint32_t told_vcpus;
+	bool wants_rings;
+	uint32_t seen_vcpus;		 /* of vm.vcpus; counted while rings are told */
 	uint32_t next_block, next_piece; /* wire indices on this connection */
 	size_t seen_pieces;		 /* of vm.pieces */
 	uint64_t seen_gone;		 /* of vm.gone_count */
@@ -263,6 +265,7 @@ struct snapd_vm {
 	struct snapd_shm *shm; /* shared with the service, which may write anything here */
 	struct gpaset dirty;
 	struct gpaset discarded; /* frames that the VMM gave back: hints for the service */
+	struct snapd_shm_slot *shown_slots; /* in shm; harvest_lock to write */
 
 	struct arch_device devices[SNAPD_DEVICES_MAX]; /* grows under slots_lock */
 	_Atomic uint32_t nr_devices;

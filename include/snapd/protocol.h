@@ -31,7 +31,7 @@
 #include <stdint.h>
 
 #define SNAPD_PROTO_MAJOR	   1
-#define SNAPD_PROTO_MINOR	   3 /* docs/protocol.md, "Versions" */
+#define SNAPD_PROTO_MINOR	   4 /* docs/protocol.md, "Versions" */
 #define SNAPD_MSG_MAX		   65536u
 #define SNAPD_NAME_MAX		   64u /* VM names, including the NUL */
 #define SNAPD_AGENT_SOCKET_DEFAULT "/run/snapd/agent.sock"
@@ -52,6 +52,7 @@ enum snapd_msg_type {
 	SNAPD_MSG_BYE = 11,    /* the VMM detaches; no answer */
 	SNAPD_MSG_ABOUT = 12,  /* what the VMM says of the VM; may come again */
 	SNAPD_MSG_CHECKED = 13,
+	SNAPD_MSG_VCPU = 14, /* + fd of the vCPU; to a service that asked for rings */
 	/* service → agent */
 	SNAPD_MSG_WELCOME = 32,
 	SNAPD_MSG_REJECT = 33,
@@ -155,13 +156,24 @@ struct snapd_msg_about {
 	char json[16384];  /* an object, or nothing */
 };
 
+/* VCPU (1.4): where the dirty ring of a vCPU is, for when the VMM is dead: the descriptor of
+ * the vCPU is passed, and nobody touches the ring through it as long as the VMM lives. */
+struct snapd_msg_vcpu {
+	struct snapd_msg h;
+	uint32_t vcpu;	     /* index, dense from 0 on each connection */
+	uint32_t nr_entries; /* of struct kvm_dirty_gfn; a power of two */
+	uint64_t offset;     /* of the ring in the vCPU's file, in bytes */
+};
+
 /* WELCOME: go on.  `head` is the point at which the service believes RAM and
- * the sets to be; {0,0}: everything is dirty. */
+ * the sets to be; {0,0}: everything is dirty.  With RINGS (1.4) it wants VCPU of each
+ * vCPU that has a ring. */
+#define SNAPD_WELCOME_RINGS (1u << 0)
 struct snapd_msg_welcome {
 	struct snapd_msg h;
 	uint16_t major;
 	uint16_t minor;
-	uint32_t reserved;
+	uint32_t flags;
 	uint8_t store[16]; /* uuid of the store */
 	struct snapd_point head;
 };
@@ -283,6 +295,7 @@ struct snapd_msg_resumed {
  *   dirty_off      gpaset: frames dirty and not yet taken
  *   inflight_off   gpaset: frames taken for the epoch that is being made
  *   discarded_off  gpaset: frames that the VMM once gave back to the host (balloon)
+ *   slots_off      struct snapd_shm_slot[2][nr_slots]: what ring entries mean
  *
  * A gpaset of N frames (snapd/gpaset.h): bits u64[ceil(N/64)], then summary
  * u64[ceil(N/4096)], one bit for each word of bits, each part page aligned.
@@ -298,6 +311,15 @@ struct snapd_msg_resumed {
  * through a mapping would fill.  The agent sets it before the same frame in `dirty`; the
  * service clears it when it finds data there.
  */
+
+/* By address space and kernel slot id, the upper and lower half of kvm_dirty_gfn.slot.  The
+ * agent writes it before KVM has the slot; it holds until the id means another one, which is not
+ * before every ring was emptied.  A slot that shows more than one piece has nr_pages 0. */
+struct snapd_shm_slot {
+	uint64_t nr_pages;
+	uint64_t first_frame;
+};
+
 #define SNAPD_SHM_MAGIC	 0x314d485344504e53ull /* "SNPDSHM1" */
 #define SNAPD_SHM_FRAMES (1ull << 28)	       /* 1 TiB of 4 KiB frames */
 
@@ -327,5 +349,7 @@ struct snapd_shm {
 	_Atomic uint64_t pending;    /* harvested, not yet reset and published */
 	_Atomic uint64_t harvest_ns; /* spent in harvest + RESET */
 	uint64_t discarded_off;	     /* constant; 0: no such set */
+	uint64_t slots_off;	     /* constant, as nr_slots; 0: no such table */
+	uint64_t nr_slots;
 };
 static_assert(sizeof(struct snapd_shm) <= 4096, "one page");

@@ -164,8 +164,10 @@ static int find_where_it_stands(struct vm *vm, struct pagemap *known, struct sna
 
 static int welcome(struct vm *vm, struct err *e)
 {
-	struct snapd_msg_welcome msg = {
-		.major = SNAPD_PROTO_MAJOR, .minor = SNAPD_PROTO_MINOR, .head = vm->point};
+	struct snapd_msg_welcome msg = {.major = SNAPD_PROTO_MAJOR,
+					.minor = SNAPD_PROTO_MINOR,
+					.flags = rings_wanted(vm) ? SNAPD_WELCOME_RINGS : 0,
+					.head = vm->point};
 
 	memcpy(msg.store, store_uuid(vm->d->store), sizeof(msg.store));
 	return vm_send(vm, &msg, sizeof(msg), SNAPD_MSG_WELCOME, -1, e);
@@ -268,7 +270,8 @@ static int told(struct vm *vm, struct err *e)
 				      [SNAPD_MSG_GONE] = sizeof(struct snapd_msg_gone),
 				      [SNAPD_MSG_READY] = sizeof(struct snapd_msg_ready),
 				      [SNAPD_MSG_BYE] = sizeof(struct snapd_msg_bye),
-				      [SNAPD_MSG_ABOUT] = sizeof(struct snapd_msg_about)};
+				      [SNAPD_MSG_ABOUT] = sizeof(struct snapd_msg_about),
+				      [SNAPD_MSG_VCPU] = sizeof(struct snapd_msg_vcpu)};
 	int err;
 
 	if (h->type >= ARRAY_SIZE(lens) || !lens[h->type])
@@ -293,6 +296,8 @@ static int told(struct vm *vm, struct err *e)
 		return 0;
 	case SNAPD_MSG_ABOUT:
 		return told_about(vm, (const struct snapd_msg_about *)h, e);
+	case SNAPD_MSG_VCPU:
+		return rings_add(vm, (const struct snapd_msg_vcpu *)h, steal_fd(&vm->in_fd), e);
 	default:
 		vm->hello.nr_vcpus = ((const struct snapd_msg_ready *)h)->nr_vcpus;
 		vm->ready = true;

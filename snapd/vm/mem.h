@@ -89,7 +89,9 @@ struct vm_shm {
 	size_t map_bytes;
 	uint64_t nr_frames;
 	struct gpaset dirty, inflight;
-	struct gpaset discarded; /* nr_frames 0: the agent has no such set */
+	struct gpaset discarded;	    /* nr_frames 0: the agent has no such set */
+	const struct snapd_shm_slot *slots; /* [2][nr_slots]; NULL: the agent has no such table */
+	uint64_t nr_slots;
 };
 
 /* fd is borrowed.  Sizes are read once and checked; what the page says later about

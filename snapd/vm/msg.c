@@ -95,7 +95,8 @@ static int take_fds(struct vm *vm, struct msghdr *mh)
 
 static bool may_carry_fd(uint16_t type)
 {
-	return type == SNAPD_MSG_HELLO || type == SNAPD_MSG_BLOCK || type == SNAPD_MSG_PAUSED;
+	return type == SNAPD_MSG_HELLO || type == SNAPD_MSG_BLOCK || type == SNAPD_MSG_PAUSED ||
+	       type == SNAPD_MSG_VCPU;
 }
 
 static int check_message(struct vm *vm, size_t len, int flags, int nr_fds, struct err *e)

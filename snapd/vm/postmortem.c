@@ -5,10 +5,10 @@
  *
  * What the VMM knew and nobody was told died with it: entries that its rings still
  * held, frames collected and not yet published, writes of its devices on the way to
- * their mark.  Draining the rings through the vCPUs' descriptors would bring back
- * the first only.  But the RAM files are here, and nothing writes them any more (a
+ * their mark.  The first are read from the rings, through the vCPUs' descriptors (rings.c).
+ * The others are in no ring.  But the RAM files are here, and nothing writes them any more (a
  * pidfd becomes readable when every thread, and with them every KVM_RUN and every
- * io_uring, has ended), so what is not in the sets is compared with the store, page
+ * io_uring, has ended), so what is not in the sets then is compared with the store, page
  * by page: complete, whoever wrote.
  *
  * Not made of: a VMM that said BYE, one that speaks a protocol without it, a VM
@@ -32,6 +32,7 @@ struct postmortem {
 	struct selfcheck *check;	 /* owned */
 	struct epoch *ep;		 /* owned until committed or aborted */
 	struct snapd_state_writer state; /* owned */
+	struct rings_found rings;
 	struct epoch_stats stored;
 	uint64_t id;
 };
@@ -71,7 +72,7 @@ static int begin(struct postmortem *pm, struct err *e)
 	int err;
 
 	/* The VMM may have died between a bit and its summary. */
-	if (vm_shm_merge(&vm->shm, vm->mem.frames_end, true))
+	if (vm_shm_merge(&vm->shm, vm->mem.frames_end, true) || rings_drain(vm, &pm->rings))
 		return err_set(e, EFAULT, "the VM's shared memory is gone");
 	err = vm->capture ? 0 : capture_create(vm, &vm->capture, e);
 	if (!err)
@@ -111,7 +112,10 @@ static int commit(struct postmortem *pm, struct err *e)
 
 	if (err)
 		return err_errno(e, -err, "describe the memory");
-	snprintf(note, sizeof(note), "memory at the death of pid %u; no vCPU state", pm->vm->pid);
+	snprintf(note, sizeof(note),
+		 "memory at the death of pid %u; no vCPU state; ring_pages %llu, missed_pages %llu",
+		 pm->vm->pid, (unsigned long long)pm->rings.pages,
+		 (unsigned long long)selfcheck_missed(pm->check));
 	err = epoch_commit(pm->ep, state, len, &meta, &point, &pm->id, &pm->stored, e);
 	if (!err)
 		pm->ep = NULL;
@@ -147,9 +151,10 @@ void postmortem(struct vm *vm)
 	else
 		log_event(LOG_POST_MORTEM, LOG_LVL_NOTICE,
 			  "%s: the VMM is dead: snapshot %llu has its memory: %llu pages changed, "
-			  "%llu of them nobody had told of",
+			  "of %llu only its rings told (%llu entries), of %llu nobody",
 			  vm->name, (unsigned long long)pm.id,
 			  (unsigned long long)pm.stored.pages_in,
+			  (unsigned long long)pm.rings.pages, (unsigned long long)pm.rings.entries,
 			  (unsigned long long)selfcheck_missed(pm.check));
 	log_about()->snapshot = 0;
 	selfcheck_destroy(pm.check);

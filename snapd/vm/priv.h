@@ -26,6 +26,7 @@
 #include "snapd/vm/vm.h"
 #include "snapd/vm/figures.h"
 #include "snapd/vm/mem.h"
+#include "snapd/vm/rings.h"
 
 #define VM_QUEUE_MAX	      8
 #define VM_MAX_CONNECTIONS    512
@@ -108,6 +109,7 @@ struct vm {
 	uint64_t sound_at;	 /* epoch of the last self-check of all memory; 0: none */
 	struct capture *capture; /* owned; made at the first epoch */
 	struct staging staging;
+	struct rings rings;
 	int in_fd; /* descriptor of the message in `in`; -1 none */
 	_Alignas(8) uint8_t in[SNAPD_MSG_MAX];
 };

@@ -71,6 +71,14 @@ static bool has_discarded(const struct snapd_shm *h, uint64_t total)
 	       h->discarded_off >= end + bytes && set_fits(h->discarded_off, bytes, total);
 }
 
+/* And so may the table of slots. */
+static bool has_slots(const struct snapd_shm *h, uint64_t total)
+{
+	return h->header_bytes >= offsetof(struct snapd_shm, nr_slots) + 8 && h->slots_off &&
+	       h->nr_slots <= UINT16_MAX + 1 &&
+	       set_fits(h->slots_off, 2 * h->nr_slots * sizeof(struct snapd_shm_slot), total);
+}
+
 struct header_copy {
 	const struct snapd_shm *from;
 	struct snapd_shm to;
@@ -107,6 +115,10 @@ int vm_shm_map(struct vm_shm *s, int fd, uint64_t told_bytes, struct err *e)
 	*s = (struct vm_shm){.map = map, .map_bytes = told_bytes, .nr_frames = copy.to.nr_frames};
 	gpaset_init(&s->dirty, (uint8_t *)map + copy.to.dirty_off, s->nr_frames);
 	gpaset_init(&s->inflight, (uint8_t *)map + copy.to.inflight_off, s->nr_frames);
+	if (has_slots(&copy.to, told_bytes)) {
+		s->slots = (const void *)((const uint8_t *)map + copy.to.slots_off);
+		s->nr_slots = copy.to.nr_slots;
+	}
 	if (has_discarded(&copy.to, told_bytes))
 		gpaset_init(&s->discarded, (uint8_t *)map + copy.to.discarded_off, s->nr_frames);
 	return 0;

@@ -52,6 +52,7 @@ static void release_memory(struct vm *vm)
 	capture_destroy(vm->capture);
 	vm->capture = NULL;
 	staging_deinit(&vm->staging);
+	rings_deinit(&vm->rings);
 	vm_mem_deinit(&vm->mem);
 	pthread_mutex_lock(&vm->lock);
 	vm_shm_unmap(&vm->shm);

@@ -33,6 +33,7 @@ static void good_is_well(const char *after)
 	struct err e = {};
 	uint64_t id;
 
+	vm_reap(&service.d); /* an uid may have so many connections, those that ended included */
 	if (calls++ % 4) { /* a snapshot waits for the disk */
 		service_await(&service, &good, VM_READY);
 		return;
@@ -430,7 +431,7 @@ static void test_garbage(struct rand *r)
 			struct snapd_msg *h = (struct snapd_msg *)buf;
 
 			h->len = (uint32_t)len;
-			h->type = (uint16_t)rand_below(r, 12);
+			h->type = (uint16_t)rand_below(r, SNAPD_MSG_VCPU + 1);
 			/* these would be right */
 			h->flags = h->type == SNAPD_MSG_READY || h->type == SNAPD_MSG_BYE;
 		}
@@ -442,6 +443,61 @@ static void test_garbage(struct rand *r)
 		fa_send(&a, buf, len, -1);
 		expect_refusal(&a, 0, "garbage");
 	}
+}
+
+/* ---- rings ---- */
+
+enum ring_fd { NO_FD, PIPE_FD, MEMFD };
+
+static const struct ring_case {
+	const char *what;
+	enum ring_fd fd;
+	uint32_t vcpu, nr_entries;
+	uint64_t offset;
+	bool unasked;
+} ring_cases[] = {
+	{"a ring that nobody wants", MEMFD, 0, 1024, 0x40000, .unasked = true},
+	{"a ring without its vCPU", NO_FD, 0, 1024, 0x40000},
+	{"a pipe for a vCPU", PIPE_FD, 0, 1024, 0x40000},
+	{"vCPUs out of order", MEMFD, 1, 1024, 0x40000},
+	{"a ring of no entries", MEMFD, 0, 0, 0x40000},
+	{"a ring of 1000 entries", MEMFD, 0, 1000, 0x40000},
+	{"a ring too large", MEMFD, 0, 1u << 31, 0x40000},
+	{"a ring far away", MEMFD, 0, 1024, 1ull << 40},
+	{"a ring between pages", MEMFD, 0, 1024, 0x40010},
+};
+
+static void send_ring(struct fake_agent *a, const struct ring_case *r)
+{
+	struct snapd_msg_vcpu m = {.h = {.len = sizeof(m), .type = SNAPD_MSG_VCPU},
+				   .vcpu = r->vcpu,
+				   .nr_entries = r->nr_entries,
+				   .offset = r->offset};
+	int fds[2] = {-1, -1};
+
+	if (r->fd == PIPE_FD)
+		check(!pipe(fds), "pipe");
+	if (r->fd == MEMFD)
+		fds[0] = memfd_create("vcpu", MFD_CLOEXEC);
+	fa_send(a, &m, sizeof(m), fds[0]);
+	for (int i = 0; i < 2; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+/* Only a service that keeps dead VMs asks for rings. */
+static void test_rings(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(ring_cases); i++) {
+		struct fake_agent a;
+
+		if (service.d.config.post_mortem == ring_cases[i].unasked)
+			service.d.config.post_mortem = !ring_cases[i].unasked;
+		open_welcomed(&a);
+		send_ring(&a, &ring_cases[i]);
+		expect_refusal(&a, SNAPD_MSG_ERROR, ring_cases[i].what);
+	}
+	service.d.config.post_mortem = false;
 }
 
 int main(void)
@@ -457,6 +513,7 @@ int main(void)
 	test_blocks();
 	test_pieces();
 	test_messages();
+	test_rings();
 	test_garbage(&r);
 	fa_deinit(&good);
 	service_stop(&service);
