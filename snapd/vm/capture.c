@@ -35,7 +35,7 @@
  * Limits: 8 chunks and the staging memory (staging_max); a dirty set that does not
  * shrink below it makes the snapshot fail, with the VM as it was.
  */
-#include "snapd/vm/capture.h"
+#include "snapd/vm/capture_impl.h"
 
 #include <assert.h>
 #include <string.h>
@@ -43,65 +43,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "snapd/util/pool.h"
-#include "snapd/util/busguard.h"
 #include "snapd/util/cleanup.h"
-#include "snapd/vm/priv.h"
 #include "snapd/vm/selfcheck.h"
-
-#define CHUNK_PAGES	   256u
-#define NR_CHUNKS	   8u
-#define EARLY_ROUNDS	   6u
-#define HOLE_RUN	   64u	 /* look for a hole where so many frames in a row are dirty */
-#define PARALLEL_MIN_PAGES 4096u /* below it, waking a helper costs more than it saves */
-#define STAGING_KEEP_MIN   ((size_t)16 << 20)
-
-struct chunk {
-	struct pool_task task;
-	struct capture *c; /* borrowed */
-	uint32_t nr;
-	bool busy;   /* submitted, not yet handed on */
-	bool staged; /* pages[].bytes are there already: only identify them */
-	int err;
-	uint8_t *buf;			 /* CHUNK_PAGES pages; borrowed from the ring's memory */
-	const uint8_t *src[CHUNK_PAGES]; /* NULL: a hole */
-	struct epoch_page pages[CHUNK_PAGES];
-};
-
-/* A part of the copy in the pause. */
-struct copy_part {
-	struct capture *c;
-	uint64_t first, nr;
-};
-
-struct capture {
-	struct vm *vm;
-	const struct page_secret *secret; /* borrowed from the store */
-	uint32_t page_size;
-	struct epoch *ep;	 /* borrowed; NULL outside an epoch */
-	struct selfcheck *check; /* borrowed; NULL: none in this epoch */
-	struct chunk *chunks;	 /* NR_CHUNKS, owned */
-	uint8_t *chunk_mem;	 /* owned */
-	uint64_t filled, handed; /* chunks given to the pool, to the store */
-	uint8_t *set_mem;	 /* owned; behind both sets */
-	size_t set_bytes;	 /* of each */
-	struct gpaset seen, late;
-	uint64_t nr_late;
-	uint64_t *staged; /* what is in staging memory, in order: frames, and
-			   * from their copy on home GFNs; owned */
-	uint64_t nr_staged;
-	size_t last_staged_bytes;  /* of the epoch before: a forecast */
-	size_t gone_told;	   /* of vm->gone, told to the epoch */
-	size_t gone_at_pause;	   /* what is unplugged later is not of this epoch */
-	uint64_t run_end, run_len; /* frames in a row, as they are taken */
-	uint64_t known_until;	   /* frame up to which `in_hole` holds */
-	bool in_hole;
-	struct capture_stats stats;
-};
+#define EARLY_ROUNDS	 6u
+#define HOLE_RUN	 64u /* look for a hole where so many frames in a row are dirty */
+#define STAGING_KEEP_MIN ((size_t)16 << 20)
 
 static uint8_t zero_page[65536] __attribute__((aligned(4096))); /* only read */
-
-static void chunk_task(struct pool_task *task);
 
 /* ---- make and end ---- */
 
@@ -133,7 +81,7 @@ int capture_create(struct vm *vm, struct capture **ret, struct err *e)
 	gpaset_init(&c->late, c->set_mem + c->set_bytes, vm->shm.nr_frames);
 	for (uint32_t i = 0; i < NR_CHUNKS; i++) {
 		c->chunks[i].c = c;
-		c->chunks[i].task.fn = chunk_task;
+		c->chunks[i].task.fn = capture_chunk_task;
 		c->chunks[i].buf = c->chunk_mem + i * buf_bytes;
 	}
 	*ret = c;
@@ -190,99 +138,9 @@ void capture_end(struct capture *c, struct capture_stats *ret)
 		*ret = c->stats;
 }
 
-/* ---- chunks ---- */
-
-static void copy_chunk(void *arg)
-{
-	struct chunk *k = arg;
-	const struct capture *c = k->c;
-
-	for (uint32_t i = 0; i < k->nr; i++) {
-		struct epoch_page *p = &k->pages[i];
-		const uint8_t *next = i + 1 < k->nr ? k->src[i + 1] : NULL;
-
-		if (!k->src[i])
-			continue;
-		if (k->staged)
-			p->id = pageid_of(c->secret, k->src[i], c->page_size);
-		else
-			p->id = pageid_copy_ahead(c->secret, (void *)p->bytes, k->src[i], next,
-						  c->page_size);
-	}
-}
-
-static void chunk_task(struct pool_task *task)
-{
-	struct chunk *k = (struct chunk *)((char *)task - offsetof(struct chunk, task));
-
-	k->err = busguard_run(copy_chunk, k);
-}
-
-static void tell_check(struct capture *c, const struct chunk *k)
-{
-	for (uint32_t i = 0; c->check && i < k->nr; i++)
-		selfcheck_copied(c->check, k->pages[i].gfn, k->pages[i].id);
-}
-
-/* The oldest chunk is identified: to the store with it. */
-static int hand_on(struct capture *c, struct err *e)
-{
-	struct chunk *k = &c->chunks[c->handed % NR_CHUNKS];
-
-	pool_wait(c->vm->d->pool, &k->task);
-	c->handed++;
-	k->busy = false;
-	if (k->err) {
-		err_set(e, EFAULT, "the VM's memory file shrank or cannot be read");
-		vm_say_error(c->vm, SNAPD_MSG_ERROR, e);
-		return -EFAULT;
-	}
-	tell_check(c, k);
-	return epoch_put(c->ep, k->pages, k->nr, e);
-}
-
-static int hand_on_all(struct capture *c, struct err *e)
-{
-	int err = 0;
-
-	while (!err && c->handed < c->filled)
-		err = hand_on(c, e);
-	return err;
-}
-
-/* The next chunk to fill, empty. */
-static int next_chunk(struct capture *c, struct chunk **ret, struct err *e)
-{
-	int err = c->filled - c->handed == NR_CHUNKS ? hand_on(c, e) : 0;
-
-	*ret = &c->chunks[c->filled % NR_CHUNKS];
-	(*ret)->nr = 0;
-	return err;
-}
-
-static void submit_chunk(struct capture *c, struct chunk *k, bool staged)
-{
-	assert(!k->busy);
-	if (!k->nr)
-		return;
-	k->busy = true;
-	k->staged = staged;
-	k->err = 0;
-	c->filled++;
-	pool_submit(c->vm->d->pool, &k->task);
-}
-
-static void chunk_add(struct capture *c, struct chunk *k, uint64_t gfn, const uint8_t *src,
-		      const uint8_t *bytes)
-{
-	k->src[k->nr] = src;
-	k->pages[k->nr++] = (struct epoch_page){.gfn = gfn, .bytes = bytes};
-}
-
 /* ---- early capture ---- */
 
-/* Unplugged memory, to the epoch, in its place among the pages. */
-static int tell_gone(struct capture *c, size_t end, struct err *e)
+int capture_tell_gone(struct capture *c, size_t end, struct err *e)
 {
 	int err = 0;
 
@@ -323,8 +181,7 @@ static bool in_hole(struct capture *c, const struct vm_piece *p, uint64_t frame)
 	return c->in_hole;
 }
 
-/* A frame that was given back once: is its page still a hole? */
-static bool still_hole(struct capture *c, const struct vm_piece *p, uint64_t frame)
+bool capture_still_hole(struct capture *c, const struct vm_piece *p, uint64_t frame)
 {
 	uint64_t off = (p->p.block_page + frame - p->p.first_frame) * c->page_size;
 
@@ -345,16 +202,17 @@ static void sort_frame(struct capture *c, struct chunk *k, const struct vm_piece
 		return;
 	}
 	gpaset_add(&c->seen, frame);
-	if (hinted && !still_hole(c, *p, frame)) {
+	if (hinted && !capture_still_hole(c, *p, frame)) {
 		vm_shm_clear_range(&c->vm->shm, &c->vm->shm.discarded, frame, 1);
 		hinted = false;
 	}
 	if (hinted || in_hole(c, *p, frame))
-		chunk_add(c, k, (*p)->p.home_gfn + frame - (*p)->p.first_frame, NULL, zero_page);
+		capture_chunk_add(c, k, (*p)->p.home_gfn + frame - (*p)->p.first_frame, NULL,
+				  zero_page);
 	else
-		chunk_add(c, k, (*p)->p.home_gfn + frame - (*p)->p.first_frame,
-			  vm_piece_page(&c->vm->mem, *p, frame),
-			  k->buf + (size_t)k->nr * c->page_size);
+		capture_chunk_add(c, k, (*p)->p.home_gfn + frame - (*p)->p.first_frame,
+				  vm_piece_page(&c->vm->mem, *p, frame),
+				  k->buf + (size_t)k->nr * c->page_size);
 }
 
 /* Take all that is dirty once; `again`: also pages that were copied before. */
@@ -372,14 +230,14 @@ static int sweep(struct capture *c, bool again, struct job *job, uint64_t *copie
 	for (;;) {
 		err = vm_interrupted(c->vm, job, e);
 		if (!err)
-			err = next_chunk(c, &k, e);
+			err = capture_next_chunk(c, &k, e);
 		if (err)
 			return err;
 		if (vm_shm_take(&c->vm->shm, c->vm->mem.frames_end, &cursor, frames, CHUNK_PAGES,
 				&n))
 			return err_set(e, EFAULT, "the VM's shared memory is gone");
 		if (!n)
-			return hand_on_all(c, e);
+			return capture_hand_on_all(c, e);
 		/* A hole seen before the take may be a written page since. */
 		c->known_until = 0;
 		if (vm_shm_hints(&c->vm->shm, frames, n, hints))
@@ -390,7 +248,7 @@ static int sweep(struct capture *c, bool again, struct job *job, uint64_t *copie
 		c->stats.early_pages += k->nr;
 		if (job)
 			job->done += k->nr;
-		submit_chunk(c, k, false);
+		capture_submit_chunk(c, k, false);
 	}
 }
 
@@ -420,7 +278,7 @@ static int round_of(struct capture *c, bool again, struct job *job, uint64_t *co
 	int err = vm_sync(c->vm, e);
 
 	if (!err)
-		err = tell_gone(c, c->vm->nr_gone, e);
+		err = capture_tell_gone(c, c->vm->nr_gone, e);
 	c->stats.rounds++;
 	return err ? err : sweep(c, again, job, copied, e);
 }
@@ -473,7 +331,7 @@ static int prepare_staging(struct capture *c, struct err *e)
 int capture_early(struct capture *c, struct job *job, struct err *e)
 {
 	uint64_t begun = now_ns(CLOCK_MONOTONIC);
-	int err = tell_gone(c, c->vm->nr_gone, e);
+	int err = capture_tell_gone(c, c->vm->nr_gone, e);
 
 	if (!err)
 		err = cold_rounds(c, job, e);
@@ -486,134 +344,12 @@ int capture_early(struct capture *c, struct job *job, struct err *e)
 	return err;
 }
 
-/* ---- in the pause ---- */
-
-static void copy_part(void *arg)
-{
-	struct copy_part *part = arg;
-	struct capture *c = part->c;
-	const struct vm_piece *p = NULL;
-
-	for (uint64_t i = part->first; i < part->first + part->nr; i++) {
-		uint64_t frame = c->staged[i];
-
-		if (!vm_piece_has_frame(p, frame))
-			p = vm_mem_by_frame(&c->vm->mem, frame);
-		if (gpaset_test(&c->vm->shm.discarded, frame) && still_hole(c, p, frame))
-			memset(c->vm->staging.mem + i * c->page_size, 0, c->page_size);
-		else
-			memcpy(c->vm->staging.mem + i * c->page_size,
-			       vm_piece_page(&c->vm->mem, p, frame), c->page_size);
-		/* Its piece may be unplugged before the page is handed on. */
-		c->staged[i] = p->p.home_gfn + frame - p->p.first_frame;
-	}
-}
-
-static int copy_guarded(void *arg, uint64_t first, uint64_t n)
-{
-	struct copy_part part = {.c = arg, .first = first, .nr = n};
-
-	return busguard_run(copy_part, &part);
-}
-
-/* All of `dirty`, to where the hot pages wait already. */
-static int gather_late(struct capture *c)
-{
-	uint64_t frames[1024], cursor = 0;
-	size_t n;
-	int err;
-
-	for (;;) {
-		err = vm_shm_take(&c->vm->shm, c->vm->mem.frames_end, &cursor, frames,
-				  ARRAY_SIZE(frames), &n);
-		if (err || !n)
-			return err;
-		for (size_t i = 0; i < n; i++)
-			gpaset_add(&c->late, frames[i]);
-	}
-}
-
-/* Frames that still have memory, ascending, to staged[]. */
-static int list_late(struct capture *c, uint64_t max)
-{
-	uint64_t frames[1024], cursor = 0;
-	const struct vm_piece *p = NULL;
-	size_t n;
-
-	while ((n = gpaset_take(&c->late, NULL, c->vm->mem.frames_end, &cursor, frames,
-				ARRAY_SIZE(frames)))) {
-		for (size_t i = 0; i < n; i++) {
-			if (!vm_piece_has_frame(p, frames[i]))
-				p = vm_mem_by_frame(&c->vm->mem, frames[i]);
-			if (!p)
-				continue;
-			if (c->nr_staged == max)
-				return -ENOBUFS;
-			c->staged[c->nr_staged++] = frames[i];
-		}
-	}
-	return 0;
-}
-
-int capture_paused(struct capture *c, struct err *e)
-{
-	uint64_t begun = now_ns(CLOCK_MONOTONIC), max = c->vm->staging.max_bytes / c->page_size;
-	int err = gather_late(c);
-
-	c->gone_at_pause = c->vm->nr_gone;
-	if (!err && c->check)
-		err = selfcheck_run(c->check, &c->late,
-				    c->vm->d->config.self_check_max_ms * 1000000ull, e);
-	if (!err)
-		err = list_late(c, max);
-	if (err == -ENOBUFS)
-		return err_set(e, ENOBUFS,
-			       "more than %llu MiB change faster than they are captured; raise "
-			       "staging_max",
-			       (unsigned long long)(c->vm->staging.max_bytes >> 20));
-	if (!err)
-		err = pool_ranges(c->vm->d->pool, c->nr_staged, PARALLEL_MIN_PAGES, copy_guarded,
-				  c);
-	c->stats.paused_pages = c->nr_staged;
-	c->stats.copy_ns = now_ns(CLOCK_MONOTONIC) - begun;
-	return err ? err_set(e, EFAULT, "the VM's memory file shrank or cannot be read") : 0;
-}
-
-/* ---- after the pause ---- */
-
-int capture_drain(struct capture *c, struct job *job, struct err *e)
-{
-	uint64_t begun = now_ns(CLOCK_MONOTONIC);
-	struct chunk *k;
-	int err = tell_gone(c, c->gone_at_pause, e);
-
-	for (uint64_t i = 0; !err && i < c->nr_staged;) {
-		err = vm_interrupted(c->vm, job, e);
-		if (!err)
-			err = next_chunk(c, &k, e);
-		for (; !err && i < c->nr_staged && k->nr < CHUNK_PAGES; i++) {
-			const uint8_t *bytes = c->vm->staging.mem + i * c->page_size;
-
-			chunk_add(c, k, c->staged[i], bytes, bytes);
-		}
-		if (err)
-			break;
-		if (job)
-			job->done += k->nr;
-		submit_chunk(c, k, true);
-	}
-	if (!err)
-		err = hand_on_all(c, e);
-	c->stats.drain_ns = now_ns(CLOCK_MONOTONIC) - begun;
-	return err;
-}
-
 /* ---- of a VM that is dead ---- */
 
 int capture_dead(struct capture *c, struct err *e)
 {
 	uint64_t copied;
-	int err = tell_gone(c, c->vm->nr_gone, e);
+	int err = capture_tell_gone(c, c->vm->nr_gone, e);
 
 	if (!err)
 		err = sweep(c, true, NULL, &copied, e);
