@@ -187,7 +187,8 @@ static int apply_self_check(json_t *settings, const char *n)
 	if (!n)
 		return 0;
 	if (!*n || strlen(n) > 20)
-		return fail(EXIT_USAGE, "policy set: --self-check '%s' is no number of snapshots", n);
+		return fail(EXIT_USAGE, "policy set: --self-check '%s' is no number of snapshots",
+			    n);
 	snprintf(word, sizeof(word), "self_check_every=%s", strcmp(n, "0") != 0 ? n : "");
 	return apply(settings, word);
 }

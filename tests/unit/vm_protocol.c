@@ -34,7 +34,7 @@ static void good_is_well(const char *after)
 	uint64_t id;
 
 	vm_reap(&service.d); /* an uid may have so many connections, those that ended included */
-	if (calls++ % 4) { /* a snapshot waits for the disk */
+	if (calls++ % 4) {   /* a snapshot waits for the disk */
 		service_await(&service, &good, VM_READY);
 		return;
 	}
