@@ -84,7 +84,7 @@ int qmp_status(struct qmp *q, enum qmp_run *ret, struct err *e);
 /*
  * What has to be known before a stop, asked while the VM runs, so that the answers do not
  * lengthen the pause: for the qmp_stop() that comes next, which else asks itself.
- * -EBUSY as there.
+ * -EBUSY as there; -ENOTSUP: a device with memory that others write was plugged in.
  */
 int qmp_look(struct qmp *q, uint32_t timeout_ms, struct err *e);
 

@@ -50,9 +50,13 @@ int qmp_read_status(struct qmp *q, uint64_t deadline, enum qmp_run *ret, struct 
 /* Hand out what arrives until done().  -ETIMEDOUT, or the session is over. */
 int qmp_wait(struct qmp *q, bool (*done)(const struct qmp *q), uint64_t deadline, struct err *e);
 
-/* Questions without arguments, all sent before the first answer; rets[] are the caller's, NULL
- * where there is none.  The first failure. */
-int qmp_call_all(struct qmp *q, uint64_t deadline, const char *const *commands, size_t nr,
+struct qmp_question {
+	const char *command;
+	const char *path; /* its argument; NULL: it has none */
+};
+/* All sent before the first answer; rets[] are the caller's, NULL where there is none.  The first
+ * failure. */
+int qmp_call_all(struct qmp *q, uint64_t deadline, const struct qmp_question *questions, size_t nr,
 		 json_t **rets, struct err *e);
 
 /* Remember the operator's migration settings, as QEMU told them. */

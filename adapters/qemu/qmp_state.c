@@ -49,10 +49,10 @@ int qmp_settings_keep(struct qmp *q, json_t *parameters, json_t *capabilities, s
 
 static int settings_read(struct qmp *q, uint64_t deadline, struct err *e)
 {
-	static const char *const commands[] = {"query-migrate-parameters",
-					       "query-migrate-capabilities"};
-	json_t *o[ARRAY_SIZE(commands)];
-	int rc = qmp_call_all(q, deadline, commands, ARRAY_SIZE(commands), o, e);
+	static const struct qmp_question questions[] = {{"query-migrate-parameters", NULL},
+							{"query-migrate-capabilities", NULL}};
+	json_t *o[ARRAY_SIZE(questions)];
+	int rc = qmp_call_all(q, deadline, questions, ARRAY_SIZE(questions), o, e);
 
 	if (!rc)
 		rc = qmp_settings_keep(q, o[0], o[1], e);

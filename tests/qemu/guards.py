@@ -7,6 +7,7 @@
   refused   RAM that is private to QEMU: said in `snapctl vms` and to whom asks for a snapshot; QEMU
             runs on, and its own dirty log works (a migration)
   unfit     RAM that is a file on a disk, or of huge pages: likewise
+  plugged   an ivshmem device that is plugged into a running VM: no snapshot is taken of it any more
   stranger  preloaded into programs that are not QEMU, or a QEMU without KVM: nothing happens
   bye       a QEMU that quits is no VM that died; one that is killed is
   intruder  somebody resumes the VM in the middle of snapshots: each such snapshot is given up,
@@ -97,6 +98,22 @@ def test_unfit(b, args):
         fails(b, why, lambda: b.snapshot(f"vm{i}"))
         vm.wait_lines(2)
         vm.kill()
+
+
+def test_plugged(b, args):
+    b.start()
+    vm = QemuVm(b, "vm", pages=100, mem=16)
+    b.vm_ready("vm")
+    vm.wait_lines()
+    b.snapshot("vm")
+    vm.monitor.ask("object-add", **{"qom_type": "memory-backend-memfd", "id": "m", "size": 1 << 20, "share": True})
+    vm.monitor.ask("device_add", driver="ivshmem-plain", id="foreign", memdev="m")
+    vm.monitor.ask("query-status")
+    vm.monitor.events.clear()
+    fails(b, "device foreign is ivshmem: other processes write its memory unseen", lambda: b.snapshot("vm"))
+    vm.wait_lines(2)
+    vm.monitor.ask("query-status")
+    assert not vm.monitor.events, f"it was stopped to be refused: {vm.monitor.events}"
 
 
 def test_stranger(b, args):

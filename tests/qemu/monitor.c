@@ -102,6 +102,13 @@ static const char *obey(struct monitor *m, const char *name, json_t *args)
 		set_caps(m, args);
 	} else if (!strcmp(name, "migrate-set-parameters")) {
 		m->bandwidth = json_integer_value(json_object_get(args, "max-bandwidth"));
+	} else if (!strcmp(name, "qom-list")) {
+		snprintf(text, sizeof(text), "[{\"name\":\"type\",\"type\":\"string\"}%s]",
+			 m->device && !strcmp(m->device_at,
+					      json_string_value(json_object_get(args, "path")))
+				 ? m->device
+				 : "");
+		return text;
 	} else if (!strcmp(name, "add-fd")) {
 		return "{\"fdset-id\":3,\"fd\":9}";
 	} else if (!strcmp(name, "query-jobs")) {

@@ -38,9 +38,10 @@ struct monitor {
 	const char *at; /* the request at which it misbehaves: its name; NULL: none */
 	int nth;	/* its nth occurrence, from 1 */
 	enum misdeed how;
-	const char *status;	      /* of the VM at first */
-	const char *migration_status; /* the event's; NULL: no event */
-	const char *foreign;	      /* status of a migration of somebody else's */
+	const char *status;		/* of the VM at first */
+	const char *migration_status;	/* the event's; NULL: no event */
+	const char *foreign;		/* status of a migration of somebody else's */
+	const char *device, *device_at; /* of qom-list: ",{...}", and the path; NULL: none */
 	bool resumed_meanwhile;
 	int not_final;	      /* so often QEMU refuses `cont` after a migration */
 	bool final_at_once;   /* and it is final right after the refusal */

@@ -5,6 +5,7 @@
  * lines, deep nesting, answers to what nobody asked) blocks it beyond its time limits,
  * leaves a VM stopped, or leaves migration settings changed.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -270,6 +271,22 @@ static void looked_before(void)
 	close_monitor(&foreign, q);
 }
 
+/* Devices that were plugged in, with a name or without one. */
+static void foreign_memory(const char *device, const char *at, bool refused)
+{
+	struct monitor m = {.migration_status = "completed", .device = device, .device_at = at};
+	struct err e = {0};
+	struct qmp *q = open_monitor(&m, 2000, &e);
+	bool running;
+
+	check(qmp_look(q, 0, &e) == (refused ? -ENOTSUP : 0), "%s", e.text);
+	check(!refused || strstr(e.text, "other processes write its memory"), "%s", e.text);
+	err_clear(&e);
+	check(qmp_stop(q, 0, &running, &e) == (refused ? -ENOTSUP : 0), "%s", e.text);
+	close_monitor(&m, q);
+	check(m.running == refused && as_it_was(&m), "as it was");
+}
+
 /* A VM that somebody paused is nobody else's to continue. */
 static void paused_before(void)
 {
@@ -340,6 +357,11 @@ int main(void)
 	migration_meanwhile(false);
 	migration_meanwhile(true);
 	looked_before();
+	foreign_memory(",{\"name\":\"s\",\"type\":\"child<ivshmem-plain>\"}", "/machine/peripheral",
+		       true);
+	foreign_memory(",{\"name\":\"device[0]\",\"type\":\"child<ivshmem-doorbell>\"}",
+		       "/machine/peripheral-anon", true);
+	foreign_memory(",{\"name\":\"n\",\"type\":\"child<e1000>\"}", "/machine/peripheral", false);
 	compatible();
 	misdeeds();
 	puts("the client keeps its limits");
