@@ -54,11 +54,23 @@ struct bases {
 	struct push_base *found; /* in `all` */
 };
 
-static int find_base(void *arg, struct snapd_point at)
+/* The newest in the stretch. */
+static int find_base(void *arg, uint64_t timeline, uint64_t from, uint64_t to)
 {
+	struct snapd_point end = {timeline, to};
 	struct bases *b = arg;
+	size_t lo = 0, hi = b->nr;
 
-	b->found = find_point(b->all, b->nr, sizeof(*b->all), at);
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (compare_points(&b->all[mid].point, &end) <= 0)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo && b->all[lo - 1].point.timeline == timeline && b->all[lo - 1].point.epoch >= from)
+		b->found = &b->all[lo - 1];
 	return b->found != NULL;
 }
 

@@ -21,6 +21,8 @@
  */
 #include "snapd/store/account_internal.h"
 
+#include <string.h>
+
 #include "snapd/store/manifest.h"
 #include "snapd/store/walk.h"
 
@@ -109,19 +111,37 @@ static int set_run(struct account *a, const struct manifest_run *run, bool undo)
 	return r;
 }
 
+/* gc took it meanwhile, or merged its manifest with others. */
+static bool is_stale(struct account *a, const struct node *n)
+{
+	struct ix_key k = ix_key_point(n->at);
+	const struct rec_blob *now;
+	struct rec_epoch rec;
+	struct ix_txn t;
+	int r;
+
+	if (index_begin(a->s->index, &t, NULL))
+		return false;
+	r = index_get(&t, IX_EPOCHS, &k, &rec, sizeof(rec), NULL, NULL, NULL);
+	index_end(&t);
+	now = n->whole ? &rec.checkpoint : &rec.manifest;
+	return r == -ENOENT || (!r && memcmp(now, &n->manifest, sizeof(*now)) != 0);
+}
+
 static int apply(struct account *a, const struct node *n, bool undo, struct err *e)
 {
 	_cleanup_free_ void *bytes = NULL;
 	struct manifest_reader reader;
 	struct manifest_run run;
+	struct err why = {0};
 	int r;
 
 	if (!n->manifest.bytes)
 		return 0;
 	r = store_blob_read(a->s, &n->manifest, n->whole ? BATCH_CHECKPOINT : BATCH_MANIFEST,
-			    n->whole ? "checkpoint" : "manifest", NULL, &bytes, e);
+			    n->whole ? "checkpoint" : "manifest", NULL, &bytes, &why);
 	if (r)
-		return r;
+		return is_stale(a, n) ? -ESTALE : err_set(e, -r, "%s", why.text);
 	manifest_reader_init(&reader, bytes, n->manifest.bytes);
 	while ((r = manifest_next(&reader, &run, e)) > 0) {
 		r = set_run(a, &run, undo);
@@ -325,8 +345,8 @@ static int account_range(struct account *a, const struct seg_size *segs, uint32_
 	return r;
 }
 
-int store_account(struct store *s, const struct account_config *c, struct store_account *ret,
-		  struct err *e)
+static int account_once(struct store *s, const struct account_config *c, struct store_account *ret,
+			struct err *e)
 {
 	_cleanup_(account_deinit) struct account a = {.s = s, .c = c, .ret = ret};
 	_cleanup_free_ struct seg_size *segs = NULL;
@@ -345,4 +365,15 @@ int store_account(struct store *s, const struct account_config *c, struct store_
 	if (r)
 		store_account_deinit(ret);
 	return r;
+}
+
+int store_account(struct store *s, const struct account_config *c, struct store_account *ret,
+		  struct err *e)
+{
+	int r = -ESTALE;
+
+	for (uint32_t i = 0; r == -ESTALE && i < MERGES_MAX; i++)
+		r = account_once(s, c, ret, e);
+	return r == -ESTALE ? err_set(e, EBUSY, "accounting: space is being reclaimed all the time")
+			    : r;
 }

@@ -70,18 +70,19 @@ int check_step(struct check *k, uint64_t bytes, struct err *e)
 
 /* ---- epochs: their blobs, and what those name ---- */
 
-static bool epoch_is_there(struct check *k, struct snapd_point at)
+/* It was there, and as far as can be told it still is, with the same maps. */
+static bool epoch_is_there(struct check *k, const struct known_epoch *x)
 {
-	struct ix_key key = ix_key_point(at);
-	struct rec_epoch rec;
+	struct ix_key key = ix_key_point(x->at);
+	struct rec_epoch now;
 	struct ix_txn t;
 	int r;
 
 	if (index_begin(k->s->index, &t, NULL))
 		return true;
-	r = index_get(&t, IX_EPOCHS, &key, &rec, sizeof(rec), NULL, NULL, NULL);
+	r = index_get(&t, IX_EPOCHS, &key, &now, sizeof(now), NULL, NULL, NULL);
 	index_end(&t);
-	return r != -ENOENT;
+	return r ? r != -ENOENT : epoch_same_maps(&x->rec, &now);
 }
 
 static bool has_run(const struct batch_at *b, uint32_t entry, uint64_t len)
@@ -145,13 +146,13 @@ static int check_blob(struct check *k, const struct known_epoch *x, const struct
 	r = store_blob_read(k->s, blob, type, what, NULL, &bytes, &why);
 	if (r == -ENOMEM)
 		return err_errno(e, ENOMEM, "check");
-	if (r && !epoch_is_there(k, x->at))
+	if (r && !epoch_is_there(k, x))
 		return 0;
 	if (r) {
 		k->blobs_bad = true;
 		if (!check_in_bad_blocks(k, blob->last.segment, blob->last.block))
 			check_tell(k, DAMAGE_BLOB, "%s", why.text);
-	} else if (type != BATCH_STATE && epoch_is_there(k, x->at)) {
+	} else if (type != BATCH_STATE && epoch_is_there(k, x)) {
 		check_locs(k, bytes, blob->bytes, what);
 	}
 	return check_step(k, blob->bytes, e);

@@ -304,7 +304,8 @@ static void gc_deinit(struct gc *g)
 	free(g->removed.bits);
 }
 
-static int mark(struct gc *g, const struct gc_config *c, struct err *e)
+/* Up to the last step, unless g->merged says that it is due in another run. */
+static int mark(struct gc *g, const struct gc_config *c, bool merge, struct err *e)
 {
 	int r = c->live ? c->live(c->live_opaque, &g->live, &g->nr_live) : 0;
 
@@ -313,14 +314,17 @@ static int mark(struct gc *g, const struct gc_config *c, struct err *e)
 	r = collect(g, e);
 	if (!r)
 		r = gc_mark_roots(g, e);
-	if (!r)
-		r = gc_count(g, e);
+	if (!r && merge)
+		r = gc_merge(g, e);
+	if (r || g->merged)
+		return r;
+	r = gc_count(g, e);
 	return r ? r : gc_read_drops(g, e);
 }
 
 /* 1: there is more to do.  -ESTALE: the counts can't be used. */
-static int run_once(struct store *s, const struct gc_config *c, struct pace *pace, uint64_t *freed,
-		    struct err *e)
+static int run_once(struct store *s, const struct gc_config *c, bool merge, struct pace *pace,
+		    uint64_t *freed, struct err *e)
 {
 	_cleanup_(gc_deinit) struct gc g = {.s = s, .pace = *pace};
 	int r = start(&g, e);
@@ -328,9 +332,9 @@ static int run_once(struct store *s, const struct gc_config *c, struct pace *pac
 	if (r == -EBUSY)
 		return r;
 	if (!r)
-		r = mark(&g, c, e);
+		r = mark(&g, c, merge, e);
 	if (!r)
-		r = last_step(&g, e);
+		r = g.merged ? 1 : last_step(&g, e);
 	if (r == -ESTALE && (r = gc_forget_counts(&g, e)) == 0)
 		r = -ESTALE;
 	r = finish(&g, r, e);
@@ -342,14 +346,15 @@ static int run_once(struct store *s, const struct gc_config *c, struct pace *pac
 int store_gc_paced(struct store *s, const struct gc_config *c, uint64_t *freed, struct err *e)
 {
 	struct pace pace = {.rate_bytes = c->rate_bytes, .stop = c->stop, .opaque = c->opaque};
-	bool again = false;
+	bool again = false, merge = true;
 	int r = 1;
 
 	*freed = 0;
 	if (s->read_only)
 		return err_set(e, EROFS, "store %s is open read-only", s->dir);
 	for (uint32_t i = 0; r == 1 && i < RUNS_MAX; i++) {
-		r = run_once(s, c, &pace, freed, e);
+		r = run_once(s, c, merge, &pace, freed, e);
+		merge &= r == -ESTALE;
 		if (r != -ESTALE)
 			continue;
 		if (again)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * gc: what gc.c (roots, the last step), mark.c (what epochs name), condemn.c (segments),
- * prune.c (records) and rewrite.c (segments in part dead) share.
+ * gc: what gc.c (roots, the last step), mark.c (what epochs name), merge.c (manifests
+ * of epochs that go), condemn.c (segments), prune.c (records) and rewrite.c (segments in part dead)
+ * share.
  */
 #pragma once
 
@@ -16,6 +17,7 @@ struct gc_epoch {
 	bool kept; /* a root, or one builds on it */
 	bool counted;
 	bool left; /* it is to go, but in the next round */
+	bool held; /* somebody reads its blobs */
 };
 
 static inline bool gc_stays(const struct gc_epoch *x)
@@ -37,6 +39,7 @@ struct gc {
 	size_t nr_drops, cap_drops;
 	size_t nr_dropped_places;
 	bool more;		    /* some are left for another round */
+	bool merged;		    /* records changed: the list is another one */
 	struct ref_changes changes; /* of the last step */
 	struct seg_refs need;	    /* by what is named after the last step */
 	struct seg_refs condemned;
@@ -81,6 +84,13 @@ int gc_load_counts(struct gc *g, struct ix_txn *t, struct err *e);
 void gc_learn(struct gc *g, const struct ref_changes *c);
 /* Mark what g->roots need, and empty the list. */
 int gc_mark_roots(struct gc *g, struct err *e);
+/* A point and all that it builds on are held. */
+int gc_hold(struct gc *g, struct snapd_point at, struct err *e);
+/* All that an epoch names, n times. */
+int gc_name_epoch(struct gc *g, const struct gc_epoch *x, int32_t n, struct ref_log *log,
+		  struct err *e);
+/* As refs_change(), of this life of the segments.  -ESTALE. */
+int gc_change(struct gc *g, struct ref_log *log, struct ref_changes *ret, struct err *e);
 /* Count what is marked and was not counted before; durable, some at a time, so that a run
  * that was cancelled goes on where it was.  -ECANCELED; -ESTALE. */
 int gc_count(struct gc *g, struct err *e);
@@ -90,6 +100,12 @@ int gc_read_drops(struct gc *g, struct err *e);
 int gc_plan(struct gc *g, struct err *e);
 /* Nothing is counted any more. */
 int gc_forget_counts(struct gc *g, struct err *e);
+
+/* ---- merge.c ---- */
+
+/* Epochs that are marked only because one other builds on them: no more, in the next run,
+ * which is due when g->merged is set.  -ECANCELED; -ESTALE. */
+int gc_merge(struct gc *g, struct err *e);
 
 /* ---- rewrite.c ---- */
 

@@ -25,6 +25,7 @@
  *   store/changes.c what an epoch changes, sorted                             (pure)
  *   store/gc.c      roots in, what nothing needs dropped
  *   store/condemn.c  what becomes of each segment; store/prune.c: of each record
+ *   store/merge.c   manifests of epochs that go, into those that build on them
  *   store/mark.c    what roots need, and how many name it
  *   store/refs.c    those counts: how many epochs name a place
  *   store/rewrite.c segments in part dead, written again
@@ -358,6 +359,9 @@ uint64_t store_blob_hash(const struct store *s, const void *bytes, size_t len);
  * an empty beginning. */
 int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoch *ret,
 		       struct err *e);
+/* gc has not given the epoch other manifests between these two (merge.c). */
+bool epoch_same_maps(const struct rec_epoch *a, const struct rec_epoch *b);
+#define MERGES_MAX 16u /* so often a reader begins again for that */
 int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e);
 int store_dedup_rebuild(struct store *s, struct err *e);
 uint64_t store_dedup_domain(const struct store *s, const uint8_t vm[16], uint32_t uid);
@@ -456,6 +460,9 @@ int store_update(struct store *s, int (*fn)(struct ix_txn *t, void *arg, struct 
 		 struct err *e);
 /* The same with an image of the whole index; fn may be NULL. */
 int store_update_image(struct store *s, int (*fn)(struct ix_txn *t, void *arg, struct err *e),
+		       void *arg, struct err *e);
+/* As store_update(); -ENOSPC where there is no room for the journal. */
+int store_update_whole(struct store *s, int (*fn)(struct ix_txn *t, void *arg, struct err *e),
 		       void *arg, struct err *e);
 /* What every batch with records begins with. */
 int journal_begin(struct store *s, struct ix_txn *t, bool image, struct reclog *log, struct err *e);

@@ -16,7 +16,7 @@
  *      "journal"; gc leaves them alone.
  *   J4 Where no room is left for the batch, the transaction is done without: space must
  *      come back on a full disk.  Then the record asks for an image, which the next
- *      transaction, or the end of gc, writes.
+ *      transaction, or the end of gc, writes.  Only store_update_whole() fails.
  *
  * Registered VMs and new timelines are not worth a batch: the first epoch has them.
  *
@@ -39,6 +39,7 @@ struct update {
 	int (*fn)(struct ix_txn *t, void *arg, struct err *e);
 	void *arg;
 	bool image;	   /* wanted in any case */
+	bool whole;	   /* no J4 */
 	struct reclog log; /* owned */
 	bool appending;	   /* `a` is there */
 	bool written;	   /* and has the batch */
@@ -191,7 +192,7 @@ static int write_journal(struct update *u, struct ix_txn *t, struct err *e)
 	r = image ? make_image(u, t, e) : 0;
 	if (!r)
 		r = append_log(u, t, image, &why);
-	if (r && r != -ENOSPC && r != -EDQUOT)
+	if (r && (u->whole || (r != -ENOSPC && r != -EDQUOT)))
 		return why.code ? err_set(e, -r, "%s", why.text) : r;
 	if (r) { /* J4; what there is of the journal stays */
 		log_warn("store %s: no room for the journal: %s", u->s->dir, why.text);
@@ -268,6 +269,14 @@ int store_update_image(struct store *s, int (*fn)(struct ix_txn *t, void *arg, s
 		       void *arg, struct err *e)
 {
 	struct update u = {.s = s, .fn = fn, .arg = arg, .image = true};
+
+	return update(&u, e);
+}
+
+int store_update_whole(struct store *s, int (*fn)(struct ix_txn *t, void *arg, struct err *e),
+		       void *arg, struct err *e)
+{
+	struct update u = {.s = s, .fn = fn, .arg = arg, .whole = true};
 
 	return update(&u, e);
 }

@@ -63,6 +63,17 @@ int store_epoch_record(struct ix_txn *t, struct snapd_point *at, struct rec_epoc
 
 /* ---- maps ---- */
 
+static bool same_blob(const struct rec_blob *a, const struct rec_blob *b)
+{
+	return a->last.segment == b->last.segment && a->last.block == b->last.block &&
+	       a->bytes == b->bytes && a->hash == b->hash;
+}
+
+bool epoch_same_maps(const struct rec_epoch *a, const struct rec_epoch *b)
+{
+	return same_blob(&a->manifest, &b->manifest) && same_blob(&a->checkpoint, &b->checkpoint);
+}
+
 int store_map_apply(struct pagemap *m, const void *bytes, size_t len, struct err *e)
 {
 	struct manifest_reader reader;
@@ -182,30 +193,67 @@ static int apply_chain(struct store *s, struct pagemap *m, const struct chain *c
 	return r;
 }
 
+static int chain_find(struct store *s, struct snapd_point at, struct chain *c, struct err *e)
+{
+	struct ix_txn t;
+	int r = index_begin(s->index, &t, e);
+
+	if (r)
+		return r;
+	c->nr = 0;
+	r = chain_load(&t, at, c, e);
+	index_end(&t);
+	return r;
+}
+
+static bool chain_is(const struct chain *a, const struct chain *b)
+{
+	for (size_t i = 0; a->nr == b->nr && i < a->nr; i++)
+		if (!epoch_same_maps(&a->records[i], &b->records[i]))
+			return false;
+	return a->nr == b->nr;
+}
+
+static int map_of_chain(struct store *s, const struct chain *c, bool with_fp, struct pagemap **ret,
+			struct err *e)
+{
+	struct pagemap *m;
+	int r;
+
+	if (pagemap_create(with_fp, &m))
+		return err_errno(e, ENOMEM, "loading a map");
+	r = apply_chain(s, m, c, e);
+	if (r)
+		pagemap_destroy(m);
+	else
+		*ret = m;
+	return r;
+}
+
+/* Without a pin, gc, in another process perhaps, may merge manifests meanwhile (merge.c): then
+ * the way is another one. */
 int store_map_load(struct store *s, struct snapd_point at, bool with_fp, struct pagemap **ret,
 		   struct err *e)
 {
-	_cleanup_(chain_deinit) struct chain chain = {0};
-	struct pagemap *m;
-	struct ix_txn t;
-	int r;
+	_cleanup_(chain_deinit) struct chain now = {0}, next = {0};
+	struct err why = {0};
+	int r = chain_find(s, at, &now, &why);
 
-	r = index_begin(s->index, &t, e);
-	if (r)
-		return r;
-	r = chain_load(&t, at, &chain, e);
-	index_end(&t);
-	if (r)
-		return r;
-	if (pagemap_create(with_fp, &m))
-		return err_errno(e, ENOMEM, "loading a map");
-	r = apply_chain(s, m, &chain, e);
-	if (r) {
-		pagemap_destroy(m);
-		return r;
+	for (uint32_t i = 0; !r && i < MERGES_MAX; i++) {
+		struct chain was;
+
+		r = map_of_chain(s, &now, with_fp, ret, &why);
+		if (!r || r == -ENOMEM || chain_find(s, at, &next, NULL) || chain_is(&now, &next))
+			break;
+		was = now;
+		now = next;
+		next = was;
+		if (i + 1 == MERGES_MAX)
+			break;
+		err_clear(&why);
+		r = 0;
 	}
-	*ret = m;
-	return 0;
+	return why.code ? err_set(e, -r, "%s", why.text) : r;
 }
 
 int store_state_load(struct store *s, struct snapd_point at, void **ret, size_t *len, struct err *e)

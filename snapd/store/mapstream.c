@@ -225,6 +225,55 @@ static int find_whole(struct mapstream *m, struct snapd_point at, struct err *e)
 	}
 }
 
+/* Where a timeline forks from; {0, 0}: nowhere, or it is gone. */
+static int fork_of(struct store *s, uint64_t timeline, struct snapd_point *ret, struct err *e)
+{
+	struct ix_key k = ix_key_u64(timeline);
+	struct rec_timeline tl;
+	struct ix_txn t;
+	int rc = index_begin(s->index, &t, e);
+
+	if (rc)
+		return rc;
+	rc = index_get(&t, IX_TIMELINES, &k, &tl, sizeof(tl), NULL, NULL, e);
+	index_end(&t);
+	*ret = rc ? (struct snapd_point){0} : tl.parent;
+	if (!rc && ret->timeline >= timeline)
+		return err_set(e, E_CORRUPT, "timeline %llu forks from a later one",
+			       (unsigned long long)timeline);
+	return rc == -ENOENT ? 0 : rc;
+}
+
+/* From an epoch, without it, back to its parent: the stretches of timelines that lie there.
+ * There is more in them than the parent where manifests were merged (merge.c). */
+static int each_stretch(struct store *s, struct snapd_point at, struct snapd_point parent,
+			mapstream_stretch_fn fn, void *arg, struct err *e)
+{
+	uint64_t to = at.epoch - 1;
+
+	while (at.timeline > parent.timeline) {
+		int rc = to ? fn(arg, at.timeline, 1, to) : 0;
+
+		if (!rc)
+			rc = fork_of(s, at.timeline, &at, e);
+		if (rc)
+			return rc;
+		to = at.epoch;
+	}
+	if (!parent.timeline)
+		return 0;
+	if (at.timeline != parent.timeline || to < parent.epoch)
+		to = parent.epoch;
+	return fn(arg, parent.timeline, parent.epoch, to);
+}
+
+static int has_point(void *arg, uint64_t timeline, uint64_t from, uint64_t to)
+{
+	const struct snapd_point *at = arg;
+
+	return at->timeline == timeline && at->epoch >= from && at->epoch <= to;
+}
+
 static int find_since(struct mapstream *m, struct snapd_point at, struct snapd_point base,
 		      struct err *e)
 {
@@ -236,30 +285,36 @@ static int find_since(struct mapstream *m, struct snapd_point at, struct snapd_p
 			return err_set(e, ENOENT, "epoch %llu of timeline %llu is no ancestor",
 				       (unsigned long long)base.epoch,
 				       (unsigned long long)base.timeline);
-		if (!rc && !same_point(at, base)) {
-			rc = add_source(m, at, &rec, e);
-			at = rec.parent;
-			if (!rc && !rec.chain_epochs && at.timeline && !same_point(at, base))
-				rc = pin_point(m, at, e);
-		}
+		if (rc || same_point(at, base))
+			return rc;
+		rc = add_source(m, at, &rec, e);
+		if (!rc)
+			rc = each_stretch(m->s, at, rec.parent, has_point, &base, e);
+		if (rc)
+			return MIN(rc, 0);
+		at = rec.parent;
+		if (!rec.chain_epochs && at.timeline)
+			rc = pin_point(m, at, e);
 		if (rc)
 			return rc;
 	}
 	return 0;
 }
 
-int mapstream_ancestors(struct store *s, struct snapd_point at,
-			int (*fn)(void *arg, struct snapd_point ancestor), void *arg, struct err *e)
+int mapstream_ancestors(struct store *s, struct snapd_point at, mapstream_stretch_fn fn, void *arg,
+			struct err *e)
 {
 	struct rec_epoch rec;
 	int rc;
 
-	while (!(rc = get_record(s, &at, &rec, e)) && rec.parent.timeline) {
-		at = rec.parent;
-		rc = fn(arg, at);
+	while (at.timeline && !(rc = get_record(s, &at, &rec, e))) {
+		rc = each_stretch(s, at, rec.parent, fn, arg, e);
 		if (rc)
 			return rc;
+		at = rec.parent;
 	}
+	if (!at.timeline)
+		return 0;
 	if (rc == -ENOENT)
 		err_clear(e);
 	return rc == -ENOENT ? 0 : MIN(rc, 0);

@@ -25,8 +25,8 @@ struct mapstream;
 /*
  * Without `base`: all frames of the map at `at`; nothing is GONE.  With: all frames that changed
  * since, and perhaps some that did not; GONE ones, too.  The records of the epochs after `base`
- * are enough for that: its snapshot may have been deleted, and its own record.  -ENOENT: it is no
- * ancestor, or those are gone as well.
+ * are enough for that: its snapshot may have been deleted, and its own record; it may even have
+ * been merged with those.  -ENOENT: it is no ancestor, or those are gone as well.
  */
 int mapstream_open(struct store *s, struct snapd_point at, const struct snapd_point *base,
 		   size_t memory_bytes, struct mapstream **ret, struct err *e);
@@ -34,8 +34,9 @@ void mapstream_close(struct mapstream *m); /* accepts NULL */
 /* 1, 0 at the end.  -EUCLEAN, -EIO, … */
 int mapstream_next(struct mapstream *m, struct manifest_run *ret, struct err *e);
 
-/* The ancestors of a point that mapstream_open() could go back to, nearest first, until fn
- * returns other than 0, which is returned. */
-int mapstream_ancestors(struct store *s, struct snapd_point at,
-			int (*fn)(void *arg, struct snapd_point ancestor), void *arg,
+/* Epochs `from` to `to` of a timeline. */
+typedef int (*mapstream_stretch_fn)(void *arg, uint64_t timeline, uint64_t from, uint64_t to);
+/* The ancestors of a point that mapstream_open() could go back to, nearest first, in
+ * stretches, until fn returns other than 0, which is returned. */
+int mapstream_ancestors(struct store *s, struct snapd_point at, mapstream_stretch_fn fn, void *arg,
 			struct err *e);

@@ -74,6 +74,26 @@ static int mark_root(struct gc *g, struct snapd_point at, struct err *e)
 	}
 }
 
+int gc_hold(struct gc *g, struct snapd_point at, struct err *e)
+{
+	for (;;) {
+		struct gc_epoch *x = at.epoch ? gc_find_epoch(g, at) : NULL, newer;
+		int r;
+
+		if (!x) {
+			r = newer_epoch(g, &at, &newer, e);
+			if (r)
+				return r < 0 ? r : 0;
+			x = gc_find_epoch(g, at);
+		}
+		x = x ? x : &newer;
+		x->held = true;
+		if (!x->chained)
+			return 0;
+		at = x->parent;
+	}
+}
+
 int gc_mark_roots(struct gc *g, struct err *e)
 {
 	while (g->nr_roots) {
@@ -148,8 +168,8 @@ static int name_epoch(struct gc *g, const struct rec_epoch *rec, int32_t n, stru
 		   : name_pages(g, &rec->manifest, BATCH_MANIFEST, n, log, e);
 }
 
-static int read_epoch(struct gc *g, const struct gc_epoch *x, int32_t n, struct ref_log *log,
-		      struct err *e)
+int gc_name_epoch(struct gc *g, const struct gc_epoch *x, int32_t n, struct ref_log *log,
+		  struct err *e)
 {
 	struct ix_key k = ix_key_point(x->at);
 	struct rec_epoch rec;
@@ -250,7 +270,7 @@ static int check_lives(struct gc *g, struct ref_changes *c)
 	return 0;
 }
 
-static int change(struct gc *g, struct ref_log *log, struct ref_changes *ret, struct err *e)
+int gc_change(struct gc *g, struct ref_log *log, struct ref_changes *ret, struct err *e)
 {
 	struct ix_txn t;
 	int r = index_begin(g->s->index, &t, e);
@@ -291,7 +311,7 @@ static int count_txn(struct ix_txn *t, void *arg, struct err *e)
 static int put_counts(struct gc *g, struct ref_log *log, size_t from, size_t to, struct err *e)
 {
 	struct counting c = {.g = g, .from = from, .to = to};
-	int r = change(g, log, &c.changes, e);
+	int r = gc_change(g, log, &c.changes, e);
 
 	if (!r)
 		r = index_update(g->s->index, count_txn, &c, e);
@@ -313,7 +333,7 @@ int gc_count(struct gc *g, struct err *e)
 	for (size_t i = 0; !r && i < g->nr_epochs; i++) {
 		if (!is_due(&g->epochs[i]))
 			continue;
-		r = read_epoch(g, &g->epochs[i], 1, &log, e);
+		r = gc_name_epoch(g, &g->epochs[i], 1, &log, e);
 		due++;
 		if (r || log.nr < COUNT_AT_ONCE)
 			continue;
@@ -349,7 +369,7 @@ static int read_drop(struct gc *g, size_t i, struct err *e)
 		return no_memory(e);
 	d = &g->drops[g->nr_drops++];
 	*d = (struct gc_drop){.epoch = i};
-	r = read_epoch(g, &g->epochs[i], -1, &d->log, e);
+	r = gc_name_epoch(g, &g->epochs[i], -1, &d->log, e);
 	g->nr_dropped_places += d->log.nr;
 	/* What it named will never be known: count again what the others do. */
 	return r == -E_CORRUPT || r == -EIO ? -ESTALE : r;
@@ -412,6 +432,6 @@ int gc_plan(struct gc *g, struct err *e)
 		if (!g->epochs[g->drops[i].epoch].kept && ref_log_add_all(&log, &g->drops[i].log))
 			r = no_memory(e);
 	if (!r)
-		r = change(g, &log, &g->changes, e);
+		r = gc_change(g, &log, &g->changes, e);
 	return r ? r : plan_need(g, e);
 }
