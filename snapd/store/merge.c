@@ -9,7 +9,7 @@
  * Carriers in a row, and the epoch D that builds on the last of them, become D: its manifest
  * is then what all of them changed, the newest first, and its parent is the oldest one's.
  * If that one begins a chain, D begins it now: it gets a checkpoint (or, without any parent, a
- * manifest that is the whole map).  No map of any epoch that stays changes by that.
+ * manifest that begins with nothing).  No map of any epoch that stays changes by that.
  *
  *   M1 The new manifest is durable before the transaction that makes it D's; with it D's
  *      record goes to the journal.  That has to find room (no J4): the EPOCH batch of D leads
@@ -205,11 +205,9 @@ static int append_maps(struct merging *m, const struct run *x, struct rec_epoch 
 	int r;
 
 	rec->checkpoint = (struct rec_blob){0};
-	if (x->whole && !x->parent.timeline)
-		return append_stream(m, at, NULL, BATCH_MANIFEST, &rec->manifest, &rec->nr_changed,
-				     e);
+	/* With what is gone, also where there is nothing before: it went since some epoch. */
 	r = append_stream(m, at, &x->parent, BATCH_MANIFEST, &rec->manifest, &rec->nr_changed, e);
-	if (!r && x->whole)
+	if (!r && x->whole && x->parent.timeline)
 		r = append_stream(m, at, NULL, BATCH_CHECKPOINT, &rec->checkpoint, &frames, e);
 	return r;
 }

@@ -47,7 +47,7 @@ static struct {
 	struct snap *snaps[SNAPS];
 	uint32_t nr_snaps;
 	bool forked;
-	uint64_t since, fewer; /* the test is of something */
+	uint64_t since, fewer;
 } w;
 
 /* ---- in between: linked with --wrap ---- */
@@ -673,7 +673,7 @@ int main(int argc, char **argv)
 	w.rand = rand_of(rand_seed());
 	for (uint32_t i = 0; i < nr; i++)
 		history(i % 3 == 2);
-	CHECK(w.since && w.fewer);
+	CHECK(w.fewer && (w.since || nr < 20)); /* the test is of something */
 	held_by_pin();
 	held_late();
 	begins_again();
