@@ -154,8 +154,8 @@ static void describe(struct manifest *m, const struct bk_name *state)
 	strcpy(m->m.vm, "vm");
 }
 
-/* A snapshot of a new pack, an old one or two that somebody has sent, and perhaps a base. */
-static void push(struct actor *a)
+/* A snapshot of a new pack, an old one or two that somebody has sent, and a base (NULL: none). */
+static int push_over(struct actor *a, const struct manifest *base)
 {
 	struct packset packs = {0};
 	struct repo_relied relied[16];
@@ -193,16 +193,12 @@ static void push(struct actor *a)
 	rely_on(relied, &nr, &map, false, true);
 	CHECK(!repo_put_blob(a->r, REPO_BLOBS, BK_STATE, "s", 1, &state, &sent, NULL));
 	rely_on(relied, &nr, &state, false, true);
-	if (a->nr_bases && rand_below(&rng, 2)) {
-		const struct manifest *base = &a->bases[rand_below(&rng, a->nr_bases)];
-
-		if (base->m.nr_layers < 8) {
-			base_name = &base->name;
-			m.m.nr_layers = base->m.nr_layers;
-			memcpy(m.layers, base->layers, sizeof(m.layers));
-			for (uint32_t i = 0; i < base->m.nr_maps; i++)
-				CHECK(!manifest_add_map(&m, &base->maps[i]));
-		}
+	if (base && base->m.nr_layers < 8) {
+		base_name = &base->name;
+		m.m.nr_layers = base->m.nr_layers;
+		memcpy(m.layers, base->layers, sizeof(m.layers));
+		for (uint32_t i = 0; i < base->m.nr_maps; i++)
+			CHECK(!manifest_add_map(&m, &base->maps[i]));
 	}
 	m.layers[m.m.nr_layers++] = (struct bk_layer){.nr_maps = 1, .nr_frames = frames};
 	CHECK(!manifest_add_map(&m, &map));
@@ -225,6 +221,14 @@ static void push(struct actor *a)
 		for (int i = 0; i < NR_ACTORS; i++)
 			CHECK(!packset_add(&actors[i].known, &mine, &n));
 	packset_deinit(&packs);
+	return rc;
+}
+
+static void push(struct actor *a)
+{
+	bool over = a->nr_bases && rand_below(&rng, 2);
+
+	push_over(a, over ? &a->bases[rand_below(&rng, a->nr_bases)] : NULL);
 }
 
 static int pick_name(void *arg, const struct bk_name *name, const struct objstore_info *info)
@@ -388,6 +392,8 @@ static void lose_base(const char *dir)
 	open_repos(dir);
 	push(a);
 	CHECK(a->nr_bases == 1 && !repo_forget(a->r, &a->bases[0].name, NULL));
+	/* Its manifest is there still, and may be taken by a prune that began before the commit. */
+	CHECK(without == BASE || push_over(a, &a->bases[0]) == -ESTALE);
 	for (int i = 0; i < 3; i++) {
 		world.now_ms += GRACE_S * 1000;
 		CHECK(!repo_prune(a->r, false, NULL, NULL, &stats, NULL));
