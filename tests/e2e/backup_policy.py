@@ -56,6 +56,8 @@ def held(b, args):
     check(len(said) >= 3 and all(x["keep"] for x in said) and "back" in said[1]["why"], f"{said}")
     said = js(b, "prune", "left", "--keep-last", "1", "--dry-run", "--unbacked")["snapshots"]
     check([x["keep"] for x in said].count(True) == 1, f"{said}")
+    b.snapctl("policy", "set", "auto", "vms=left", "every=1s", "keep_last=1", f"backup=file://{nowhere}/x", "backup_hold=no", "paused=no")
+    b.until(lambda: lines(b, "auto")["left"]["pruned"], 60, "what is not to be waited for to be pruned")
     b.snapctl("policy", "rm", "auto")
 
 

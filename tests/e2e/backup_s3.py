@@ -92,9 +92,15 @@ def resumed(server, prefix, key_file, rng, other):
     with snaptest.Bench(sys.argv[1], service_args=options(server, prefix, key_file) + ["--backup-rate", str(16 << 20)]) as c:
         c.env.update(server.env)
         c.start()
-        image = random_image(rng, pages=16384, stored=14000, vm="large")
-        path = image.write(os.path.join(c.dir, "image"))
-        snap = json.loads(c.snapctl("import", path, "--name", "large", "--json").stdout)["snapshot"]
+
+        def image_of(stored):
+            image = random_image(rng, pages=16384, stored=stored, vm="large")
+            path = image.write(os.path.join(c.dir, "image"))
+            snap = json.loads(c.snapctl("import", path, "--name", "large", "--json").stdout)["snapshot"]
+            os.unlink(path)
+            return image, snap
+        push(c, image_of(100)[1])  # so that there is a base: without one all packs are looked at in any case
+        image, snap = image_of(14000)
         before, bytes_before = len(server.keys(f"{prefix}/packs/")), server.bytes(prefix)
         needed = len(set(image.pages.values())) * 4096  # they do not compress
         slack = needed // 64 + (64 << 10)  # tables, map, state, manifest: far less than a pack
@@ -107,7 +113,7 @@ def resumed(server, prefix, key_file, rng, other):
         c.start()
         said = push(c, snap)[0]
         missing, sent = needed - (arrived - bytes_before), server.bytes_put() - put
-        assert said["pages_known"] and not said["already"], said
+        assert said["base"] and said["pages_known"] and not said["already"], said
         assert sent <= missing + slack and said["bytes_sent"] <= missing + slack, (sent, missing, said)
         got = other.job("POST", "/v1/backup/pull", {"snapshot": "large"})
         assert other.verify(got["snapshot"])["digest"] == image.digest()

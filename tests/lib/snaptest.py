@@ -117,7 +117,9 @@ class Bench:
         return self.service.wait(timeout)
 
     def until(self, fn, seconds, what):
-        """Call fn until it returns something true; transient errors are retried."""
+        """Call fn until it returns something true; transient errors are retried.  A limit that a loaded machine
+        could reach tells nothing: no wait is shorter than the bench's patience."""
+        seconds = max(seconds, self.patience)
         end = time.monotonic() + seconds
         last = None
         while time.monotonic() < end:

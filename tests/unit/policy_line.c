@@ -155,6 +155,61 @@ static void self_checks(void)
 	}
 }
 
+static void run_once(const struct policy *p)
+{
+	uint64_t ran = line.runs;
+
+	line.wanted = true;
+	look(p);
+	check(line.runs == ran + 1 && !*line.said, "%s", line.said);
+}
+
+/* Until no push is under way or to come. */
+static void back_up(const struct policy *p)
+{
+	for (int i = 0; !line_backup_is_idle(&line, p); i++) {
+		check(i < 100000 && !line.backup.failures, "%s", line.backup.said);
+		usleep(100);
+		line_step(&line, &service.d, p, now_s);
+	}
+}
+
+/* With backup_hold = no the newest alone is pushed, and nothing waits for it; else each is, before
+ * it may go. */
+static void holding(void)
+{
+	char url[128];
+	_cleanup_(cleanup_policy) struct policy *none =
+		policy_of((const char *const[][2]){{"every", "1h"}, {"keep_last", "all"}}, 2);
+	_cleanup_(cleanup_policy) struct policy *newest = NULL, *each = NULL;
+	uint64_t pushed;
+
+	snprintf(url, sizeof(url), "file://%s/backup-repository", service.dir);
+	newest = policy_of((const char *const[][2]){{"every", "1h"},
+						    {"keep_last", "all"},
+						    {"backup", url},
+						    {"backup_hold", "no"}},
+			   4);
+	each = policy_of(
+		(const char *const[][2]){{"every", "1h"}, {"keep_last", "all"}, {"backup", url}},
+		3);
+	service.d.config.store_dir = service.dir; /* where what is known of a repository lies */
+	for (int i = 0; i < 3; i++)
+		run_once(none);
+	line_step(&line, &service.d, newest, now_s);
+	back_up(newest);
+	check(line.backup.pushed == 1, "%llu pushed, not the newest alone",
+	      (unsigned long long)line.backup.pushed);
+	run_once(none);
+	pushed = line.backup.pushed;
+	line_step(&line, &service.d, each, now_s);
+	back_up(each);
+	check(line.backup.pushed == pushed + nr_snapshots() - 1, "%llu pushed of %llu",
+	      (unsigned long long)(line.backup.pushed - pushed),
+	      (unsigned long long)nr_snapshots());
+	service.d.config.store_dir = NULL;
+}
+
 static uint64_t points_left_out(const struct policy *p)
 {
 	uint64_t ran = line.runs, left_out = 0;
@@ -239,6 +294,7 @@ int main(void)
 	backs_off("max_paused", "100%", say_pause);
 	backs_off("max_overhead", "100%", say_faults);
 	forgetting(p);
+	holding();
 	line_stop(&line);
 	fa_disconnect(&agent);
 	fa_deinit(&agent);
