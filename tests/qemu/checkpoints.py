@@ -68,7 +68,7 @@ def restored(b, vm, snap, said):
     vm.kill()
     new = restart(b, vm, snap)
     b.vm_ready("restored")
-    b.until(lambda: any(c != "m" for c, n in new.lines()), 60, "the restored guest to go on")
+    b.until(lambda: any(c != "m" for c, n in new.lines()), 120, "the restored guest to go on")
     first = [n for c, n in new.lines() if c != "m"][0]
     assert said <= first <= said + 2, f"restored to {said}, it says {first}"
     stopped_snapshot(b, new)
