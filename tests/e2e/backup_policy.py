@@ -84,6 +84,7 @@ def chores(b, url):
     if url.startswith("file://"):
         blobs = os.path.join(url[len("file://"):], "blobs")
         b.snapctl("policy", "pause", "run")  # nothing is forgotten meanwhile
+        b.until(lambda: not any(x["backup"]["busy"] for x in lines(b, "run").values()), 60, "pushes to be over")
         # The youngest: others may belong to nothing any more, and wait for a prune.
         victim = max((os.path.join(blobs, x) for x in os.listdir(blobs)), key=os.path.getmtime)
         os.rename(victim, victim + ".away")

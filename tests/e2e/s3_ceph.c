@@ -261,7 +261,7 @@ static void *cancel_soon(void *arg)
 
 static void *go_on_soon(void *arg)
 {
-	usleep(1200000);
+	usleep(3200000);
 	kill(*(pid_t *)arg, SIGCONT);
 	return NULL;
 }
@@ -272,8 +272,9 @@ static void test_hang(void)
 {
 	struct objstore_opts opts = {.stall_timeout_ms = 400, .max_tries = 2};
 	struct objstore_opts waiting = {.cancelled = is_cancelled};
+	/* Less than the disk hangs for, and more than a loaded machine needs for a try. */
 	struct objstore_opts patient = {
-		.stall_timeout_ms = 400, .max_tries = 100, .backoff_max_ms = 100};
+		.stall_timeout_ms = 2500, .max_tries = 100, .backoff_max_ms = 100};
 	struct objstore *s = open_with(&opts);
 	pid_t osd = pid_of("osd");
 	pthread_t thread;
