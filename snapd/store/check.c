@@ -195,13 +195,18 @@ static uint32_t count_slots(struct store *s)
 
 static int check_init(struct check *k, struct err *e)
 {
+	uint32_t nr;
+
 	*k->ret = (struct store_check_result){0};
 	k->pace = (struct pace){.rate_bytes = k->c->rate_bytes, .stop = stop_check, .opaque = k};
 	k->total = bytes_in_use(k->s, k->c->read_data);
 	/* Segments that come while it runs belong to epochs that it did not list. */
-	k->nr_segs = count_slots(k->s);
-	k->segs = calloc(k->nr_segs + 1, sizeof(*k->segs));
-	return k->segs ? 0 : err_errno(e, ENOMEM, "check");
+	nr = count_slots(k->s);
+	k->segs = calloc(nr + 1, sizeof(*k->segs));
+	if (!k->segs)
+		return err_errno(e, ENOMEM, "check");
+	k->nr_segs = nr;
+	return 0;
 }
 
 int store_check(struct store *s, const struct store_check_config *c, struct store_check_result *ret,

@@ -35,9 +35,9 @@ static struct found *find_pages(const struct rebuild *b, const struct manifest_r
 }
 
 /* A manifest or checkpoint: can it be read, and (R2) is all there that it names, older than
- * the record; use: everything of it is used. */
-static bool map_is_whole(struct rebuild *b, const struct rec_blob *blob, enum batch_type type,
-			 uint64_t before, bool use)
+ * the record; use: everything of it is used.  -ENOMEM says nothing of it. */
+static int map_is_whole(struct rebuild *b, const struct rec_blob *blob, enum batch_type type,
+			uint64_t before, bool use)
 {
 	_cleanup_free_ void *bytes = NULL;
 	struct manifest_reader reader;
@@ -45,9 +45,10 @@ static bool map_is_whole(struct rebuild *b, const struct rec_blob *blob, enum ba
 	int r;
 
 	if (!blob->bytes)
-		return true;
-	if (store_blob_read(b->s, blob, type, "map", NULL, &bytes, NULL))
-		return false;
+		return 1;
+	r = store_blob_read(b->s, blob, type, "map", NULL, &bytes, NULL);
+	if (r)
+		return r == -ENOMEM ? r : 0;
 	manifest_reader_init(&reader, bytes, blob->bytes);
 	while ((r = manifest_next(&reader, &run, NULL)) > 0) {
 		struct found *x = loc_kind(run.loc) == LOC_PAGE ? find_pages(b, &run) : NULL;
@@ -56,17 +57,18 @@ static bool map_is_whole(struct rebuild *b, const struct rec_blob *blob, enum ba
 			x->used = true;
 		if (loc_kind(run.loc) == LOC_PAGE && !b->ret->journalled &&
 		    (!x || x->seq >= before))
-			return false;
+			return 0;
 	}
 	return !r;
 }
 
-static bool state_is_whole(struct rebuild *b, const struct rec_blob *blob)
+static int state_is_whole(struct rebuild *b, const struct rec_blob *blob)
 {
 	_cleanup_free_ void *bytes = NULL;
+	int r = blob->bytes ? store_blob_read(b->s, blob, BATCH_STATE, "state", NULL, &bytes, NULL)
+			    : 0;
 
-	return !blob->bytes ||
-	       !store_blob_read(b->s, blob, BATCH_STATE, "state", NULL, &bytes, NULL);
+	return r == -ENOMEM ? r : !r;
 }
 
 static struct epoch_at *find_epoch(const struct rebuild *b, struct snapd_point at)
@@ -74,14 +76,16 @@ static struct epoch_at *find_epoch(const struct rebuild *b, struct snapd_point a
 	return find_point(b->epochs, b->nr_epochs, sizeof(*b->epochs), at);
 }
 
-static bool epoch_is_whole(struct rebuild *b, const struct rec_epoch *rec, bool use)
+static int epoch_is_whole(struct rebuild *b, const struct rec_epoch *rec, bool use)
 {
 	const struct found *record = rebuild_find(b, rec->record);
 	uint64_t before = record ? record->seq : UINT64_MAX;
 
-	return map_is_whole(b, &rec->manifest, BATCH_MANIFEST, before, use) &&
-	       map_is_whole(b, &rec->checkpoint, BATCH_CHECKPOINT, before, use) &&
-	       (use || state_is_whole(b, &rec->state));
+	int r = map_is_whole(b, &rec->manifest, BATCH_MANIFEST, before, use);
+
+	if (r > 0)
+		r = map_is_whole(b, &rec->checkpoint, BATCH_CHECKPOINT, before, use);
+	return r > 0 && !use ? state_is_whole(b, &rec->state) : r;
 }
 
 /* Parents come before: a fork has a higher number than what it forks from. */
@@ -91,10 +95,16 @@ static int look_at_epoch(struct rebuild *b, const struct ix_key *k, const struct
 	struct epoch_at x = {.at = {ix_be64(k->b), ix_be64(k->b + 8)}, .ancestor = rec->ancestor};
 	const struct epoch_at *parent = rec->chain_epochs ? find_epoch(b, rec->parent) : NULL;
 
-	x.valid = (!rec->chain_epochs || (parent && parent->valid)) &&
-		  epoch_is_whole(b, rec, false);
+	int r = 0;
+
+	if (!rec->chain_epochs || (parent && parent->valid))
+		r = epoch_is_whole(b, rec, false);
+	x.valid = r > 0;
+	if (x.valid)
+		r = epoch_is_whole(b, rec, true);
+	if (r < 0)
+		return rebuild_no_memory(e);
 	if (x.valid) {
-		epoch_is_whole(b, rec, true);
 		rebuild_use_blob(b, rec->manifest.last);
 		rebuild_use_blob(b, rec->checkpoint.last);
 		rebuild_use_blob(b, rec->state.last);

@@ -109,6 +109,14 @@ static DIR *open_segments(const struct store *s)
 	return dir;
 }
 
+/* The next entry; NULL: an error, or (0) there is none. */
+static int next_entry(struct store *s, DIR *dir, struct dirent **ret, struct err *e)
+{
+	errno = 0;
+	*ret = readdir(dir);
+	return *ret || !errno ? 0 : err_errno(e, errno, "reading %s/segments", s->dir);
+}
+
 static int compare_ids(const void *a, const void *b)
 {
 	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -122,21 +130,25 @@ int space_list(struct store *s, uint32_t **ret, size_t *nr, struct err *e)
 	uint32_t *ids = NULL, id;
 	struct dirent *d;
 	size_t cap = 0;
+	int r;
 
 	*nr = 0;
 	if (!dir)
 		return err_errno(e, errno, "%s/segments", s->dir);
-	while ((d = readdir(dir))) {
+	while (!(r = next_entry(s, dir, &d, e)) && d) {
 		if (!parse_name(d->d_name, &id))
 			continue;
 		if (array_grow(ids, *nr, cap)) {
-			closedir(dir);
-			free(ids);
-			return err_errno(e, ENOMEM, "store %s", s->dir);
+			r = err_errno(e, ENOMEM, "store %s", s->dir);
+			break;
 		}
 		ids[(*nr)++] = id;
 	}
 	closedir(dir);
+	if (r) {
+		free(ids);
+		return r;
+	}
 	if (*nr)
 		qsort(ids, *nr, sizeof(*ids), compare_ids);
 	*ret = ids;
@@ -152,7 +164,7 @@ int space_is_empty(struct store *s, struct err *e)
 
 	if (!dir)
 		return err_errno(e, errno, "%s/segments", s->dir);
-	while (!r && (d = readdir(dir)))
+	while (!r && !(r = next_entry(s, dir, &d, e)) && d)
 		if (parse_name(d->d_name, &id))
 			r = err_set(
 				e, E_CORRUPT,
@@ -233,12 +245,15 @@ int space_recover(struct store *s, struct err *e)
 {
 	DIR *dir = open_segments(s);
 	struct dirent *d;
+	int r = 0;
 
 	if (!dir)
 		return err_errno(e, errno, "%s/segments", s->dir);
-	while (!s->read_only && (d = readdir(dir)))
+	while (!s->read_only && !(r = next_entry(s, dir, &d, e)) && d)
 		recover_file(s, d->d_name);
 	closedir(dir);
+	if (r)
+		return r;
 	check_sizes(s);
 	if (!s->read_only)
 		clear_leftovers(s);

@@ -23,6 +23,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "snapd/store/check.h"
+#include "snapd/store/internal.h"
 #include "snapd/util/log.h"
 #include "tests/lib/simdisk.h"
 #include "tests/lib/store_model.h"
@@ -69,6 +71,12 @@ static uint64_t *copy_values(const uint64_t *values)
 	CHECK(ret);
 	memcpy(ret, values, g.frames * sizeof(*ret));
 	return ret;
+}
+
+static void close_store(void)
+{
+	store_close(g.s);
+	g.s = NULL;
 }
 
 /* ---- operations: each may fail, and may be done again ---- */
@@ -195,13 +203,14 @@ static int op_epoch(struct err *e)
 	return epoch_on(g.timeline, g.live, e);
 }
 
-/* More than `segments` hold. */
-static int put_much(struct epoch *ep, uint32_t segments, struct err *e)
+/* A segment takes SEG_PAGES of them at most. */
+#define SEG_PAGES (SEG_BYTES_MIN / PAGE)
+static int put_much(struct epoch *ep, uint32_t pages, struct err *e)
 {
 	static uint8_t buf[PAGE] __attribute__((aligned(PAGE)));
 	int r = 0;
 
-	for (uint64_t i = 0; !r && i < segments * SEG_BYTES_MIN / PAGE; i++) {
+	for (uint64_t i = 0; !r && i < pages; i++) {
 		struct epoch_page page = make_page(g.s, buf, PAGE, i, rand_next(&g.rand) | 1);
 
 		r = epoch_put(ep, &page, 1, e);
@@ -224,12 +233,12 @@ static int op_beside(struct err *ret)
 	CHECK_OK(store_timeline_create(g.s, g.vm, none, &timeline, &e));
 	CHECK(!pagemap_create(true, &live));
 	CHECK_OK(epoch_begin(g.s, g.vm, timeline, PAGE, live, &other, &e));
-	CHECK_OK(put_much(other, 1, &e));
+	CHECK_OK(put_much(other, SEG_PAGES, &e));
 	disk_exempt(false);
 	r = op_epoch(ret);
 	disk_exempt(true);
 	if (r)
-		put_much(other, 3, &ignored);
+		put_much(other, 3 * SEG_PAGES, &ignored);
 	if (epoch_commit(other, "", 0, NULL, &point, NULL, NULL, &ignored))
 		epoch_abort(other);
 	pagemap_destroy(live);
@@ -330,6 +339,40 @@ static int op_gc(struct err *e)
 	return store_gc(g.s, live_timeline, &g.timeline, &freed, e);
 }
 
+/* With a segment in which most is dead. */
+static int op_rewrite(struct err *ret)
+{
+	struct snapd_point none = {0, 0}, point;
+	struct pagemap *live;
+	struct epoch *ep;
+	uint64_t timeline;
+	int r;
+
+	disk_exempt(true);
+	CHECK_OK(store_timeline_create(g.s, g.vm, none, &timeline, &e));
+	CHECK(!pagemap_create(true, &live));
+	CHECK_OK(epoch_begin(g.s, g.vm, timeline, PAGE, live, &ep, &e));
+	CHECK_OK(put_much(ep, 60, &e));
+	CHECK_OK(epoch_commit(ep, "", 0, NULL, &point, NULL, NULL, &e));
+	pagemap_destroy(live);
+	disk_exempt(false);
+	r = op_gc(ret);
+	if (!r)
+		CHECK(g.s->features & 1u << FEATURE_HOLES);
+	return r;
+}
+
+/* What can't be read is damage: told, and not there the next time. */
+static int op_check(struct err *e)
+{
+	struct store_check_config c = {.read_data = true};
+	struct store_check_result res;
+	int r = store_check(g.s, &c, &res, e);
+
+	return !r && res.damages ? err_set(e, EIO, "%llu damages", (unsigned long long)res.damages)
+				 : r;
+}
+
 /* ---- what is there ---- */
 
 static struct snap *find(uint64_t id)
@@ -414,6 +457,7 @@ struct op {
 	bool needs_room; /* for one more snapshot */
 	bool changes_live;
 	enum disk_failure first; /* the ways before this one make no difference */
+	uint32_t stride;	 /* of the calls, one in so many, but for the long test; 0: all */
 };
 
 static const struct op ops[] = {
@@ -426,13 +470,9 @@ static const struct op ops[] = {
 	{"read", op_read, false, false},
 	{"delete", op_delete, false, false},
 	{"gc", op_gc, false, false},
+	{"gc that writes a segment again", op_rewrite, false, false},
+	{"check", op_check, false, false, .stride = 7},
 };
-
-static void close_store(void)
-{
-	store_close(g.s);
-	g.s = NULL;
-}
 
 /* Between trials: a store with some snapshots, one of which is to be deleted. */
 static void prepare(const struct op *op)
@@ -448,7 +488,7 @@ static void prepare(const struct op *op)
 }
 
 /* After an error: as before, or refusing everything until it is opened again. */
-static void after_error(const struct err *got, bool is_open)
+static void after_error(const struct err *got, bool is_closed)
 {
 	struct store_snapshot one;
 	struct err probe = {0};
@@ -456,7 +496,7 @@ static void after_error(const struct err *got, bool is_open)
 	int r;
 
 	CHECK(got->text[0] && !strchr(got->text, '\n'));
-	if (is_open)
+	if (is_closed)
 		return;
 	r = store_snapshot_find(g.s, "guest", 0, &one, &probe);
 	if (r == -EIO) {
@@ -508,12 +548,13 @@ static bool trial(const struct op *op, uint64_t n, enum disk_failure how)
 	return hit;
 }
 
-static uint32_t all_calls(const struct op *op)
+static uint32_t all_calls(const struct op *op, bool thorough)
 {
-	uint32_t trials = 0;
+	uint32_t stride = thorough || !op->stride ? 1 : op->stride, trials = 0;
 
 	for (uint32_t how = op->first; how < NR_FAILURES; how++)
-		for (uint64_t n = 1, misses = 0; misses < 4; n++, trials++)
+		for (uint64_t n = 1 + rand_below(&g.rand, stride), misses = 0; misses < 4;
+		     n += stride, trials++)
 			misses = trial(op, n, how) ? 0 : misses + 1;
 	return trials;
 }
@@ -545,7 +586,7 @@ int main(int argc, char **argv)
 	CHECK_OK(op_epoch(&e));
 	close_store();
 	for (size_t i = 0; i < ARRAY_SIZE(ops); i++)
-		printf("%s: %u trials\n", ops[i].name, all_calls(&ops[i]));
+		printf("%s: %u trials\n", ops[i].name, all_calls(&ops[i], argc > 1));
 	printf("%u times the index had to be opened again; %u commits were there all the same\n",
 	       g.nr_reopened, g.nr_doubts);
 	CHECK(g.nr_reopened && g.nr_doubts);

@@ -5,12 +5,16 @@
  */
 #include "tests/lib/simdisk_priv.h"
 
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -203,6 +207,61 @@ int renameat(int from_at, const char *from, int to_at, const char *to)
 	if (!r)
 		sim_note_rename(from_at, from, to_at, to);
 	return r;
+}
+
+/* ---- what only looks ---- */
+
+/* sym: its name, which with 64-bit offsets is not that of the function. */
+#define LOOK(type, fn, sym, params, args)                             \
+	type fn params                                                \
+	{                                                             \
+		static type(*real) params;                            \
+                                                                      \
+		if (!real)                                            \
+			real = (type(*) params)dlsym(RTLD_NEXT, sym); \
+		RETURN_IF_FAILS(#fn, false, NULL);                    \
+		return real args;                                     \
+	}
+
+LOOK(int, fstat, "fstat64", (int fd, struct stat *st), (fd, st))
+LOOK(int, fstatat, "fstatat64", (int at, const char *path, struct stat *st, int flags),
+     (at, path, st, flags))
+LOOK(int, statvfs, "statvfs64", (const char *path, struct statvfs *fs), (path, fs))
+LOOK(int, flock, "flock", (int fd, int how), (fd, how))
+
+/* A null pointer says that it failed. */
+DIR *fdopendir(int fd)
+{
+	static DIR *(*real)(int);
+	int error = sim_may_fail("fdopendir", false, NULL);
+
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "fdopendir");
+	if (!error)
+		return real(fd);
+	errno = error;
+	return NULL;
+}
+
+struct dirent *readdir(DIR *dir)
+{
+	static struct dirent *(*real)(DIR *);
+	int error = sim_may_fail("readdir", false, NULL);
+
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "readdir64");
+	if (!error)
+		return real(dir);
+	errno = error;
+	return NULL;
+}
+
+/* Only where it asks the file system. */
+off_t lseek(int fd, off_t at, int whence)
+{
+	if (whence == SEEK_DATA || whence == SEEK_HOLE)
+		RETURN_IF_FAILS("lseek", false, NULL);
+	return syscall(SYS_lseek, fd, at, whence);
 }
 
 /* Not in the model: whoever begins to use them has to extend it. */
