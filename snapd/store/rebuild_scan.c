@@ -206,11 +206,16 @@ static int walk_segment(struct rebuild *b, const struct seg *seg, struct seg_wal
 	for (;;) {
 		const struct batch_page *pages;
 		const struct batch_header *h;
+		struct err why = {0};
 		uint32_t at;
-		int r = seg_walk_next(w, &at, &h, &pages, NULL);
+		int r = seg_walk_next(w, &at, &h, &pages, &why);
 
 		if (!r)
 			return 0;
+		if (r < 0 && r != -E_CORRUPT && r != -EPROTO) { /* what may be there is not known */
+			b->ret->damages++;
+			rebuild_tell(b, "%s", why.text);
+		}
 		if (r < 0) {
 			gap.from = at;
 			gap.to = w->block;
