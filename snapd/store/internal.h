@@ -147,6 +147,7 @@ struct store {
 	bool counts_known;	      /* struct seg has what the index counts; the running gc's */
 	bool names_unsynced;	      /* a segment's rename may not be durable; the running gc's */
 	uint64_t commits;	      /* to segments; segments_lock */
+	uint64_t first_generation;    /* of files that are made; segments_lock */
 	struct seg_refs gc_refs;      /* by commits while gc runs; segments_lock */
 	struct seg_refs journal_refs; /* owned; where INDEX batches lie; segments_lock */
 	size_t journal_txn;	      /* of which transaction that is; segments_lock */

@@ -205,7 +205,7 @@ static int reserve(struct store *s, struct seg **ret, struct err *e)
 			       (unsigned long long)s->bytes_segments);
 	if (seg_add(s, id, &seg))
 		return err_errno(e, ENOMEM, "store %s", s->dir);
-	seg->generation = 1;
+	seg->generation = MAX(s->first_generation, 1);
 	seg->segment_bytes = seg->disk_bytes = s->segment_bytes;
 	seg->tail = 1;
 	seg->state = SEG_FREE;
@@ -367,6 +367,8 @@ void seg_drop(struct store *s, struct seg *seg)
 	if (unlinkat(s->segments_fd, name, 0) && errno != ENOENT)
 		log_warn("store %s: removing segment %s: %m", s->dir, name);
 	s->bytes_segments -= seg->disk_bytes;
+	/* The next file of this name is not taken for it by who has its headers cached. */
+	s->first_generation = MAX(s->first_generation, seg->generation + 1);
 	s->segs[seg->id] = NULL;
 	free(seg);
 }
