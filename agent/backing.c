@@ -404,6 +404,7 @@ static void piece_end(struct snapd_vm *vm, struct piece *p)
 {
 	p->gone = true;
 	vm->gone_count++;
+	sources_frames_gone(vm, p->first_frame, p->nr_frames);
 	if (!ABLATED(GONE_KEEPS_BITS))
 		sets_clear_range(vm, p->first_frame, p->nr_frames);
 	pthread_rwlock_wrlock(&vm->map_lock);

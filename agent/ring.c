@@ -261,19 +261,16 @@ static uint32_t reset_late(struct snapd_vm *vm, uint32_t fill)
 	return MAX(fill, 7u);
 }
 #else
-/* Frames that KVM may have left writable are suspects: dirty in every harvest,
- * until a RESET that was not cut short protects them, or a pause does. */
+/* Frames that KVM may have left writable are suspects: dirty in every harvest, until a pause
+ * protects everything.  A later RESET of an entry of theirs is no proof: it protects one view of
+ * the page, and the one left writable may be another. */
 static void suspects_update(struct snapd_vm *vm, size_t n, bool is_short)
 {
-	if (!is_short && !vm->ring.has_suspects)
+	if (!is_short || ABLATED(SUSPECTS_FORGOTTEN))
 		return;
-	for (size_t i = 0; i < n; i++) {
-		if (is_short)
-			gpaset_add(&vm->ring.suspects, vm->frames[i]);
-		else
-			gpaset_clear_range(&vm->ring.suspects, vm->frames[i], 1);
-	}
-	vm->ring.has_suspects = gpaset_count(&vm->ring.suspects, frames_end(vm)) > 0;
+	for (size_t i = 0; i < n; i++)
+		gpaset_add(&vm->ring.suspects, vm->frames[i]);
+	vm->ring.has_suspects = n || vm->ring.has_suspects;
 }
 
 static uint32_t reset_late(struct snapd_vm *vm, uint32_t fill)
@@ -342,6 +339,13 @@ static int ring_pause(struct snapd_vm *vm)
 	return r;
 }
 
+static void ring_frames_gone(struct snapd_vm *vm, uint64_t first, uint64_t n)
+{
+	pthread_mutex_lock(&vm->harvest_lock);
+	gpaset_clear_range(&vm->ring.suspects, first, n);
+	pthread_mutex_unlock(&vm->harvest_lock);
+}
+
 /* The fullest ring, in eighths of half a ring. */
 static uint32_t ring_look(struct snapd_vm *vm)
 {
@@ -397,6 +401,7 @@ const struct dirty_ops ring_ops = {
 	.vcpu_attach = ring_vcpu_attach,
 	.vcpu_detach = ring_vcpu_detach,
 	.slot_deleting = ring_slot_deleting,
+	.frames_gone = ring_frames_gone,
 	.look = ring_look,
 	.harvest = ring_harvest,
 	.pause = ring_pause,

@@ -115,6 +115,13 @@ void sources_ram_gone(struct snapd_vm *vm, const struct ram *ram)
 			vm->sources[i]->ram_gone(vm, ram);
 }
 
+void sources_frames_gone(struct snapd_vm *vm, uint64_t first, uint64_t n)
+{
+	for (uint32_t i = 0; i < vm->nr_sources; i++)
+		if (vm->sources[i]->frames_gone)
+			vm->sources[i]->frames_gone(vm, first, n);
+}
+
 uint32_t sources_look(struct snapd_vm *vm)
 {
 	uint32_t fill = 0;

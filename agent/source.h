@@ -21,6 +21,8 @@
  *   slot_deleted  slots_lock; with what KVM said.  Follows slot_deleting always, in the
  *                 reverse order of the sources
  *   ram_adding, ram_gone  slots_lock; a block of RAM, whatever of it slots show
+ *   frames_gone   slots_lock; the frames are nobody's any more, and a harvest was: none that it
+ *                 would tell of again may be left
  *   look          harvest_lock; how full, in eighths of where a harvest is due; none of
  *                 the sources has it: nobody looks
  *   harvest       harvest_lock, vCPUs may run: all that was written before it began is in
@@ -62,6 +64,7 @@ struct dirty_ops {
 	void (*slot_deleted)(struct snapd_vm *vm, const struct view *v, int result);
 	int (*ram_adding)(struct snapd_vm *vm, const struct ram *r, struct err *e);
 	void (*ram_gone)(struct snapd_vm *vm, const struct ram *r);
+	void (*frames_gone)(struct snapd_vm *vm, uint64_t first, uint64_t n);
 	uint32_t (*look)(struct snapd_vm *vm);
 	int (*harvest)(struct snapd_vm *vm);
 	int (*pause)(struct snapd_vm *vm);
@@ -83,6 +86,7 @@ void sources_slot_deleting(struct snapd_vm *vm, const struct view *v);
 void sources_slot_deleted(struct snapd_vm *vm, const struct view *v, int result);
 int sources_ram_adding(struct snapd_vm *vm, const struct ram *r, struct err *e);
 void sources_ram_gone(struct snapd_vm *vm, const struct ram *r);
+void sources_frames_gone(struct snapd_vm *vm, uint64_t first, uint64_t n);
 /* The fullest of them. */
 uint32_t sources_look(struct snapd_vm *vm);
 bool sources_can_fill(const struct snapd_vm *vm);

@@ -84,6 +84,24 @@ static void reset_ring(struct simkvm *sim, struct simkvm_cpu *cpu, struct reset 
 	}
 }
 
+/* How many entries a RESET would take back. */
+static uint32_t nr_collected(const struct simkvm *sim)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < atomic_load(&sim->nr_cpus); i++) {
+		const struct simkvm_cpu *cpu = sim->cpus[i];
+		uint32_t at = atomic_load(&cpu->reset_index), end = at + sim->ring_entries;
+
+		for (; at != end; at++, n++)
+			if (!(__atomic_load_n(&cpu->ring[at & (sim->ring_entries - 1)].flags,
+					      __ATOMIC_ACQUIRE) &
+			      KVM_DIRTY_GFN_F_RESET))
+				break;
+	}
+	return n;
+}
+
 static int reset_rings(struct simkvm *sim)
 {
 	struct reset r = {.limit = UINT32_MAX, .protect_before = UINT32_MAX};
@@ -91,7 +109,7 @@ static int reset_rings(struct simkvm *sim)
 
 	if (!sim->ring_entries)
 		return -EINVAL;
-	if (sim->cut_entries) {
+	if (sim->cut_entries && nr_collected(sim) > sim->cut_entries) {
 		r.limit = sim->cut_entries;
 		r.protect_before = r.limit - MIN(r.limit, sim->cut_unprotected);
 		sim->cut_entries = 0;

@@ -83,6 +83,6 @@ int simkvm_write(struct simkvm *sim, uint32_t as_id, uint64_t gpa, uint64_t valu
 /* Push an entry as KVM would; `slot` has the address space in its upper half.  The vCPU
  * must not be running.  -ENOSPC: the ring is full. */
 int simkvm_push(struct simkvm *sim, uint32_t vcpu, uint32_t slot, uint64_t offset);
-/* The next RESET returns after `entries`, the last `unprotected` of which stay
- * writable: what Linux 6.16 and later do when a signal is pending. */
+/* The next RESET of more than `entries` returns after them, the last `unprotected` of which
+ * stay writable: what Linux 6.16 and later do when a signal is pending. */
 void simkvm_interrupt_reset(struct simkvm *sim, uint32_t entries, uint32_t unprotected);

@@ -20,6 +20,7 @@ enum ablation {
 	ABLATION_CONSUMERS_SHARE,	/* one bit for all: who takes it takes everyone's */
 	ABLATION_NEWCOMER_CLEAN,	/* a new consumer has nothing to look at */
 	ABLATION_DISCARD_UNTOLD,	/* memory is given back, and nobody is told */
+	ABLATION_SUSPECTS_FORGOTTEN,	/* a RESET cut short is taken for a whole one */
 	NR_ABLATIONS
 };
 

@@ -115,7 +115,7 @@ def resumed(server, prefix, key_file, rng, other):
         missing, sent = needed - (arrived - bytes_before), server.bytes_put() - put
         assert said["base"] and said["pages_known"] and not said["already"], said
         assert sent <= missing + slack and said["bytes_sent"] <= missing + slack, (sent, missing, said)
-        got = other.job("POST", "/v1/backup/pull", {"snapshot": "large"})
+        got = other.job("POST", "/v1/backup/pull", {"snapshot": said["name"]})
         assert other.verify(got["snapshot"])["digest"] == image.digest()
         print(f"killed and resumed: {sent} bytes for {missing} missing ones, {said['pages_known']} pages had arrived", flush=True)
 

@@ -9,6 +9,7 @@
  *   order   when CLEAR is called none of its bits is in a set yet (L1)
  *   delete  what was written last is read before a slot goes (L3)
  *   out     no vCPU is in the guest between that GET and the slot's end (L3)
+ *   failed  what a GET that fails would have told is dirty: everything, or the slot that goes
  *
  * Slots are 100 and 3001 pages long: no multiple of 64.
  *
@@ -68,6 +69,7 @@ static struct {
 	_Atomic int64_t write; /* page to write before the next CLEAR; -1: none */
 	_Atomic int rest_us;   /* after a GET */
 	_Atomic bool check_sets;
+	_Atomic bool fail_gets;
 } kvm = {.write = -1};
 
 static _Atomic int64_t asked = -1; /* page that the guest is to write */
@@ -146,6 +148,10 @@ static int ioctl_op(void *opaque, int fd, unsigned long request, void *arg)
 	}
 	if (request == KVM_CLEAR_DIRTY_LOG)
 		on_clear(arg);
+	if (request == KVM_GET_DIRTY_LOG && atomic_load(&kvm.fail_gets)) {
+		errno = EIO;
+		return -1;
+	}
 	r = ioctl(fd, request, arg);
 	if (request == KVM_GET_DIRTY_LOG && !r)
 		on_get(arg);
@@ -216,12 +222,13 @@ static void open_vm(void (*fn)(void), uint64_t gpa, uint64_t n)
 	snapshot("first");
 }
 
-static void close_vm(void)
+static void close_vm(bool harvests_failed)
 {
 	struct snapd_vm_stats st;
 
 	snapd_vm_get_stats(a.vm, &st);
-	check(!st.unresolved, "a harvest failed");
+	check(!!st.unresolved == harvests_failed, "%llu harvests failed",
+	      (unsigned long long)st.unresolved);
 	fake_copy_deinit(&copy);
 	fake_close(&s);
 	agent_vm_destroy(&a);
@@ -244,7 +251,7 @@ static void test_exact(struct rand *r)
 		check(atomic_load(&kvm.clears) > 30, "no CLEAR");
 	printf("exact: %llu GETs, %llu CLEARs\n", (unsigned long long)atomic_load(&kvm.gets),
 	       (unsigned long long)atomic_load(&kvm.clears));
-	close_vm();
+	close_vm(false);
 }
 
 static void test_order(void)
@@ -262,7 +269,7 @@ static void test_order(void)
 	fake_sync(&s);
 	check(!atomic_load(&kvm.check_sets), "no CLEAR");
 	snapd_vm_resume(a.vm);
-	close_vm();
+	close_vm(false);
 }
 
 static void test_delete(void)
@@ -277,7 +284,7 @@ static void test_delete(void)
 		large_slot();
 		snapshot("after a slot came back");
 	}
-	close_vm();
+	close_vm(false);
 }
 
 static void test_out(struct rand *r)
@@ -291,7 +298,25 @@ static void test_out(struct rand *r)
 		large_slot();
 		snapshot("a slot deleted under a running vCPU");
 	}
-	close_vm();
+	close_vm(false);
+}
+
+static void test_failed(void)
+{
+	open_vm(GUEST_CODE(guest_obey), KVM_GUEST_DATA_GPA, 0);
+	guest_writes(3);
+	guest_writes(SMALL + 64);
+	atomic_store(&kvm.fail_gets, true);
+	snapshot("of logs that can't be read");
+	atomic_store(&kvm.fail_gets, false);
+	snapshot("of logs that can be read again");
+	guest_writes(PAGES - 1);
+	atomic_store(&kvm.fail_gets, true);
+	check(!agent_vm_unslot(&a, LARGE_SLOT, 0), "%s", snapd_vm_error(NULL));
+	atomic_store(&kvm.fail_gets, false);
+	large_slot();
+	snapshot("of a slot that went with its log unread");
+	close_vm(true);
 }
 
 int main(int argc, char **argv)
@@ -304,6 +329,7 @@ int main(int argc, char **argv)
 		test_order();
 	test_delete();
 	test_out(&r);
+	test_failed();
 	printf("ok\n");
 	return 0;
 }

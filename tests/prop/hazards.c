@@ -35,10 +35,10 @@ static const struct {
 	void (*fn)(struct campaign *c);
 	uint32_t weight;
 } ops[] = {
-	{op_slot_add, 30}, {op_slot_delete, 18}, {op_smram, 4},	 {op_dimm, 10},
-	{op_vcpus, 30},	   {op_no_vcpu, 15},	 {op_mark, 15},	 {op_device, 20},
-	{op_discard, 12},  {op_early, 8},	 {op_epoch, 30}, {op_rollback, 3},
-	{op_reconnect, 1}, {op_consumer, 6},
+	{op_slot_add, 30}, {op_slot_delete, 18}, {op_smram, 4},	    {op_dimm, 10},
+	{op_vcpus, 30},	   {op_no_vcpu, 15},	 {op_mark, 15},	    {op_device, 20},
+	{op_discard, 12},  {op_early, 8},	 {op_epoch, 30},    {op_rollback, 3},
+	{op_reconnect, 1}, {op_consumer, 6},	 {op_cut_reset, 6},
 };
 
 static void step(struct campaign *c)
@@ -154,7 +154,7 @@ static int ablate(uint64_t seed)
 		ABLATION_BACKUP_BEFORE_STATE,	ABLATION_BACKUP_GOES_WITH_SLOT,
 		ABLATION_LOG_BEFORE_QUIESCE,	ABLATION_LOG_AFTER_SLOT_CHANGE,
 		ABLATION_CONSUMERS_SHARE,	ABLATION_NEWCOMER_CLEAN,
-		ABLATION_DISCARD_UNTOLD,
+		ABLATION_DISCARD_UNTOLD,	ABLATION_SUSPECTS_FORGOTTEN,
 	};
 	int unseen = 0;
 

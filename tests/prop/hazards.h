@@ -71,6 +71,9 @@ struct hazard_host {
 	void (*join)(struct campaign *c, uint32_t i);
 	/* KVM itself writes, with no vCPU; NULL: this one does not. */
 	void (*write)(struct campaign *c, uint32_t as_id, uint64_t gpa, uint64_t value);
+	/* The next RESET ends early and leaves pages unprotected; NULL: this one can't be made to.
+	 */
+	void (*cut_reset)(struct campaign *c, uint32_t entries, uint32_t unprotected);
 };
 extern const struct hazard_host hazard_host;
 
@@ -135,6 +138,7 @@ const struct snapd_memslot *slot_seen(const struct campaign *c, uint32_t as_id, 
 void on_hole(struct campaign *c, const struct store *st);
 void op_vcpus(struct campaign *c);
 void op_no_vcpu(struct campaign *c);
+void op_cut_reset(struct campaign *c);
 void host_write(struct campaign *c, bool by_file);
 void op_mark(struct campaign *c);
 void device_write(struct campaign *c);

@@ -56,10 +56,18 @@ static void kvm_writes(struct campaign *c, uint32_t as_id, uint64_t gpa, uint64_
 	check(!simkvm_write(vm->sim, as_id, gpa, value), "write");
 }
 
+static void cut_reset(struct campaign *c, uint32_t entries, uint32_t unprotected)
+{
+	struct sim_vm *vm = c->host;
+
+	simkvm_interrupt_reset(vm->sim, entries, unprotected);
+}
+
 const struct hazard_host hazard_host = {.spaces = 2,
 					.replays = true,
 					.create = create,
 					.destroy = destroy,
 					.begin = begin,
 					.join = join,
-					.write = kvm_writes};
+					.write = kvm_writes,
+					.cut_reset = cut_reset};

@@ -70,6 +70,15 @@ void op_no_vcpu(struct campaign *c)
 		hazard_host.write(c, as_id, gpa, ++c->counter);
 }
 
+/* As a signal does in the middle of one. */
+void op_cut_reset(struct campaign *c)
+{
+	uint32_t entries = 1 + (uint32_t)below(c, 8);
+
+	if (hazard_host.cut_reset)
+		hazard_host.cut_reset(c, entries, 1 + (uint32_t)below(c, entries));
+}
+
 /* The VMM writes; what it marks by. */
 void host_write(struct campaign *c, bool by_file)
 {

@@ -32,10 +32,10 @@ def follow(viewer, done, path):
     raise RuntimeError(f"{path}: a viewer that follows changes sees another picture")
 
 
-def shown(b, name, adapter):
+def shown(b, name, adapter, pause=2000):
     path = os.path.join(b.dir, f"{name}.vnc")
     vm = QemuVm(b, name, "screen", mem=16, disk="ide", vga="std", more=["-vnc", f"unix:{path}"], adapter=adapter,
-                pages=STEPS, pause=2000)
+                pages=STEPS, pause=pause)
     vm.vnc, vm.viewer = path, Viewer(path)
     return vm
 
@@ -44,14 +44,24 @@ def done(vm):
     return any(c == "S" for c, n in vm.lines())
 
 
+def in_the_middle(b):
+    """A guest that has drawn part of its picture when it is snapshotted, however slow the machine is."""
+    for pause in 16000, 64000, 256000:
+        vm = shown(b, f"ours-{pause}", True, pause)
+        b.vm_ready(vm.name, 90)
+        vm.wait_lines(10)
+        snap = b.snapshot(vm.name)
+        if not done(vm):
+            return vm, snap
+        vm.kill()
+    raise RuntimeError("the guest was always done before its snapshot")
+
+
 def main():
     need_qemu()
     with Bench(sys.argv[1]) as b:
         b.start()
-        plain, ours = shown(b, "plain", False), shown(b, "ours", True)
-        b.vm_ready("ours", 90)
-        ours.wait_lines(10)
-        snap = b.snapshot("ours")
+        plain, (ours, snap) = shown(b, "plain", False), in_the_middle(b)
         # QEMU looks at the screen when it sees fit: what the guest drew last may come seconds later.
         end = time.monotonic() + 30
         while True:
@@ -62,7 +72,7 @@ def main():
             assert time.monotonic() < end, ("the picture with the adapter differs from that without" if drawn
                                             else "nothing was drawn")
         before = len(ours.lines())
-        b.rollback("ours", snap["id"])
+        b.rollback(ours.name, snap["id"])
         again = follow(ours.viewer, lambda: any(c == "S" for c, n in ours.lines()[before:]), ours.vnc)
         assert again == pictures[0], "after a rollback the picture differs"
         print(f"{STEPS} steps drawn: the same picture, followed or whole, with the adapter and without")
