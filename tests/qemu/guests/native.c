@@ -13,8 +13,8 @@
 #define PAGE	  4096ull
 #define SAY_EVERY 0x200u
 
-#define SCREEN	  0xa0000ull /* as boot.S sets it */
-#define PIXELS	  16000u
+#define SCREEN 0xa0000ull /* as boot.S sets it */
+#define PIXELS 16000u
 
 extern uint32_t param_pages, param_pause, param_cpus, param_draw;
 
