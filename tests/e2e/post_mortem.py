@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """VMMs killed (-9) at random moments: of each, the service makes a snapshot whose memory, exported, is byte for
-byte what the RAM files held at its death; no VM can become it.  What only its rings knew is found in them.  None is
-made of a VMM that ends by itself, nor with post_mortem off.
+byte what the RAM files held at its death; no VM can become it.  What only its rings knew is found in them, and what
+nothing knew in its memory.  None is made of a VMM that ends by itself, nor with post_mortem off.
 
   post_mortem.py BUILD [--accel kvm|sim] [--kills N] [--seed S]
 
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ def check(cond, what):
 
 
 def ram_files(pid):
-    """Descriptors of our own of all its memfds but the dirty sets."""
+    """Descriptors of our own, to write as well, of all its memfds but the dirty sets."""
     fds = []
     for n in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{n}"
@@ -37,7 +38,7 @@ def ram_files(pid):
         except OSError:
             continue
         if link.startswith("/memfd:") and "snapd-" not in link:
-            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            fds.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     check(fds, "the VMM has no memfd")
     return fds
 
@@ -96,6 +97,27 @@ def rings_tell(b, args, rng, nr):
     made = b.until(lambda: [s for s in post_mortems(b) if s["id"] > nr], 30, "a post-mortem image")
     pages, missed = map(int, re.search(r"ring_pages (\d+), missed_pages (\d+)", made[0]["note"]).groups())
     check(pages and not missed, f"rings had {pages} pages, and did not tell of {missed}")
+    return made[0]["id"]
+
+
+def memory_tells(b, args, rng, nr):
+    """What was reset and not published yet is in neither a set nor a ring: the comparison with the store finds it."""
+    vm = b.vm("web", "--accel", args.accel, "--mem", "8M", "--vcpus", "2", "--workload", "random", "--rate", "50",
+              "--seed", rng.getrandbits(30), nice=10)
+    b.vm_ready("web")
+    fds = ram_files(vm.process.pid)
+    b.snapshot("web")
+    vm.process.send_signal(signal.SIGSTOP)
+    largest = max(fds, key=lambda fd: os.fstat(fd).st_size)
+    for page in rng.sample(range(os.fstat(largest).st_size >> 12), 16):
+        os.pwrite(largest, rng.randbytes(8), page << 12 | 0xff8)
+    vm.kill()
+    made = b.until(lambda: [s for s in post_mortems(b) if s["id"] > nr], 30, "a post-mortem image")
+    missed = int(re.search(r"missed_pages (\d+)", made[0]["note"])[1])
+    check(missed, "nothing was found by the comparison")
+    compare(b, made[0], os.path.join(b.dir, "image"), [content(fd) for fd in fds])
+    for fd in fds:
+        os.close(fd)
     return made[0]["id"]
 
 
@@ -176,7 +198,7 @@ def main():
         image = 0
         for _ in range(args.kills):
             image = kill_once(b, args, rng, image)
-        image = rings_tell(b, args, rng, image)
+        image = memory_tells(b, args, rng, rings_tell(b, args, rng, image))
         refusals(b, args, rng, image)
         none_made(b, args, rng, lambda vm: vm.stop())
         b.service_args = ["--post-mortem", "off"]
