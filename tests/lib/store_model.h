@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "snapd/store.h"
 #include "snapd/util/cleanup.h"
@@ -63,6 +64,17 @@ static inline int live_timeline(void *timeline, uint64_t **ret, size_t *nr)
 	**ret = *(uint64_t *)timeline;
 	*nr = 1;
 	return 0;
+}
+
+/* Once no segment is being made ahead any more, by a thread of the store's own. */
+static inline void get_settled_stats(struct store *s, struct store_stats *ret)
+{
+	for (int i = 0; i < 5000; i++) {
+		CHECK_OK(store_get_stats(s, ret, &e));
+		if (ret->segments == ret->segments_free)
+			return;
+		usleep(1000);
+	}
 }
 
 /* A fresh directory below the working directory (a real disk, not a tmpfs). */
