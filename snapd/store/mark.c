@@ -35,35 +35,42 @@ int gc_pace(struct gc *g, uint64_t bytes, struct err *e)
 
 /* ---- roots ---- */
 
-/* A newer one than the list has: its record is in the index. */
-static int newer_epoch(struct gc *g, struct snapd_point *at, struct gc_epoch *ret, struct err *e)
+/* An epoch of the list, or, in *newer, one that came since: its record is in the index.  NULL with
+ * *err 0: there is none. */
+static struct gc_epoch *find_or_read(struct gc *g, struct snapd_point at, struct gc_epoch *newer,
+				     int *err, struct err *e)
 {
+	struct gc_epoch *x = at.epoch ? gc_find_epoch(g, at) : NULL;
 	struct rec_epoch rec;
 	struct ix_txn t;
-	int r = index_begin(g->s->index, &t, e);
 
-	if (r)
-		return r;
-	r = store_epoch_record(&t, at, &rec, e);
+	*err = 0;
+	if (x)
+		return x;
+	*err = index_begin(g->s->index, &t, e);
+	if (*err)
+		return NULL;
+	*err = store_epoch_record(&t, &at, &rec, e);
 	index_end(&t);
-	*ret = (struct gc_epoch){.at = *at, .parent = rec.parent, .chained = rec.chain_epochs};
-	return r;
+	if (*err) {
+		*err = MIN(*err, 0);
+		return NULL;
+	}
+	x = gc_find_epoch(g, at);
+	*newer = (struct gc_epoch){.at = at, .parent = rec.parent, .chained = rec.chain_epochs};
+	return x ? x : newer;
 }
 
 /* From a root back to its checkpoint, as far as it was not done yet. */
 static int mark_root(struct gc *g, struct snapd_point at, struct err *e)
 {
 	for (bool root = true;; root = false) {
-		struct gc_epoch *x = at.epoch ? gc_find_epoch(g, at) : NULL, newer;
+		struct gc_epoch newer, *x;
 		int r;
 
-		if (!x) {
-			r = newer_epoch(g, &at, &newer, e);
-			if (r)
-				return r < 0 ? r : 0;
-			x = gc_find_epoch(g, at);
-		}
-		x = x ? x : &newer;
+		x = find_or_read(g, at, &newer, &r, e);
+		if (!x)
+			return r;
 		x->root |= root;
 		if (x->kept)
 			return 0;
@@ -77,16 +84,12 @@ static int mark_root(struct gc *g, struct snapd_point at, struct err *e)
 int gc_hold(struct gc *g, struct snapd_point at, struct err *e)
 {
 	for (;;) {
-		struct gc_epoch *x = at.epoch ? gc_find_epoch(g, at) : NULL, newer;
+		struct gc_epoch newer, *x;
 		int r;
 
-		if (!x) {
-			r = newer_epoch(g, &at, &newer, e);
-			if (r)
-				return r < 0 ? r : 0;
-			x = gc_find_epoch(g, at);
-		}
-		x = x ? x : &newer;
+		x = find_or_read(g, at, &newer, &r, e);
+		if (!x)
+			return r;
 		x->held = true;
 		if (!x->chained)
 			return 0;
